@@ -129,8 +129,13 @@ mod tests {
 
     #[test]
     fn offsets_tile_the_page() {
-        let geometry =
-            KvGeometry { layers: 3, kv_heads: 2, head_dim: 4, page_tokens: 16, dtype: KvDtype::Bf16 };
+        let geometry = KvGeometry {
+            layers: 3,
+            kv_heads: 2,
+            head_dim: 4,
+            page_tokens: 16,
+            dtype: KvDtype::Bf16,
+        };
         let mut expected = 0;
         for layer in 0..3 {
             for part in [KvPart::K, KvPart::V] {

@@ -1,0 +1,69 @@
+//! The seam between a server's step loop and whatever computes: one batch in, sampled tokens out.
+//!
+//! 1. The loop plans a [`Batch`] and calls [`Engine::launch`], which may return before the device
+//!    is done.
+//! 2. It calls [`Engine::collect`] for the results of the oldest launched step, in launch order.
+//! 3. Pages named in a launched batch stay untouched by anyone else until that step is collected.
+
+use shared::ids::{PageId, TokenId};
+use shared::kv::PageStore;
+use shared::request::{Sampling, Token};
+use std::sync::Arc;
+
+/// What one sequence contributes to a step.
+#[derive(Clone, Debug)]
+pub struct Row {
+    /// New tokens, at least one; their keys and values are written to `pages`.
+    pub tokens: Vec<TokenId>,
+    /// Tokens of this sequence whose keys and values are already in `pages`.
+    pub start: u32,
+    /// Page table: covers `start + tokens.len()` tokens, in order.
+    pub pages: Vec<PageId>,
+    /// Draw a token after the last new one; absent for all but the last chunk of a prompt.
+    pub sample: Option<Sample>,
+}
+
+/// How a row's next token is drawn.
+#[derive(Clone, Copy, Debug)]
+pub struct Sample {
+    /// Temperature and filters.
+    pub sampling: Sampling,
+    /// Index of the drawn token in the request's output: the RNG counter.
+    pub output_index: u32,
+    /// Alternatives to report.
+    pub logprobs: Option<u8>,
+}
+
+/// One step's work: prompt chunks and single decode tokens may be mixed.
+#[derive(Clone, Debug, Default)]
+pub struct Batch {
+    /// Sequences, in any order.
+    pub rows: Vec<Row>,
+}
+
+/// A step that could not be computed; the server ends, peers see a death.
+#[derive(Debug, thiserror::Error)]
+#[error("engine: {0}")]
+pub struct EngineError(pub String);
+
+/// Computes steps over pages. One thread owns it.
+pub trait Engine: Send {
+    /// Vocabulary size: every token id in a batch is below it.
+    fn vocab(&self) -> u32;
+    /// Longest sequence the model is made for (`max_position_embeddings`).
+    fn context_length(&self) -> u32;
+    /// Names weights and architecture; part of page hashes and of the join check.
+    fn fingerprint(&self) -> [u8; 32];
+    /// The pages, shared with the transports.
+    fn pages(&self) -> Arc<dyn PageStore>;
+    /// Starts one step.
+    ///
+    /// # Errors
+    /// If the device failed; the engine is unusable afterwards.
+    fn launch(&mut self, batch: &Batch) -> Result<(), EngineError>;
+    /// Results of the oldest launched step: one entry a row, `None` where nothing was drawn.
+    ///
+    /// # Errors
+    /// As [`Self::launch`]; also when nothing was launched.
+    fn collect(&mut self) -> Result<Vec<Option<Token>>, EngineError>;
+}

@@ -1,0 +1,181 @@
+//! What a request asks for, once it has left the gateway: exact values, checked once.
+//!
+//! [`RequestParts`] is the loose shape (wire, builders); [`Request`] can only be made from parts
+//! that fit, so no later stage checks again.
+
+use crate::ids::TokenId;
+use serde::{Deserialize, Serialize};
+use std::ops::Deref;
+
+/// Longest sequence (prompt and output together) that any part of Tandem accepts, tokens.
+pub const MAX_SEQUENCE: u32 = 1 << 20;
+/// Most stop ids of one request.
+pub const MAX_STOP_IDS: usize = 1024;
+/// Most alternatives reported beside a sampled token.
+pub const MAX_TOP_LOGPROBS: u8 = 20;
+/// Longest cache salt, bytes.
+pub const MAX_SALT: usize = 256;
+
+/// How the next token is drawn. `temperature == 0` is greedy.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Sampling {
+    /// 0 to 2; logits are divided by it, 0 takes the best.
+    pub temperature: f32,
+    /// In (0, 1]: smallest set of best tokens whose probability reaches it.
+    pub top_p: f32,
+    /// Keep the best `top_k`; 0 keeps all.
+    pub top_k: u32,
+    /// In [0, 1]: drop tokens less probable than `min_p` times the best.
+    pub min_p: f32,
+    /// Effective seed, drawn by the gateway if the client gave none. Token number `i` of the
+    /// output depends on (seed, i) alone, so a replay continues exactly.
+    pub seed: u64,
+}
+
+impl Sampling {
+    /// Takes the most probable token.
+    pub const GREEDY: Self = Self { temperature: 0.0, top_p: 1.0, top_k: 0, min_p: 0.0, seed: 0 };
+}
+
+/// A request as it crosses the wire; see [`Request`] for the checked form.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RequestParts {
+    /// The prompt, followed on a replay by the tokens that the client already has.
+    pub tokens: Vec<TokenId>,
+    /// Length of the client's prompt; the rest of `tokens` is output of earlier attempts.
+    pub prompt_len: u32,
+    /// Tokens still to make, at least 1.
+    pub max_tokens: u32,
+    /// Tokens still to make before a stop id may end the request.
+    pub min_tokens: u32,
+    /// How tokens are drawn.
+    pub sampling: Sampling,
+    /// Any of these ends the request; empty under `ignore_eos` without own stop ids.
+    pub stop_ids: Vec<TokenId>,
+    /// Report log-probabilities, with this many alternatives.
+    pub logprobs: Option<u8>,
+    /// Keeps cached pages of different tenants apart: part of every page hash.
+    pub salt: String,
+    /// Larger runs earlier under the priority policy.
+    pub priority: i32,
+}
+
+/// A request that fits: see the checks in [`Request::try_from`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "RequestParts", into = "RequestParts")]
+pub struct Request(RequestParts);
+
+/// Why parts are no request.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[error("{field}: {value} does not fit; want {want}")]
+pub struct BadRequest {
+    /// Name of the offending field.
+    pub field: &'static str,
+    /// What it held.
+    pub value: String,
+    /// What it may hold.
+    pub want: &'static str,
+}
+
+impl Request {
+    /// Index of the next output token: how many the client already has.
+    pub fn output_index(&self) -> u32 {
+        self.0.tokens.len() as u32 - self.0.prompt_len
+    }
+    /// Longest the whole sequence can become, tokens.
+    pub fn tokens_max(&self) -> u32 {
+        self.0.tokens.len() as u32 + self.0.max_tokens
+    }
+    /// Whether `token`, as the `made`-th new token (from 0) of this attempt, ends the request.
+    pub fn stops_at(&self, token: TokenId, made: u32) -> bool {
+        made >= self.0.min_tokens && self.0.stop_ids.contains(&token)
+    }
+    /// The loose form, to change and check again.
+    pub fn into_parts(self) -> RequestParts {
+        self.0
+    }
+    /// The request that continues this one after `made` more tokens: a replay. `None` when nothing
+    /// is left to make.
+    pub fn replay(&self, made: &[TokenId]) -> Option<Self> {
+        let mut parts = self.0.clone();
+        let n = u32::try_from(made.len()).ok()?;
+        parts.tokens.extend_from_slice(made);
+        parts.max_tokens = parts.max_tokens.checked_sub(n).filter(|&left| left > 0)?;
+        parts.min_tokens = parts.min_tokens.saturating_sub(n);
+        Some(Self(parts))
+    }
+}
+
+impl Deref for Request {
+    type Target = RequestParts;
+    fn deref(&self) -> &RequestParts {
+        &self.0
+    }
+}
+
+impl From<Request> for RequestParts {
+    fn from(request: Request) -> Self {
+        request.0
+    }
+}
+
+impl TryFrom<RequestParts> for Request {
+    type Error = BadRequest;
+
+    fn try_from(parts: RequestParts) -> Result<Self, BadRequest> {
+        let s = &parts.sampling;
+        let bad = |field, value: String, want| Err(BadRequest { field, value, want });
+        let len = parts.tokens.len();
+        if len == 0 || len >= MAX_SEQUENCE as usize {
+            return bad("tokens", format!("{len} tokens"), "1 to 1048575 tokens");
+        }
+        if parts.prompt_len == 0 || parts.prompt_len as usize > len {
+            return bad("prompt_len", parts.prompt_len.to_string(), "1 to the number of tokens");
+        }
+        if parts.max_tokens == 0 || parts.max_tokens > MAX_SEQUENCE - len as u32 {
+            return bad("max_tokens", parts.max_tokens.to_string(), "1 to 1048576 less the prompt");
+        }
+        if parts.min_tokens > parts.max_tokens {
+            return bad("min_tokens", parts.min_tokens.to_string(), "at most max_tokens");
+        }
+        if !(0.0..=2.0).contains(&s.temperature) {
+            return bad("temperature", s.temperature.to_string(), "0 to 2");
+        }
+        if !(s.top_p > 0.0 && s.top_p <= 1.0) {
+            return bad("top_p", s.top_p.to_string(), "above 0, at most 1");
+        }
+        if !(0.0..=1.0).contains(&s.min_p) {
+            return bad("min_p", s.min_p.to_string(), "0 to 1");
+        }
+        if parts.stop_ids.len() > MAX_STOP_IDS {
+            return bad("stop_ids", format!("{} ids", parts.stop_ids.len()), "at most 1024 ids");
+        }
+        if parts.logprobs.is_some_and(|n| n > MAX_TOP_LOGPROBS) {
+            return bad("logprobs", format!("{:?}", parts.logprobs), "at most 20");
+        }
+        if parts.salt.len() > MAX_SALT {
+            return bad("salt", format!("{} bytes", parts.salt.len()), "at most 256 bytes");
+        }
+        Ok(Self(parts))
+    }
+}
+
+/// A token that was made, with what was asked to be reported of it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Token {
+    /// The token.
+    pub id: TokenId,
+    /// Natural log of its probability under the unscaled logits.
+    pub logprob: f32,
+    /// Best alternatives, best first; as many as the request's `logprobs` asked for.
+    pub top: Vec<(TokenId, f32)>,
+}
+
+/// Why a request ended well.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Finish {
+    /// A stop id (or, at the gateway, a stop string) came.
+    Stop,
+    /// `max_tokens` reached.
+    Length,
+}
