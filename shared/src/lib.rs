@@ -5,3 +5,10 @@
 pub mod ids;
 pub mod kv;
 pub mod request;
+pub mod wire;
+pub mod pool;
+pub mod page_hash;
+pub mod eviction;
+pub mod radix;
+pub mod ticket;
+pub mod sched;

@@ -1,0 +1,86 @@
+//! Page hashes: a name for the content of a page that holds on every server of one model.
+//!
+//! `hash(page) = blake3(key = blake3(key = model fingerprint, salt), parent hash ‖ token ids)`,
+//! cut to 128 bits. Chained: the hash of page `i` names all tokens up to its end, since keys and
+//! values depend on all of them. Keyed by model and salt: tenants with different salts cannot name,
+//! nor probe for, each other's pages. The first page's parent is all zeros. Token ids are hashed as
+//! little-endian u32, so the name is the same on every machine.
+
+use crate::ids::TokenId;
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// Name of a full page's content.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct PageHash([u8; 16]);
+
+impl PageHash {
+    /// Parent of a sequence's first page.
+    pub const ROOT: Self = Self([0; 16]);
+
+    /// Wraps raw bytes, as they come from the wire.
+    pub const fn new(raw: [u8; 16]) -> Self {
+        Self(raw)
+    }
+    /// The raw bytes.
+    pub const fn get(self) -> [u8; 16] {
+        self.0
+    }
+}
+
+impl fmt::Display for PageHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", u128::from_be_bytes(self.0))
+    }
+}
+
+impl fmt::Debug for PageHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// Hashes pages of one model under one salt.
+#[derive(Clone)]
+pub struct PageHasher {
+    keyed: blake3::Hasher,
+}
+
+impl PageHasher {
+    /// For pages of the model whose layout and weights `fingerprint` names, under `salt`.
+    pub fn new(fingerprint: &[u8; 32], salt: &str) -> Self {
+        let key = blake3::keyed_hash(fingerprint, salt.as_bytes());
+        Self { keyed: blake3::Hasher::new_keyed(key.as_bytes()) }
+    }
+
+    /// Hash of the page that holds `tokens` and follows `parent`.
+    pub fn page(&self, parent: PageHash, tokens: &[TokenId]) -> PageHash {
+        let mut bytes = Vec::with_capacity(16 + 4 * tokens.len());
+        self.chain(parent, tokens, &mut bytes)
+    }
+
+    /// Hashes of the full pages of a sequence that starts with `tokens`, first page first; a
+    /// part-filled last page has none.
+    ///
+    /// # Panics
+    /// If `page_tokens` is 0.
+    pub fn pages(&self, tokens: &[TokenId], page_tokens: u32) -> Vec<PageHash> {
+        let mut bytes = Vec::with_capacity(16 + 4 * page_tokens as usize);
+        let mut parent = PageHash::ROOT;
+        let hash = |page| {
+            parent = self.chain(parent, page, &mut bytes);
+            parent
+        };
+        tokens.chunks_exact(page_tokens as usize).map(hash).collect()
+    }
+
+    fn chain(&self, parent: PageHash, tokens: &[TokenId], bytes: &mut Vec<u8>) -> PageHash {
+        bytes.clear();
+        bytes.extend_from_slice(&parent.0);
+        bytes.extend(tokens.iter().flat_map(|token| token.get().to_le_bytes()));
+        let hash = self.keyed.clone().update(bytes).finalize();
+        let mut short = [0; 16];
+        short.copy_from_slice(&hash.as_bytes()[..16]);
+        PageHash(short)
+    }
+}
