@@ -98,6 +98,7 @@ impl fmt::Debug for RequestId {
 
 /// A server's configured name, stable over restarts (`prefill-0`); the epoch tells lives apart.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct ServerId(String);
 
 impl ServerId {
@@ -117,6 +118,19 @@ impl ServerId {
     /// The name itself.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+}
+
+impl TryFrom<String> for ServerId {
+    type Error = BadServerId;
+    fn try_from(name: String) -> Result<Self, BadServerId> {
+        Self::new(name)
+    }
+}
+
+impl From<ServerId> for String {
+    fn from(id: ServerId) -> Self {
+        id.0
     }
 }
 
