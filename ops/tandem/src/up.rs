@@ -1,0 +1,153 @@
+//! `tandem up`: a whole ring on one machine, from a model's name to a streamed answer.
+//!
+//! Life cycle of a run:
+//! 1. The run folder is locked and nothing that an earlier run started is alive in it.
+//! 2. The model is on disk; ports, the shared key and one config file a process are written.
+//! 3. Processes start, decode first, and each leaves its identity in the folder at once, so that
+//!    `--stop` finds it even when this process is killed.
+//! 4. The gateway says that it is ready; one chat answer is streamed.
+//! 5. Foreground: wait for Ctrl-C or for the death of a server. `--detach`: leave them running.
+//! 6. Stop, gateway first, so that no request meets a ring without servers.
+//!
+//! Invariant: a signal is sent only to a process whose pid, start time and executable are those
+//! that were written down when this command started it.
+
+mod ask;
+mod fleet;
+mod identity;
+mod interrupt;
+mod options;
+mod process;
+mod ready;
+mod run_folder;
+mod stop;
+
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context;
+
+pub use self::options::UpOptions;
+
+use self::fleet::Fleet;
+use self::identity::Identity;
+use self::interrupt::Interrupt;
+use self::process::Servers;
+use self::run_folder::RunFolder;
+
+/// How often the foreground looks at its servers; a death is reported within this time.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+
+/// Runs `tandem up`.
+///
+/// # Errors
+/// Where the ring cannot be started; what was started is stopped again first.
+pub fn run(options: &UpOptions) -> anyhow::Result<ExitCode> {
+    let folder = RunFolder::open(&options.run_folder()?)?;
+    if options.stop {
+        return stop::run(&folder);
+    }
+    let _lock = folder.lock_for_start(&options.called_as)?;
+    let model = crate::model::resolve(&options.model)?;
+    let fleet = Fleet::plan(options, &model)?;
+    folder.write_key()?;
+    for server in &fleet.servers {
+        folder.write_config(server)?;
+    }
+    // From here on a Ctrl-C must stop servers rather than end this process at once.
+    let interrupt = Interrupt::listen()?;
+    folder.remember("up", &Identity::of_this_process()?)?;
+    let outcome = serve(options, &fleet, &folder, &interrupt);
+    folder.forget("up");
+    outcome
+}
+
+/// Steps 3 to 6; whatever goes wrong, the servers are stopped unless they are to stay.
+fn serve(
+    options: &UpOptions,
+    fleet: &Fleet,
+    folder: &RunFolder,
+    interrupt: &Interrupt,
+) -> anyhow::Result<ExitCode> {
+    let mut servers = Servers::new(folder);
+    let outcome = bring_up(options, fleet, &mut servers, interrupt);
+    match outcome {
+        Ok(Up::Answered) if options.detach => {
+            servers.leave_running();
+            print_ready(options, fleet, folder.path());
+            return Ok(ExitCode::SUCCESS);
+        }
+        Ok(Up::Answered) if options.check => {
+            servers.stop()?;
+            println!("check passed: the ring answered and everything is stopped");
+            return Ok(ExitCode::SUCCESS);
+        }
+        Ok(Up::Answered) => print_ready(options, fleet, folder.path()),
+        Ok(Up::Interrupted) => {
+            servers.stop()?;
+            return Ok(ExitCode::FAILURE);
+        }
+        Err(error) => {
+            servers.stop()?;
+            return Err(error);
+        }
+    }
+    let died = watch(&mut servers, interrupt);
+    println!("stopping");
+    servers.stop()?;
+    match died {
+        Some(report) => anyhow::bail!("{report}\nthe other servers were stopped"),
+        None => Ok(ExitCode::SUCCESS),
+    }
+}
+
+/// How bringing the ring up ended, if not with an error.
+enum Up {
+    Answered,
+    Interrupted,
+}
+
+fn bring_up(
+    options: &UpOptions,
+    fleet: &Fleet,
+    servers: &mut Servers<'_>,
+    interrupt: &Interrupt,
+) -> anyhow::Result<Up> {
+    for server in &fleet.servers {
+        servers.start(server)?;
+    }
+    if !ready::wait(&fleet.url, servers, interrupt)? {
+        return Ok(Up::Interrupted);
+    }
+    println!("{}", fleet.ring_line());
+    ask::ask(&fleet.url, &options.question).context("ask the ring")?;
+    Ok(Up::Answered)
+}
+
+/// Waits until the user wants to stop (None) or a server has died (a report of it).
+fn watch(servers: &mut Servers<'_>, interrupt: &Interrupt) -> Option<String> {
+    loop {
+        if interrupt.within(LOOK_EVERY) {
+            return None;
+        }
+        if let Some(report) = servers.report_of_a_death() {
+            return Some(report);
+        }
+    }
+}
+
+fn print_ready(options: &UpOptions, fleet: &Fleet, folder: &Path) {
+    let Fleet { url, .. } = fleet;
+    println!("\nTandem is ready at {url}");
+    println!(
+        "  ask   curl {url}/v1/chat/completions -H 'content-type: application/json' \\\n        \
+         -d '{{\"model\": \"tandem\", \"messages\": [{{\"role\": \"user\", \"content\": \"Hello\"}}]}}'"
+    );
+    println!("  logs  {}", folder.join("*.log").display());
+    let stop = format!("{} --stop", options.called_as);
+    match options.detach {
+        true => println!("  stop  {stop}"),
+        false => println!("  stop  Ctrl-C here, or {stop} elsewhere"),
+    }
+}

@@ -1,0 +1,251 @@
+//! Which processes make the ring, where they listen and what each config file says.
+
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use serde::Serialize;
+
+use super::options::{Dtype, Transport, UpOptions};
+
+/// The processes in the order in which they start: decode, prefill, gateway.
+pub struct Fleet {
+    pub servers: Vec<Server>,
+    /// Where clients reach the gateway.
+    pub url: String,
+    transport: Transport,
+}
+
+/// One process: its name in the run folder, its program and its config.
+pub struct Server {
+    pub name: String,
+    pub program: PathBuf,
+    /// What stands before `--config FILE`.
+    pub arguments: Vec<String>,
+    pub role: Role,
+}
+
+/// The config file of a role, field by field as that server reads it.
+#[derive(Serialize)]
+#[serde(untagged)]
+pub enum Role {
+    Gateway(GatewayFile),
+    Prefill(PrefillFile),
+    Decode(DecodeFile),
+    OneProcess(OneProcessFile),
+}
+
+#[derive(Serialize)]
+pub struct GatewayFile {
+    id: String,
+    listen: SocketAddr,
+    model: PathBuf,
+    prefill: Vec<SocketAddr>,
+    decode: Vec<SocketAddr>,
+}
+
+#[derive(Serialize)]
+pub struct PrefillFile {
+    id: String,
+    listen: SocketAddr,
+    model: PathBuf,
+    dtype: Dtype,
+    transport: Transport,
+    decode: Vec<SocketAddr>,
+}
+
+#[derive(Serialize)]
+pub struct DecodeFile {
+    id: String,
+    listen: SocketAddr,
+    model: PathBuf,
+    dtype: Dtype,
+    transport: Transport,
+}
+
+#[derive(Serialize)]
+pub struct OneProcessFile {
+    listen: SocketAddr,
+    model: PathBuf,
+    dtype: Dtype,
+}
+
+/// A role's fields and the one that every role has.
+#[derive(Serialize)]
+struct ConfigFile<'a> {
+    #[serde(flatten)]
+    role: &'a Role,
+    key_file: &'a Path,
+}
+
+impl Server {
+    /// The text of the config file.
+    ///
+    /// # Errors
+    /// Where a path is not UTF-8, which TOML cannot hold.
+    pub fn config(&self, key_file: &Path) -> anyhow::Result<String> {
+        let file = ConfigFile { role: &self.role, key_file };
+        toml::to_string(&file).with_context(|| format!("write the config of {}", self.name))
+    }
+}
+
+impl Fleet {
+    /// # Errors
+    /// Where the gateway's port is taken, or this program's folder cannot be found.
+    pub fn plan(options: &UpOptions, model: &Path) -> anyhow::Result<Self> {
+        let model = model.canonicalize().context("find the model")?;
+        let own = std::env::current_exe().context("find this program")?;
+        let mut ports = Ports::default();
+        let listen = ports.take(options.port).with_context(|| {
+            format!("port {} is taken: give --port N, or --port 0 for any", options.port)
+        })?;
+        let servers = if options.one_process {
+            let file = OneProcessFile { listen, model, dtype: options.dtype };
+            let arguments = vec!["ring".to_owned()];
+            vec![Server { name: "ring".into(), program: own, arguments, role: file.into() }]
+        } else {
+            three_roles(options, &model, &own, (listen, &mut ports))?
+        };
+        let url = format!("http://{listen}");
+        Ok(Self { servers, url, transport: options.transport })
+    }
+
+    /// One line: who passes pages to whom.
+    pub fn ring_line(&self) -> String {
+        let names = |role: &str| -> Vec<&str> {
+            let names = self.servers.iter().map(|server| server.name.as_str());
+            names.filter(|name| name.starts_with(role)).collect()
+        };
+        match names("prefill").as_slice() {
+            [] => "gateway, prefill and decode in one process".to_owned(),
+            prefill => format!(
+                "gateway → {} ══{:?}══► {}",
+                prefill.join(" + "),
+                self.transport,
+                names("decode").join(" + ")
+            ),
+        }
+    }
+}
+
+fn three_roles(
+    options: &UpOptions,
+    model: &Path,
+    own: &Path,
+    (listen, ports): (SocketAddr, &mut Ports),
+) -> anyhow::Result<Vec<Server>> {
+    let prefill = ports.take_any(options.prefill)?;
+    let decode = ports.take_any(options.decode)?;
+    let mut servers = Vec::new();
+    let mut add = |name: String, program: &str, role: Role| {
+        let program = own.with_file_name(program);
+        servers.push(Server { name, program, arguments: Vec::new(), role });
+    };
+    let (model, dtype, transport) = (model.to_owned(), options.dtype, options.transport);
+    for (index, listen) in decode.iter().enumerate() {
+        let id = format!("decode-{index}");
+        let (listen, model) = (*listen, model.clone());
+        let file = DecodeFile { id: id.clone(), listen, model, dtype, transport };
+        add(id, "tandem-decode", Role::Decode(file));
+    }
+    for (index, listen) in prefill.iter().enumerate() {
+        let id = format!("prefill-{index}");
+        let (listen, model, decode) = (*listen, model.clone(), decode.clone());
+        let file = PrefillFile { id: id.clone(), listen, model, dtype, transport, decode };
+        add(id, "tandem-prefill", Role::Prefill(file));
+    }
+    let id = "gateway".to_owned();
+    let file = GatewayFile { id: id.clone(), listen, model, prefill, decode };
+    add(id, "tandem-gateway", Role::Gateway(file));
+    Ok(servers)
+}
+
+impl From<OneProcessFile> for Role {
+    fn from(file: OneProcessFile) -> Self {
+        Self::OneProcess(file)
+    }
+}
+
+/// Free ports of the loopback address. All are held until the last is found, so that no two are
+/// the same; between the release and the server's own bind another program may take one, and the
+/// server then says so in its log.
+#[derive(Default)]
+struct Ports {
+    held: Vec<TcpListener>,
+}
+
+impl Ports {
+    fn take(&mut self, port: u16) -> anyhow::Result<SocketAddr> {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port))?;
+        let address = listener.local_addr()?;
+        self.held.push(listener);
+        Ok(address)
+    }
+
+    fn take_any(&mut self, count: u16) -> anyhow::Result<Vec<SocketAddr>> {
+        (0..count).map(|_| self.take(0).context("find a free port")).collect()
+    }
+}
+
+#[cfg(test)]
+impl Role {
+    /// A role whose config does not matter.
+    pub fn test() -> Self {
+        let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        Self::OneProcess(OneProcessFile { listen, model: "model".into(), dtype: Dtype::F32 })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Command {
+        #[command(flatten)]
+        up: UpOptions,
+    }
+
+    fn plan(arguments: &[&str]) -> anyhow::Result<Fleet> {
+        let arguments = ["up", "--port", "0"].iter().chain(arguments);
+        let options = Command::try_parse_from(arguments).unwrap().up;
+        Fleet::plan(&options, Path::new("."))
+    }
+
+    #[test]
+    fn decode_starts_first_and_everyone_knows_everyone() {
+        let fleet = plan(&["--prefill", "2", "--decode", "3", "--transport", "ucx"]).unwrap();
+        let names: Vec<&str> = fleet.servers.iter().map(|server| server.name.as_str()).collect();
+        assert_eq!(names[..3], ["decode-0", "decode-1", "decode-2"]);
+        assert_eq!(names[3..], ["prefill-0", "prefill-1", "gateway"]);
+        let config = |index: usize| -> toml::Table {
+            toml::from_str(&fleet.servers[index].config(Path::new("/k")).unwrap()).unwrap()
+        };
+        let list = |index: usize, key: &str| config(index)[key].as_array().unwrap().clone();
+        let decodes: Vec<_> = (0..3).map(|index| config(index)["listen"].clone()).collect();
+        assert_eq!(list(5, "decode"), decodes);
+        assert_eq!(list(3, "decode"), decodes);
+        assert_eq!(list(5, "prefill").len(), 2);
+        assert_eq!(config(0)["transport"].as_str(), Some("ucx"));
+        assert_eq!(config(0)["dtype"].as_str(), Some("bf16"));
+        assert_eq!(config(5)["key_file"].as_str(), Some("/k"));
+    }
+
+    #[test]
+    fn one_process_is_one_process() {
+        let fleet = plan(&["--one-process"]).unwrap();
+        assert_eq!(fleet.servers.len(), 1);
+        assert_eq!(fleet.servers[0].arguments, ["ring"]);
+    }
+
+    #[test]
+    fn a_taken_port_is_refused_with_a_cure() {
+        let holder = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = holder.local_addr().unwrap().port().to_string();
+        let options = Command::try_parse_from(["up", "--port", &port]).unwrap().up;
+        let error = Fleet::plan(&options, Path::new(".")).err().unwrap();
+        assert!(format!("{error:#}").contains("--port 0"), "{error:#}");
+    }
+}
