@@ -1,0 +1,148 @@
+//! A JSON body as named fields, each read into its type on its own.
+//!
+//! One pass over the body; a field of the wrong type is an [`Invalid`] that names it down to the
+//! element (`messages[1].content`). `null` is the same as absent, unknown fields are ignored.
+
+use crate::error::Invalid;
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+
+/// The fields of one JSON object.
+#[derive(Debug)]
+pub struct Fields {
+    prefix: &'static str,
+    map: Map<String, Value>,
+}
+
+impl Fields {
+    /// Parses a body.
+    ///
+    /// # Errors
+    /// Not JSON (with line and column) or not an object.
+    pub fn parse(body: &[u8]) -> Result<Self, Invalid> {
+        let value: Value = serde_json::from_slice(body)
+            .map_err(|err| Invalid::body(format!("The body is not valid JSON: {err}")))?;
+        match value {
+            Value::Object(map) => Ok(Self { prefix: "", map }),
+            _ => Err(Invalid::body("The body must be a JSON object".to_owned())),
+        }
+    }
+
+    /// The object in field `name`, whose own fields are reported as `name.field`; empty if absent.
+    ///
+    /// # Errors
+    /// The field is there and not an object.
+    pub fn object(&mut self, name: &'static str) -> Result<Self, Invalid> {
+        match self.map.swap_remove(name) {
+            None | Some(Value::Null) => Ok(Self { prefix: name, map: Map::new() }),
+            Some(Value::Object(map)) => Ok(Self { prefix: name, map }),
+            Some(other) => Err(self.wrong(name, &format!("must be an object, got {}", kind(&other)))),
+        }
+    }
+
+    /// Takes field `name` out as a `T`.
+    ///
+    /// # Errors
+    /// The field is there and does not fit `T`.
+    pub fn take<T: DeserializeOwned>(&mut self, name: &str) -> Result<Option<T>, Invalid> {
+        match self.map.swap_remove(name) {
+            None | Some(Value::Null) => Ok(None),
+            Some(value) => serde_path_to_error::deserialize(value).map(Some).map_err(|err| {
+                let path = err.path().to_string();
+                let field = match path.as_str() {
+                    "." => name.to_owned(),
+                    path if path.starts_with('[') => format!("{name}{path}"),
+                    path => format!("{name}.{path}"),
+                };
+                self.wrong(&field, &err.into_inner().to_string())
+            }),
+        }
+    }
+
+    /// Takes field `name` out as a `T`, or `absent` where it is not given.
+    ///
+    /// # Errors
+    /// As [`Self::take`].
+    pub fn take_or<T: DeserializeOwned>(&mut self, name: &str, absent: T) -> Result<T, Invalid> {
+        Ok(self.take(name)?.unwrap_or(absent))
+    }
+
+    /// Takes field `name` out as it stands.
+    pub fn take_value(&mut self, name: &str) -> Option<Value> {
+        self.map.swap_remove(name).filter(|value| !value.is_null())
+    }
+
+    /// Looks at field `name`.
+    pub fn get(&self, name: &str) -> Option<&Value> {
+        self.map.get(name).filter(|value| !value.is_null())
+    }
+
+    /// An error about field `name` of this object.
+    pub fn wrong(&self, name: &str, what: &str) -> Invalid {
+        Invalid::field(self.full_name(name), what)
+    }
+
+    /// Field `name` of this object is known, would change the result, and is not implemented.
+    pub fn unsupported(&self, name: &str) -> Invalid {
+        const SHOWN: usize = 60;
+        let mut value = self.get(name).map_or_else(|| "null".to_owned(), Value::to_string);
+        if value.chars().count() > SHOWN {
+            value = value.chars().take(SHOWN).chain(['…']).collect();
+        }
+        Invalid::unsupported(self.full_name(name), &value)
+    }
+
+    fn full_name(&self, name: &str) -> String {
+        match self.prefix {
+            "" => name.to_owned(),
+            prefix => format!("{prefix}.{name}"),
+        }
+    }
+}
+
+/// What a value is, in JSON's words.
+pub fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a boolean",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "an object",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(result: Result<impl Sized, Invalid>) -> (Option<String>, String) {
+        let invalid = result.err().expect("an error");
+        (invalid.param, invalid.message)
+    }
+
+    #[test]
+    fn syntax_errors_tell_the_position() {
+        let (param, text) = message(Fields::parse(b"{\n  \"a\": tru }"));
+        assert_eq!(param, None);
+        assert!(text.contains("line 2 column"), "{text}");
+        assert!(message(Fields::parse(b"[1]")).1.contains("JSON object"));
+        let deep = "[".repeat(100_000);
+        assert!(message(Fields::parse(deep.as_bytes())).1.contains("recursion limit"));
+    }
+
+    #[test]
+    fn wrong_types_name_the_field_down_to_the_element() {
+        let body = br#"{"temperature": "hot", "ids": [1, -2], "stream_options": {"include_usage": 3},
+            "n": null}"#;
+        let mut fields = Fields::parse(body).unwrap();
+        assert_eq!(fields.take::<u32>("n").unwrap(), None);
+        let (param, text) = message(fields.take::<f32>("temperature"));
+        assert_eq!(param.as_deref(), Some("temperature"));
+        assert!(text.contains("\"hot\""), "{text}");
+        assert_eq!(message(fields.take::<Vec<u32>>("ids")).0.as_deref(), Some("ids[1]"));
+        let mut options = fields.object("stream_options").unwrap();
+        let (param, _) = message(options.take::<bool>("include_usage"));
+        assert_eq!(param.as_deref(), Some("stream_options.include_usage"));
+    }
+}

@@ -1,0 +1,130 @@
+//! The fields that chat and completions share.
+
+use crate::error::Invalid;
+use crate::fields::Fields;
+use crate::validate::{Knobs, Neutral, refuse_unless_neutral};
+use serde_json::Value;
+
+/// Known to OpenAI, vLLM or SGLang, and refused where they would change the result.
+const NOT_YET: &[(&str, Neutral)] = &[
+    ("n", Neutral::Number(1.0)),
+    ("best_of", Neutral::Number(1.0)),
+    ("use_beam_search", Neutral::False),
+    ("length_penalty", Neutral::Number(1.0)),
+    ("presence_penalty", Neutral::Number(0.0)),
+    ("frequency_penalty", Neutral::Number(0.0)),
+    ("repetition_penalty", Neutral::Number(1.0)),
+    ("logit_bias", Neutral::Empty),
+    ("bad_words", Neutral::Empty),
+    ("allowed_token_ids", Neutral::Absent),
+    ("logits_processors", Neutral::Empty),
+    ("custom_logit_processor", Neutral::Absent),
+    ("vllm_xargs", Neutral::Empty),
+    ("echo", Neutral::False),
+    ("suffix", Neutral::Empty),
+    ("prompt_logprobs", Neutral::Absent),
+    ("prompt_embeds", Neutral::Absent),
+    ("return_token_ids", Neutral::False),
+    ("truncate_prompt_tokens", Neutral::Absent),
+    ("guided_json", Neutral::Absent),
+    ("guided_regex", Neutral::Absent),
+    ("guided_choice", Neutral::Absent),
+    ("guided_grammar", Neutral::Absent),
+    ("structured_outputs", Neutral::Absent),
+    ("structural_tag", Neutral::Absent),
+    ("json_schema", Neutral::Absent),
+    ("regex", Neutral::Absent),
+    ("ebnf", Neutral::Absent),
+    ("stop_regex", Neutral::Empty),
+    ("lora_path", Neutral::Absent),
+    ("return_hidden_states", Neutral::False),
+    // chat
+    ("functions", Neutral::Empty),
+    ("audio", Neutral::Absent),
+    ("web_search_options", Neutral::Absent),
+    ("documents", Neutral::Empty),
+    ("chat_template", Neutral::Absent),
+    ("continue_final_message", Neutral::False),
+    ("mm_processor_kwargs", Neutral::Empty),
+    ("thinking_token_budget", Neutral::Absent),
+];
+
+/// How an answer is sent.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Delivery {
+    /// As server-sent events.
+    pub stream: bool,
+    /// A last chunk with the usage.
+    pub include_usage: bool,
+    /// The usage so far in every chunk.
+    pub continuous_usage: bool,
+}
+
+/// Reads the shared fields but for `max_tokens` and `logprobs`, whose names and types differ.
+///
+/// # Errors
+/// A field of the wrong type, or one that is not supported yet.
+pub fn read(fields: &mut Fields) -> Result<Knobs, Invalid> {
+    refuse_unless_neutral(fields, NOT_YET)?;
+    refuse_formats(fields)?;
+    Ok(Knobs {
+        temperature: fields.take("temperature")?,
+        top_p: fields.take("top_p")?,
+        top_k: fields.take("top_k")?,
+        min_p: fields.take("min_p")?,
+        seed: fields.take("seed")?,
+        max_tokens: None,
+        min_tokens: fields.take_or("min_tokens", 0)?,
+        stop: strings(fields, "stop")?,
+        stop_token_ids: fields.take_or("stop_token_ids", Vec::new())?,
+        ignore_eos: fields.take_or("ignore_eos", false)?,
+        show_special: !fields.take_or("skip_special_tokens", true)?,
+        include_stop: fields.take_or("include_stop_str_in_output", false)?
+            || fields.take_or("no_stop_trim", false)?,
+        logprobs: None,
+        cache_salt: fields.take_or("cache_salt", String::new())?,
+        priority: fields.take_or("priority", 0)?,
+    })
+}
+
+/// Reads `stream` and `stream_options`.
+///
+/// # Errors
+/// Of the wrong type, or options without `stream`.
+pub fn delivery(fields: &mut Fields) -> Result<Delivery, Invalid> {
+    let stream = fields.take_or("stream", false)?;
+    if !stream && fields.get("stream_options").is_some() {
+        return Err(fields.wrong("stream_options", "is only allowed where `stream` is true"));
+    }
+    let mut options = fields.object("stream_options")?;
+    Ok(Delivery {
+        stream,
+        include_usage: options.take_or("include_usage", false)?,
+        continuous_usage: options.take_or("continuous_usage_stats", false)?,
+    })
+}
+
+/// A field that is one string or a list of them.
+///
+/// # Errors
+/// Neither.
+pub fn strings(fields: &mut Fields, name: &str) -> Result<Vec<String>, Invalid> {
+    match fields.get(name) {
+        Some(Value::String(_)) => Ok(fields.take(name)?.into_iter().collect()),
+        _ => fields.take_or(name, Vec::new()),
+    }
+}
+
+/// Fields whose neutral value is nested or a word.
+fn refuse_formats(fields: &Fields) -> Result<(), Invalid> {
+    if fields.get("response_format").is_some_and(|format| format["type"] != "text") {
+        return Err(fields.unsupported("response_format"));
+    }
+    if fields.get("function_call").is_some_and(|call| call != "none" && call != "auto") {
+        return Err(fields.unsupported("function_call"));
+    }
+    if fields.get("modalities").is_some_and(|list| list != &serde_json::json!(["text"])) {
+        return Err(fields.unsupported("modalities"));
+    }
+    Ok(())
+}

@@ -1,0 +1,331 @@
+//! Walk 2/12. Before: `http.rs`, which has the body as fields. After: `tokenize.rs`.
+//!
+//! 1. `openai/` and `native.rs` read an API's fields into [`Knobs`]: what the client said, typed.
+//! 2. [`Ask::new`] checks the ranges and fills in the model's defaults; a field that is known,
+//!    would change the result and is not implemented is refused by name ([`refuse_unless_neutral`]).
+//! 3. [`Ask::request`] joins an `Ask` with a prompt's ids into a [`Request`] that fits the fleet.
+//!
+//! An explicit value wins over `generation_config.json`, which wins over the API's own default.
+
+use crate::error::Invalid;
+use crate::fields::Fields;
+use crate::model::Model;
+use crate::ring::Limits;
+use crate::template::Conversation;
+use serde_json::Value;
+use shared::ids::TokenId;
+use shared::request::{BadRequest, MAX_SALT, MAX_STOP_IDS, MAX_TOP_LOGPROBS};
+use shared::request::{Request, RequestParts, Sampling};
+
+/// Most prompts of one call.
+pub const MAX_PROMPTS: usize = 512;
+/// Most stop strings of one request, and the longest of them in bytes.
+const MAX_STOPS: usize = 64;
+const MAX_STOP_LEN: usize = 1024;
+
+/// A prompt and the field that it came in.
+#[derive(Debug, Clone)]
+pub struct Prompt {
+    /// `prompt`, `prompt[3]`, `messages`, …
+    pub field: String,
+    /// What it is.
+    pub content: Content,
+}
+
+/// The forms of a prompt.
+#[derive(Debug, Clone)]
+pub enum Content {
+    /// Text; `add_special` as in [`crate::tokenize::Tokenizer::encode`].
+    Text {
+        /// The text.
+        text: String,
+        /// Whether a bos token is added, if the model has it so.
+        add_special: bool,
+    },
+    /// Token ids, each below the vocabulary's size.
+    Ids(Vec<TokenId>),
+    /// Messages for the chat template.
+    Chat(Box<Conversation>),
+}
+
+/// What a client said about sampling and output; `None` where it said nothing.
+#[derive(Debug, Clone, Default)]
+pub struct Knobs {
+    /// Softmax temperature.
+    pub temperature: Option<f32>,
+    /// Mass of the nucleus.
+    pub top_p: Option<f32>,
+    /// Candidates kept; -1 and 0 keep all.
+    pub top_k: Option<i64>,
+    /// Least probability relative to the best.
+    pub min_p: Option<f32>,
+    /// Seed; -1 is as absent.
+    pub seed: Option<i64>,
+    /// Most output tokens.
+    pub max_tokens: Option<u32>,
+    /// Fewest output tokens.
+    pub min_tokens: u32,
+    /// Stop strings.
+    pub stop: Vec<String>,
+    /// Stop ids beside the model's own.
+    pub stop_token_ids: Vec<u32>,
+    /// Whether the model's own stop ids do not stop.
+    pub ignore_eos: bool,
+    /// Whether special tokens are shown.
+    pub show_special: bool,
+    /// Whether the stop string or token is shown.
+    pub include_stop: bool,
+    /// Report log-probabilities, with this many alternatives.
+    pub logprobs: Option<u32>,
+    /// Keeps cached pages of tenants apart.
+    pub cache_salt: String,
+    /// For the priority policy.
+    pub priority: i32,
+}
+
+/// The words of an API: its names for fields, and its own default length.
+#[derive(Debug, Clone, Copy)]
+pub struct Dialect {
+    /// Field that bounds the output.
+    pub max_tokens: &'static str,
+    /// Field of the lower bound.
+    pub min_tokens: &'static str,
+    /// Output tokens where the client says nothing; `None` is all that fit.
+    pub default_tokens: Option<u32>,
+    /// Whether `generation_config.json` gives defaults.
+    pub model_defaults: bool,
+}
+
+/// A checked request, but for its prompt.
+#[derive(Debug, Clone)]
+pub struct Ask {
+    dialect: Dialect,
+    limits: Limits,
+    sampling: Sampling,
+    max_tokens: Option<u32>,
+    default_tokens: Option<u32>,
+    min_tokens: u32,
+    stop: Vec<String>,
+    stop_ids: Vec<TokenId>,
+    knobs: Knobs,
+}
+
+impl Ask {
+    /// Checks `knobs`; `draw_seed` gives the seed where the client gave none.
+    ///
+    /// # Errors
+    /// A value out of range, by field.
+    pub fn new(
+        mut knobs: Knobs,
+        dialect: Dialect,
+        model: &Model,
+        limits: Limits,
+        draw_seed: impl FnOnce() -> u64,
+    ) -> Result<Self, Invalid> {
+        if knobs.max_tokens == Some(0) {
+            return Err(Invalid::field(dialect.max_tokens, "must be at least 1, got 0"));
+        }
+        let defaults = if dialect.model_defaults { model.defaults } else { Default::default() };
+        let stop = std::mem::take(&mut knobs.stop);
+        check_stops(&stop)?;
+        check_rest(&knobs)?;
+        Ok(Self {
+            dialect,
+            limits,
+            sampling: Sampling {
+                temperature: knobs.temperature.or(defaults.temperature).unwrap_or(1.0),
+                top_p: knobs.top_p.or(defaults.top_p).unwrap_or(1.0),
+                top_k: top_k(knobs.top_k, limits)?.or(defaults.top_k).unwrap_or(0),
+                min_p: knobs.min_p.or(defaults.min_p).unwrap_or(0.0),
+                seed: knobs.seed.filter(|&seed| seed != -1).map_or_else(draw_seed, i64::cast_unsigned),
+            },
+            max_tokens: knobs.max_tokens,
+            default_tokens: defaults.max_tokens.or(dialect.default_tokens),
+            min_tokens: knobs.min_tokens,
+            stop,
+            stop_ids: stop_ids(&knobs, model, limits)?,
+            knobs,
+        })
+    }
+
+    /// Longest prompt that leaves room for one token of output.
+    pub fn prompt_max(&self) -> u32 {
+        self.sequence_max().saturating_sub(1)
+    }
+
+    /// Longest prompt and output together, tokens.
+    fn sequence_max(&self) -> u32 {
+        self.limits.context_length.min(self.limits.pool_tokens)
+    }
+
+    /// The request for a prompt of 1 to [`Self::prompt_max`] tokens.
+    ///
+    /// # Errors
+    /// Prompt and `max_tokens` do not fit, or a sampling value is out of range.
+    pub fn request(&self, prompt: Vec<TokenId>) -> Result<Request, Invalid> {
+        let most = self.sequence_max();
+        let prompt_len = u32::try_from(prompt.len()).unwrap_or(u32::MAX);
+        let left = most.saturating_sub(prompt_len);
+        let max_tokens = match (self.max_tokens, self.default_tokens) {
+            (Some(asked), _) if asked > left => {
+                let field = self.dialect.max_tokens;
+                let message = format!(
+                    "{field}: this model's maximum context length is {most} tokens; {prompt_len} \
+                     in the prompt and {asked} for the output are too many"
+                );
+                return Err(Invalid::too_long(field, message));
+            }
+            (Some(asked), _) => asked,
+            (None, default) => default.map_or(left, |tokens| tokens.min(left)),
+        };
+        let parts = RequestParts {
+            tokens: prompt,
+            prompt_len,
+            max_tokens,
+            min_tokens: self.min_tokens,
+            sampling: self.sampling,
+            stop_ids: self.stop_ids.clone(),
+            logprobs: self.knobs.logprobs.map(|n| n.min(u32::from(u8::MAX)) as u8),
+            salt: self.knobs.cache_salt.clone(),
+            priority: self.knobs.priority,
+        };
+        Request::try_from(parts).map_err(|bad| self.in_dialect(&bad))
+    }
+
+    /// The stop strings.
+    pub fn stop(&self) -> &[String] {
+        &self.stop
+    }
+    /// Whether special tokens are left out of the text.
+    pub fn skip_special(&self) -> bool {
+        !self.knobs.show_special
+    }
+    /// Whether what stopped the output is part of the text.
+    pub fn include_stop(&self) -> bool {
+        self.knobs.include_stop
+    }
+    /// Whether log-probabilities are reported.
+    pub fn logprobs(&self) -> Option<u32> {
+        self.knobs.logprobs
+    }
+
+    fn in_dialect(&self, bad: &BadRequest) -> Invalid {
+        let field = match bad.field {
+            "max_tokens" => self.dialect.max_tokens,
+            "min_tokens" => self.dialect.min_tokens,
+            field => field,
+        };
+        Invalid::field(field, &format!("{} does not fit; want {}", bad.value, bad.want))
+    }
+}
+
+fn check_stops(stops: &[String]) -> Result<(), Invalid> {
+    if stops.len() > MAX_STOPS {
+        let what = format!("has {} strings; at most {MAX_STOPS} fit", stops.len());
+        return Err(Invalid::field("stop", &what));
+    }
+    match stops.iter().position(|stop| stop.is_empty() || stop.len() > MAX_STOP_LEN) {
+        Some(at) => {
+            let what = format!("must be 1 to {MAX_STOP_LEN} bytes, got {}", stops[at].len());
+            Err(Invalid::field(format!("stop[{at}]"), &what))
+        }
+        None => Ok(()),
+    }
+}
+
+fn check_rest(knobs: &Knobs) -> Result<(), Invalid> {
+    if let Some(n) = knobs.logprobs.filter(|&n| n > u32::from(MAX_TOP_LOGPROBS)) {
+        let what = format!("{n} alternatives are too many; at most {MAX_TOP_LOGPROBS}");
+        return Err(Invalid::field("logprobs", &what));
+    }
+    if knobs.cache_salt.len() > MAX_SALT {
+        let what = format!("has {} bytes; at most {MAX_SALT} fit", knobs.cache_salt.len());
+        return Err(Invalid::field("cache_salt", &what));
+    }
+    Ok(())
+}
+
+/// `None` where the client said nothing; 0 keeps all.
+fn top_k(asked: Option<i64>, limits: Limits) -> Result<Option<u32>, Invalid> {
+    match asked {
+        None => Ok(None),
+        Some(-1 | 0) => Ok(Some(0)),
+        // SGLang's clients send 2^30 for "all".
+        Some(k) if k >= i64::from(limits.vocab) => Ok(Some(0)),
+        Some(k) => u32::try_from(k).map(Some).map_err(|_| {
+            Invalid::field("top_k", &format!("must be -1, 0 (all) or at least 1, got {k}"))
+        }),
+    }
+}
+
+fn stop_ids(knobs: &Knobs, model: &Model, limits: Limits) -> Result<Vec<TokenId>, Invalid> {
+    let mut ids = if knobs.ignore_eos { Vec::new() } else { model.eos.clone() };
+    for (at, &id) in knobs.stop_token_ids.iter().enumerate() {
+        let id = vocabulary_id(u64::from(id), limits, || format!("stop_token_ids[{at}]"))?;
+        if !ids.contains(&id) {
+            ids.push(id);
+        }
+        if ids.len() > MAX_STOP_IDS {
+            let what = format!("more than {MAX_STOP_IDS} stop ids");
+            return Err(Invalid::field("stop_token_ids", &what));
+        }
+    }
+    Ok(ids)
+}
+
+/// `id` as a token of the model; `field` names it where it is none.
+///
+/// # Errors
+/// The id is not below the vocabulary's size.
+pub fn vocabulary_id(
+    id: u64,
+    limits: Limits,
+    field: impl FnOnce() -> String,
+) -> Result<TokenId, Invalid> {
+    match u32::try_from(id) {
+        Ok(id) if id < limits.vocab => Ok(TokenId::new(id)),
+        _ => {
+            let last = limits.vocab.saturating_sub(1);
+            let what = format!("token id {id} is outside the vocabulary (0 to {last})");
+            Err(Invalid::field(field(), &what))
+        }
+    }
+}
+
+/// The value with which a field that is not implemented changes nothing.
+#[derive(Debug, Clone, Copy)]
+pub enum Neutral {
+    /// `false`.
+    False,
+    /// The number.
+    Number(f64),
+    /// Nothing in it: `""`, `[]`, `{}`, also `false`.
+    Empty,
+    /// Only absent or null.
+    Absent,
+}
+
+/// Refuses the fields of `table` that are there with another than their neutral value.
+///
+/// # Errors
+/// The first such field.
+pub fn refuse_unless_neutral(fields: &Fields, table: &[(&str, Neutral)]) -> Result<(), Invalid> {
+    for (name, neutral) in table {
+        let Some(value) = fields.get(name) else { continue };
+        let is_neutral = match neutral {
+            Neutral::False => value == &Value::Bool(false),
+            Neutral::Number(number) => value.as_f64() == Some(*number),
+            Neutral::Empty => match value {
+                Value::String(text) => text.is_empty(),
+                Value::Array(items) => items.is_empty(),
+                Value::Object(map) => map.is_empty(),
+                other => other == &Value::Bool(false),
+            },
+            Neutral::Absent => false,
+        };
+        if !is_neutral {
+            return Err(fields.unsupported(name));
+        }
+    }
+    Ok(())
+}
