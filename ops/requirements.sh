@@ -1,0 +1,51 @@
+# What Tandem needs from the machine, for ops/up and ops/test to source.
+# Each need_* installs what is missing, says what and why, and returns 1 where it cannot.
+
+# The root of the checkout, and one line to the user.
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+say() { printf '%s\n' "· $*"; }
+fail() { printf '%s\n' "error: $*" >&2; exit 1; }
+
+# apt_install PACKAGE… : from the distribution, as root or by sudo.
+apt_install() {
+    local as_root=()
+    command -v apt-get >/dev/null || { say "no apt-get here: install $* by hand"; return 1; }
+    if [ "$(id -u)" -ne 0 ]; then
+        command -v sudo >/dev/null || { say "not root and no sudo: install $* by hand"; return 1; }
+        as_root=(sudo)
+    fi
+    local apt=("${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -q)
+    # A fresh image has no package lists, so a first failure may only mean that.
+    "${apt[@]}" install -y --no-install-recommends "$@" >/dev/null 2>&1 && return 0
+    "${apt[@]}" update || return 1
+    "${apt[@]}" install -y --no-install-recommends "$@"
+}
+
+need_rust() {
+    if ! command -v cargo >/dev/null && [ -r "$HOME/.cargo/env" ]; then
+        . "$HOME/.cargo/env"
+    fi
+    command -v cargo >/dev/null || fail "cargo is missing: install Rust from https://rustup.rs"
+    command -v cc >/dev/null && return 0
+    say "installing gcc: Rust links through it (apt-get install gcc libc6-dev)"
+    apt_install gcc libc6-dev
+}
+
+need_python() {
+    command -v python3 >/dev/null || fail "python3 is missing: apt-get install python3"
+}
+
+need_pip() {
+    need_python
+    python3 -m pip --version >/dev/null 2>&1 && return 0
+    say "installing pip: it fetches the demo model (apt-get install python3-pip)"
+    apt_install python3-pip
+}
+
+have_ucx() { python3 -c 'import ctypes; ctypes.CDLL("libucp.so.0")' >/dev/null 2>&1; }
+
+need_ucx() {
+    have_ucx && return 0
+    say "installing UCX: prefill writes pages through it into decode's memory (apt-get install libucx0)"
+    apt_install libucx0 && have_ucx
+}
