@@ -1,7 +1,9 @@
+# shellcheck shell=bash
 # What Tandem needs from the machine, for ops/up and ops/test to source.
 # Each need_* installs what is missing, says what and why, and returns 1 where it cannot.
 
 # The root of the checkout, and one line to the user.
+# shellcheck disable=SC2034
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 say() { printf '%s\n' "· $*"; }
 fail() { printf '%s\n' "error: $*" >&2; exit 1; }
