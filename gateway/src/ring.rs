@@ -7,7 +7,7 @@
 //! Replays (retraction) happen behind this seam: the client sees a pause, no gap, no duplicate.
 
 use shared::ids::RequestId;
-use shared::request::{Finish, Request, Token};
+use shared::request::{Finish, Token};
 use tokio::sync::mpsc;
 
 /// What the fleet says of one request.

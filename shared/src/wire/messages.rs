@@ -164,6 +164,8 @@ pub enum PrefillToGateway {
     Cancelled(RequestKey),
     /// Answer to `FlushCache`.
     Flushed,
+    /// The decode incarnations that pages can be written to; sent whenever it changed.
+    Joined(Vec<Epoch>),
     /// Sent whenever it changed, at most once a reporting interval.
     Load(Load),
 }

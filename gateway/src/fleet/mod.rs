@@ -1,0 +1,416 @@
+//! The fleet behind the gateway: links to every server, routing, and one journey a request.
+//!
+//! Data flows one way: HTTP → [`Ring::submit`] → a [`ticket::Journey`] task → servers; and back:
+//! server links → [`mailbox::Mailbox`] → journey → [`Answer`]. A link never waits for a client.
+
+mod mailbox;
+pub mod route;
+mod server;
+mod ticket;
+
+use crate::ring::{Answer, Event, Failure, FailureKind, Limits};
+use link::{Local, Timing};
+use mailbox::{Mailbox, Note};
+use route::{DecodeView, LeastTokens, Policy, PrefillView, Seen};
+use serde_json::{Value, json};
+use server::{Server, Up};
+use shared::ids::{Epoch, RequestId};
+use shared::request::Request;
+use shared::wire::handshake::{Identity, RingKey, Role};
+use shared::wire::messages::{
+    DecodeToGateway, Emitted, GatewayToDecode, GatewayToPrefill, PrefillToGateway, RequestKey,
+};
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::{Semaphore, mpsc, watch};
+
+/// Deadlines of a request; each starts when its phase starts.
+#[derive(Clone, Copy, Debug)]
+pub struct Deadlines {
+    /// Waiting for a ticket.
+    pub queue: Duration,
+    /// From the ticket to the first token.
+    pub first_token: Duration,
+    /// Between two tokens.
+    pub next_token: Duration,
+    /// For servers to acknowledge a cancel or a flush.
+    pub acknowledge: Duration,
+}
+
+impl Default for Deadlines {
+    fn default() -> Self {
+        Self {
+            queue: Duration::from_secs(120),
+            first_token: Duration::from_secs(300),
+            next_token: Duration::from_secs(60),
+            acknowledge: Duration::from_secs(2),
+        }
+    }
+}
+
+/// What the fleet is made of.
+#[derive(Debug)]
+pub struct FleetConfig {
+    /// This gateway.
+    pub identity: Identity,
+    /// The ring's key.
+    pub key: RingKey,
+    /// `host:port` of every prefill server.
+    pub prefill: Vec<String>,
+    /// `host:port` of every decode server.
+    pub decode: Vec<String>,
+    /// Requests that may wait for a ticket.
+    pub max_queued: usize,
+    /// Times a request may be sent round again because a server failed it.
+    pub retries: u32,
+    /// Deadlines of control connections.
+    pub timing: Timing,
+    /// Deadlines of requests.
+    pub deadlines: Deadlines,
+}
+
+/// Which requests to abort.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AbortTarget {
+    /// Every one.
+    All,
+    /// One.
+    Id(RequestId),
+}
+
+/// The ring as HTTP sees it. Clones share it.
+#[derive(Clone)]
+pub struct Ring(Arc<Fleet>);
+
+pub(crate) struct Fleet {
+    epoch: Epoch,
+    prefill: Vec<Arc<Server<GatewayToPrefill>>>,
+    decode: Vec<Arc<Server<GatewayToDecode>>>,
+    policy: Box<dyn Policy>,
+    seen: Mutex<Seen>,
+    /// Bound: queued requests (`max_queued`) and those that hold a ticket (the servers' pages).
+    journeys: Mutex<HashMap<RequestId, Travelling>>,
+    numbers: AtomicU64,
+    flushed: AtomicU64,
+    queue: Arc<Semaphore>,
+    max_queued: usize,
+    /// Held by the one journey that may ask for a ticket: first come, first served.
+    turn: tokio::sync::Mutex<()>,
+    /// Ticks when a server comes, goes, or reports a load.
+    changed: watch::Sender<()>,
+    retries: u32,
+    deadlines: Deadlines,
+}
+
+#[derive(Clone)]
+struct Travelling {
+    key: RequestKey,
+    mailbox: Arc<Mailbox>,
+}
+
+impl Ring {
+    /// Starts a task per server and returns at once; servers come up as they answer. Must be
+    /// called within a tokio runtime.
+    pub fn start(config: FleetConfig) -> Self {
+        let local = Arc::new(Local {
+            identity: config.identity.clone(),
+            key: config.key,
+            layout: None,
+            timing: config.timing,
+        });
+        let fleet = Arc::new(Fleet {
+            epoch: config.identity.epoch,
+            prefill: config.prefill.into_iter().map(|a| Arc::new(Server::new(a))).collect(),
+            decode: config.decode.into_iter().map(|a| Arc::new(Server::new(a))).collect(),
+            policy: Box::new(LeastTokens),
+            seen: Mutex::default(),
+            journeys: Mutex::default(),
+            numbers: AtomicU64::new(0),
+            flushed: AtomicU64::new(0),
+            queue: Arc::new(Semaphore::new(config.max_queued)),
+            max_queued: config.max_queued,
+            turn: tokio::sync::Mutex::new(()),
+            changed: watch::Sender::new(()),
+            retries: config.retries,
+            deadlines: config.deadlines,
+        });
+        for server in fleet.prefill.iter().cloned() {
+            let (hears, notes) = (fleet.clone(), fleet.clone());
+            tokio::spawn(server.keep(
+                Role::Prefill,
+                local.clone(),
+                move |server, message| hears.hear_prefill(server, message),
+                move |lost| notes.changed(lost),
+            ));
+        }
+        for server in fleet.decode.iter().cloned() {
+            let (hears, notes) = (fleet.clone(), fleet.clone());
+            tokio::spawn(server.keep(
+                Role::Decode,
+                local.clone(),
+                move |server, message| hears.hear_decode(server, message),
+                move |lost| notes.changed(lost),
+            ));
+        }
+        Self(fleet)
+    }
+
+    /// Queues a request. Must be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// [`FailureKind::NotReady`], [`FailureKind::QueueFull`] or [`FailureKind::TooLarge`], at once.
+    pub fn submit(&self, request: Request) -> Result<Answer, Failure> {
+        let fleet = &self.0;
+        let limits = self.limits().ok_or_else(|| fleet.not_ready())?;
+        let most = limits.context_length.min(limits.pool_tokens);
+        if request.tokens_max() > most {
+            let message = format!(
+                "prompt and max_tokens add up to {} tokens, at most {most} fit",
+                request.tokens_max()
+            );
+            return Err(Failure { kind: FailureKind::TooLarge, message });
+        }
+        let permit = fleet.queue.clone().try_acquire_owned().map_err(|_| Failure {
+            kind: FailureKind::QueueFull,
+            message: format!("{} requests are waiting already; try again soon", fleet.max_queued),
+        })?;
+        let number = fleet.numbers.fetch_add(1, Ordering::Relaxed);
+        let id = RequestId::new(fleet.epoch, number);
+        let (events, answer) = mpsc::channel::<Event>(8);
+        tokio::spawn(ticket::Journey::new(fleet.clone(), id, request, events).run(permit));
+        Ok(Answer::new(id, answer))
+    }
+
+    /// What validation needs, once a joined pair is up.
+    pub fn limits(&self) -> Option<Limits> {
+        let fleet = &self.0;
+        let (prefill, decode) = (fleet.prefill_up(), fleet.decode_up());
+        if !Fleet::any_joined(&prefill, &decode) {
+            return None;
+        }
+        let capacities =
+            || prefill.iter().map(|p| &p.capacity).chain(decode.iter().map(|d| &d.capacity));
+        let tokens = |up: (u32, u32)| up.0.saturating_mul(up.1);
+        let largest = |pools: &mut dyn Iterator<Item = (u32, u32)>| pools.map(tokens).max();
+        let p = largest(
+            &mut prefill.iter().map(|p| (p.capacity.pages, p.layout.geometry.page_tokens)),
+        )?;
+        let d =
+            largest(&mut decode.iter().map(|d| (d.capacity.pages, d.layout.geometry.page_tokens)))?;
+        Some(Limits {
+            context_length: capacities().map(|c| c.context_length).min()?,
+            pool_tokens: p.min(d),
+            vocab: capacities().map(|c| c.vocab).min()?,
+        })
+    }
+
+    /// Ends requests; each ends with [`FailureKind::Aborted`]. Returns how many there were.
+    pub fn abort(&self, target: AbortTarget) -> usize {
+        let journeys = self.0.journeys();
+        let wanted = |id: &RequestId| target == AbortTarget::All || target == AbortTarget::Id(*id);
+        let hit = journeys.iter().filter(|(id, _)| wanted(id)).map(|(_, t)| &t.mailbox);
+        hit.map(|mailbox| mailbox.deliver(Note::Abort)).count()
+    }
+
+    /// Drops cached pages on every server that is up.
+    ///
+    /// # Errors
+    /// [`FailureKind::Deadline`] if a server does not acknowledge in time.
+    pub async fn flush_cache(&self) -> Result<(), Failure> {
+        let fleet = &self.0;
+        let mut changed = fleet.changed.subscribe();
+        let before = fleet.flushed.load(Ordering::Acquire);
+        let mut asked = 0;
+        for up in fleet.prefill_up() {
+            asked += u64::from(up.sender.send(GatewayToPrefill::FlushCache).await.is_ok());
+            lock(&fleet.seen).forget(up.epoch);
+        }
+        for up in fleet.decode_up() {
+            asked += u64::from(up.sender.send(GatewayToDecode::FlushCache).await.is_ok());
+        }
+        let all = changed.wait_for(|()| fleet.flushed.load(Ordering::Acquire) >= before + asked);
+        match tokio::time::timeout(fleet.deadlines.acknowledge, all).await {
+            Ok(_) => Ok(()),
+            Err(_) => Err(Failure {
+                kind: FailureKind::Deadline,
+                message: "not every server acknowledged the flush in time".into(),
+            }),
+        }
+    }
+
+    /// Whether a request can be served now.
+    ///
+    /// # Errors
+    /// What is missing, server by server.
+    pub fn ready(&self) -> Result<(), String> {
+        match self.limits() {
+            Some(_) => Ok(()),
+            None => Err(self.0.not_ready().message),
+        }
+    }
+
+    /// Every server with its state, for `/server_info`.
+    pub fn server_info(&self) -> Value {
+        let fleet = &self.0;
+        let prefill = fleet.prefill.iter().map(|s| describe(s.up(), s.down_reason(), &s.address));
+        let decode = fleet.decode.iter().map(|s| describe(s.up(), s.down_reason(), &s.address));
+        json!({
+            "gateway_epoch": fleet.epoch.to_string(),
+            "requests": fleet.journeys().len(),
+            "queued": fleet.max_queued - fleet.queue.available_permits(),
+            "prefill": prefill.collect::<Vec<_>>(),
+            "decode": decode.collect::<Vec<_>>(),
+        })
+    }
+
+    /// Requests in flight and of those the ones that wait for a ticket.
+    pub fn depth(&self) -> (usize, usize) {
+        (self.0.journeys().len(), self.0.max_queued - self.0.queue.available_permits())
+    }
+}
+
+impl Fleet {
+    fn hear_prefill(&self, server: &Server<GatewayToPrefill>, message: PrefillToGateway) {
+        use PrefillToGateway as M;
+        let role = Role::Prefill;
+        match message {
+            M::Accepted(key) => self.tell(key, Note::Accepted),
+            M::Refused { key, refusal } => self.tell(key, Note::Refused(role, refusal)),
+            M::Failed { key, fault } => self.tell(key, Note::Failed(role, fault)),
+            M::Result { key, token, end } => self.tell(key, Note::Tokens(vec![token], Some(end))),
+            M::Cancelled(key) => self.tell(key, Note::Cancelled(role)),
+            M::Flushed => self.flushed(),
+            M::Joined(epochs) => {
+                server.update(|up| up.joined = epochs.into_iter().collect());
+                self.changed.send_replace(());
+            }
+            M::Load(load) => {
+                server.update(|up| up.load = load);
+                self.changed.send_replace(());
+            }
+        }
+    }
+
+    fn hear_decode(&self, server: &Server<GatewayToDecode>, message: DecodeToGateway) {
+        use DecodeToGateway as M;
+        let role = Role::Decode;
+        match message {
+            M::Ticket { key, ticket } => self.tell(key, Note::Ticket(ticket)),
+            M::Refused { key, refusal } => self.tell(key, Note::Refused(role, refusal)),
+            M::Tokens(emitted) => {
+                for Emitted { key, tokens, end } in emitted {
+                    self.tell(key, Note::Tokens(tokens, end));
+                }
+            }
+            M::Failed { key, fault } => self.tell(key, Note::Failed(role, fault)),
+            M::Retracted(key) => self.tell(key, Note::Retracted),
+            M::Cancelled(key) => self.tell(key, Note::Cancelled(role)),
+            M::Flushed => self.flushed(),
+            M::Load(load) => {
+                server.update(|up| up.load = load);
+                self.changed.send_replace(());
+            }
+        }
+    }
+
+    /// Delivers to the journey, unless the note is of an earlier attempt or the journey is over.
+    fn tell(&self, key: RequestKey, note: Note) {
+        if let Some(travelling) = self.journeys().get(&key.id).filter(|t| t.key == key) {
+            travelling.mailbox.deliver(note);
+        }
+    }
+
+    fn flushed(&self) {
+        self.flushed.fetch_add(1, Ordering::AcqRel);
+        self.changed.send_replace(());
+    }
+
+    fn changed(&self, lost: Option<Epoch>) {
+        if let Some(epoch) = lost {
+            lock(&self.seen).forget(epoch);
+            for travelling in self.journeys().values() {
+                travelling.mailbox.deliver(Note::Lost(epoch));
+            }
+        }
+        self.changed.send_replace(());
+    }
+
+    fn journeys(&self) -> MutexGuard<'_, HashMap<RequestId, Travelling>> {
+        lock(&self.journeys)
+    }
+
+    fn prefill_up(&self) -> Vec<Up<GatewayToPrefill>> {
+        self.prefill.iter().filter_map(|s| s.up()).collect()
+    }
+
+    fn decode_up(&self) -> Vec<Up<GatewayToDecode>> {
+        self.decode.iter().filter_map(|s| s.up()).collect()
+    }
+
+    fn any_joined(prefill: &[Up<GatewayToPrefill>], decode: &[Up<GatewayToDecode>]) -> bool {
+        prefill.iter().any(|p| decode.iter().any(|d| p.joined.contains(&d.epoch)))
+    }
+
+    fn not_ready(&self) -> Failure {
+        let down =
+            self.prefill.iter().filter_map(|s| s.down_reason().map(|w| format!("prefill {w}")));
+        let also =
+            self.decode.iter().filter_map(|s| s.down_reason().map(|w| format!("decode {w}")));
+        let down: Vec<_> = down.chain(also).collect();
+        let message = if down.is_empty() {
+            "no prefill server has joined a decode server yet".to_string()
+        } else {
+            format!("the fleet is not ready: {}", down.join("; "))
+        };
+        Failure { kind: FailureKind::NotReady, message }
+    }
+
+    fn views(
+        &self,
+        request: &Request,
+        prefill: &[Up<GatewayToPrefill>],
+        decode: &[Up<GatewayToDecode>],
+    ) -> (Vec<PrefillView>, Vec<DecodeView>) {
+        let seen = lock(&self.seen);
+        let view = |up: &Up<GatewayToPrefill>| {
+            let page_tokens = up.layout.geometry.page_tokens;
+            let hashes = route::page_hashes(request, &up.layout.model, page_tokens);
+            let overlap = seen.overlap(up.epoch, &hashes) * page_tokens;
+            let (id, joined) = (up.id.clone(), up.joined.clone());
+            PrefillView { id, epoch: up.epoch, load: up.load, joined, overlap }
+        };
+        let prefill = prefill.iter().map(view).collect();
+        let view = |up: &Up<GatewayToDecode>| DecodeView {
+            id: up.id.clone(),
+            epoch: up.epoch,
+            load: up.load,
+        };
+        (prefill, decode.iter().map(view).collect())
+    }
+}
+
+fn describe<Out>(up: Option<Up<Out>>, down: Option<String>, address: &str) -> Value {
+    match up {
+        None => json!({ "address": address, "up": false, "why": down }),
+        Some(up) => json!({
+            "address": address,
+            "up": true,
+            "id": up.id.as_str(),
+            "epoch": up.epoch.to_string(),
+            "joined": up.joined.iter().map(Epoch::to_string).collect::<Vec<_>>(),
+            "pages": up.capacity.pages,
+            "pages_available": up.load.pages_available,
+            "page_size": up.layout.geometry.page_tokens,
+            "context_length": up.capacity.context_length,
+            "queued": up.load.queued,
+            "running": up.load.running,
+            "tokens": up.load.tokens,
+        }),
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,147 @@
+//! One server as the gateway sees it: down, or up with a link, numbers and a load.
+//!
+//! A task per server dials, listens until the link ends, tells every journey on it, and dials
+//! again: no server is ever given up.
+
+use link::{Local, Sender, dial};
+use shared::ids::{Epoch, ServerId};
+use shared::wire::handshake::{Capacity, Layout, Role};
+use shared::wire::messages::{Load, Message};
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// Messages that may wait for one server's socket: every queued and running request may have one
+/// in each stage, so a multiple of what a gateway admits.
+const OUTBOX: usize = 4096;
+
+/// A configured server.
+#[derive(Debug)]
+pub(crate) struct Server<Out> {
+    pub(crate) address: String,
+    state: Mutex<State<Out>>,
+}
+
+#[derive(Debug)]
+enum State<Out> {
+    Down(String),
+    Up(Box<Up<Out>>),
+}
+
+/// A server that answers.
+#[derive(Debug)]
+pub(crate) struct Up<Out> {
+    pub(crate) id: ServerId,
+    pub(crate) epoch: Epoch,
+    pub(crate) layout: Layout,
+    pub(crate) capacity: Capacity,
+    pub(crate) load: Load,
+    /// Decode incarnations that a prefill server has joined; empty for decode.
+    pub(crate) joined: HashSet<Epoch>,
+    pub(crate) sender: Sender<Out>,
+}
+
+impl<Out> Clone for Up<Out> {
+    fn clone(&self) -> Self {
+        Self {
+            id: self.id.clone(),
+            epoch: self.epoch,
+            layout: self.layout,
+            capacity: self.capacity,
+            load: self.load,
+            joined: self.joined.clone(),
+            sender: self.sender.clone(),
+        }
+    }
+}
+
+impl<Out: Message> Server<Out> {
+    /// A server that has not answered yet.
+    pub(crate) fn new(address: String) -> Self {
+        Self { address, state: Mutex::new(State::Down("not reached yet".into())) }
+    }
+
+    /// Its link and numbers now, if it is up.
+    pub(crate) fn up(&self) -> Option<Up<Out>> {
+        match &*self.lock() {
+            State::Up(up) => Some((**up).clone()),
+            State::Down(_) => None,
+        }
+    }
+
+    /// Why it is down, if it is.
+    pub(crate) fn down_reason(&self) -> Option<String> {
+        match &*self.lock() {
+            State::Up(_) => None,
+            State::Down(why) => Some(format!("{}: {why}", self.address)),
+        }
+    }
+
+    /// Changes what is known of it, if it is up.
+    pub(crate) fn update(&self, change: impl FnOnce(&mut Up<Out>)) {
+        if let State::Up(up) = &mut *self.lock() {
+            change(up);
+        }
+    }
+
+    /// Keeps the link up for ever. `hear` gets each message; `changed` is called when the server
+    /// comes and, with its epoch, when it goes.
+    pub(crate) async fn keep<In: Message>(
+        self: Arc<Self>,
+        role: Role,
+        local: Arc<Local>,
+        hear: impl Fn(&Self, In),
+        changed: impl Fn(Option<Epoch>),
+    ) {
+        let mut pause = Backoff::default();
+        loop {
+            let why = match dial(&self.address, role, &local).await {
+                Err(error) => error.to_string(),
+                Ok(session) => {
+                    pause = Backoff::default();
+                    let (id, epoch) = (session.peer.id.clone(), session.peer.epoch);
+                    let (Some(layout), Some(capacity)) = (session.layout, session.capacity) else {
+                        unreachable!("an acceptor's Welcome carries both")
+                    };
+                    let (sender, mut receiver) = session.start::<Out, In>(OUTBOX);
+                    let (load, joined) = (Load::default(), HashSet::new());
+                    let up = Up { id, epoch, layout, capacity, load, joined, sender };
+                    tracing::info!(%role, id = %up.id, %epoch, address = %self.address, "server up");
+                    *self.lock() = State::Up(Box::new(up));
+                    changed(None);
+                    let error = loop {
+                        match receiver.recv().await {
+                            Ok(message) => hear(&self, message),
+                            Err(error) => break error,
+                        }
+                    };
+                    *self.lock() = State::Down(error.to_string());
+                    changed(Some(epoch));
+                    error.to_string()
+                }
+            };
+            tracing::debug!(%role, address = %self.address, %why, "server down");
+            self.note_down(why);
+            tokio::time::sleep(pause.next()).await;
+        }
+    }
+
+    fn note_down(&self, why: String) {
+        *self.lock() = State::Down(why);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State<Out>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Pauses between dials: doubling, so that a restart is found within half a second.
+#[derive(Default)]
+struct Backoff(u32);
+
+impl Backoff {
+    fn next(&mut self) -> Duration {
+        self.0 = (self.0 + 1).min(5);
+        Duration::from_millis(10 << self.0)
+    }
+}

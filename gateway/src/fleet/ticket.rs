@@ -1,0 +1,382 @@
+//! Walk 5/12. Before: `route.rs`. After: `prefill-server/src/intake.rs`.
+//!
+//! One request's journey, a task of its own:
+//! 1. It waits its turn, picks a pair, and asks decode for a ticket; refused, it tries another
+//!    decode server or waits for a load report.
+//! 2. It hands request and ticket to prefill.
+//! 3. It passes tokens on as decode makes them, until the end.
+//! 4. Retracted, revoked, or with a lost server: prompt and tokens so far go round again as the
+//!    next attempt, while the budget lasts. The client sees a pause.
+//! 5. Whatever ends it early cancels it on both servers.
+
+use super::mailbox::{Mailbox, Note};
+use super::server::Up;
+use super::{Fleet, Travelling, lock, route};
+use crate::ring::{Done, Event, Failure, FailureKind};
+use link::Sender;
+use shared::ids::{Attempt, Epoch, RequestId, TokenId};
+use shared::request::Request;
+use shared::wire::handshake::Role;
+use shared::wire::messages::{
+    End, Fault, FaultKind, GatewayToDecode, GatewayToPrefill, Refusal, RequestKey, Target,
+    token_ids,
+};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::time::{Instant, sleep_until, timeout};
+
+/// A load report is due whenever pages return; this only bounds the wait if one is lost.
+const RETRY_AT_LATEST: Duration = Duration::from_millis(250);
+
+pub(crate) struct Journey {
+    fleet: Arc<Fleet>,
+    key: RequestKey,
+    prompt_len: u32,
+    request: Request,
+    mailbox: Arc<Mailbox>,
+    events: mpsc::Sender<Event>,
+    retries_left: u32,
+}
+
+/// A pair that holds, or is about to hold, this attempt.
+struct Pair {
+    prefill: Up<GatewayToPrefill>,
+    decode: Option<(Up<GatewayToDecode>, shared::ids::TicketId)>,
+}
+
+impl Pair {
+    fn has(&self, epoch: Epoch) -> bool {
+        self.prefill.epoch == epoch || self.decode.as_ref().is_some_and(|(d, _)| d.epoch == epoch)
+    }
+}
+
+/// Why an attempt ended without a result.
+enum Stop {
+    /// Send it round again, at once.
+    Again { made: Vec<TokenId>, costs: bool, why: Failure },
+    /// Tell the client.
+    Fail(Failure),
+    /// The client is gone.
+    Gone,
+}
+
+impl From<Failure> for Stop {
+    fn from(failure: Failure) -> Self {
+        Self::Fail(failure)
+    }
+}
+
+impl Journey {
+    pub(crate) fn new(
+        fleet: Arc<Fleet>,
+        id: RequestId,
+        request: Request,
+        events: mpsc::Sender<Event>,
+    ) -> Self {
+        let key = RequestKey { id, attempt: Attempt::new(0) };
+        let mailbox = Arc::new(Mailbox::default());
+        fleet.journeys().insert(id, Travelling { key, mailbox: mailbox.clone() });
+        let (retries_left, prompt_len) = (fleet.retries, request.prompt_len);
+        Self { fleet, key, prompt_len, request, mailbox, events, retries_left }
+    }
+
+    /// Travels to the end and reports it. `queued` is this request's place in the queue, given up
+    /// with the first ticket.
+    pub(crate) async fn run(mut self, queued: OwnedSemaphorePermit) {
+        let mut queued = Some(queued);
+        let event = loop {
+            let stop = match self.attempt(&mut queued).await {
+                Ok(end) => {
+                    let cached_tokens = end.cached_tokens.min(self.prompt_len);
+                    break Some(Event::Finished(Done { finish: end.finish, cached_tokens }));
+                }
+                Err(stop) => stop,
+            };
+            match stop {
+                Stop::Gone => break None,
+                Stop::Fail(failure) => break Some(Event::Failed(failure)),
+                Stop::Again { made, costs, why } => {
+                    if costs && self.retries_left == 0 {
+                        break Some(Event::Failed(why));
+                    }
+                    self.retries_left -= u32::from(costs);
+                    match self.request.replay(&made) {
+                        Some(request) => self.request = request,
+                        None => break Some(Event::Failed(why)),
+                    }
+                    self.next_attempt();
+                }
+            }
+        };
+        self.fleet.journeys().remove(&self.key.id);
+        if let Some(event) = event {
+            let _ = self.events.send(event).await; // the client may have left meanwhile
+        }
+    }
+
+    fn next_attempt(&mut self) {
+        self.key.attempt = self.key.attempt.next();
+        if let Some(travelling) = self.fleet.journeys().get_mut(&self.key.id) {
+            travelling.key = self.key; // from here on, what servers say of the old one is dropped
+            self.mailbox.forget_attempt();
+        }
+        tracing::info!(request = %self.key, "replay");
+    }
+
+    async fn attempt(&mut self, queued: &mut Option<OwnedSemaphorePermit>) -> Result<End, Stop> {
+        let deadline = Instant::now() + self.fleet.deadlines.queue;
+        let pair = {
+            let fleet = self.fleet.clone();
+            let turn = tokio::select! {
+                turn = fleet.turn.lock() => turn,
+                stop = self.interrupted(deadline) => return Err(stop),
+            };
+            let pair = self.reserve(deadline).await?;
+            drop((turn, queued.take()));
+            pair
+        };
+        let target = pair.decode.as_ref().map(|(decode, ticket)| Target {
+            decode: decode.id.clone(),
+            epoch: decode.epoch,
+            ticket: *ticket,
+        });
+        let prefill =
+            GatewayToPrefill::Prefill { key: self.key, request: self.request.clone(), target };
+        let sent = pair.prefill.sender.send(prefill).await;
+        let ended = match sent {
+            Ok(()) => self.listen(&pair).await,
+            Err(_) => Err(self.lost(Role::Prefill, vec![])),
+        };
+        if let Err(stop) = &ended {
+            let wait = !matches!(stop, Stop::Again { .. });
+            self.cancel(&pair, wait).await;
+        }
+        ended
+    }
+
+    /// While waiting without any server involved: ends on abort, a gone client, or the deadline.
+    async fn interrupted(&self, deadline: Instant) -> Stop {
+        let aborted = async {
+            while self.mailbox.next().await != Note::Abort {} // others are of no attempt now
+        };
+        tokio::select! {
+            () = aborted => aborted_by_request(),
+            () = self.events.closed() => Stop::Gone,
+            () = sleep_until(deadline) => deadline_of("a place in the ring", self.fleet.deadlines.queue),
+        }
+    }
+
+    async fn reserve(&self, deadline: Instant) -> Result<Pair, Stop> {
+        let fleet = &self.fleet;
+        let mut changed = fleet.changed.subscribe();
+        loop {
+            let (prefill, mut decode) = (fleet.prefill_up(), fleet.decode_up());
+            if !Fleet::any_joined(&prefill, &decode) {
+                return Err(fleet.not_ready().into());
+            }
+            let (views, mut decode_views) = fleet.views(&self.request, &prefill, &decode);
+            while let Some((p, d)) = fleet.policy.pick(&self.request, &views, &decode_views) {
+                let prefill = prefill[p].clone();
+                self.remember(&prefill);
+                if self.request.max_tokens == 1 {
+                    return Ok(Pair { prefill, decode: None });
+                }
+                decode_views.remove(d);
+                let decode = decode.remove(d);
+                if let Some(ticket) = self.ask(&prefill, &decode).await? {
+                    return Ok(Pair { prefill, decode: Some((decode, ticket)) });
+                }
+            }
+            let more = async {
+                let _ = timeout(RETRY_AT_LATEST, changed.changed()).await;
+            };
+            tokio::select! {
+                () = more => {}
+                stop = self.interrupted(deadline) => return Err(stop),
+            }
+        }
+    }
+
+    fn remember(&self, prefill: &Up<GatewayToPrefill>) {
+        let geometry = &prefill.layout.geometry;
+        let hashes = route::page_hashes(&self.request, &prefill.layout.model, geometry.page_tokens);
+        lock(&self.fleet.seen).remember(prefill.epoch, &hashes);
+    }
+
+    /// Asks one decode server; `None` if it has no room now or went away.
+    async fn ask(
+        &self,
+        prefill: &Up<GatewayToPrefill>,
+        decode: &Up<GatewayToDecode>,
+    ) -> Result<Option<shared::ids::TicketId>, Stop> {
+        let request = self.request.clone();
+        let reserve = GatewayToDecode::Reserve { key: self.key, writer: prefill.epoch, request };
+        if decode.sender.send(reserve).await.is_err() {
+            return Ok(None);
+        }
+        let stop = loop {
+            let note = tokio::select! {
+                note = self.mailbox.next() => note,
+                () = self.events.closed() => break Stop::Gone,
+            };
+            match note {
+                Note::Ticket(ticket) => return Ok(Some(ticket)),
+                Note::Refused(Role::Decode, Refusal::TooLarge { pages, pool }) => {
+                    let message = format!("the request takes {pages} pages, the pool has {pool}");
+                    return Err(Failure { kind: FailureKind::TooLarge, message }.into());
+                }
+                Note::Refused(Role::Decode, refusal) => {
+                    tracing::debug!(request = %self.key, ?refusal, server = %decode.id, "no ticket");
+                    return Ok(None);
+                }
+                Note::Failed(Role::Decode, fault) => return Err(failed(&fault).into()),
+                Note::Lost(epoch) if epoch == decode.epoch => return Ok(None),
+                Note::Abort => break aborted_by_request(),
+                _ => {}
+            }
+        };
+        self.send_cancel(None, Some(&decode.sender)).await;
+        Err(stop)
+    }
+
+    async fn listen(&self, pair: &Pair) -> Result<End, Stop> {
+        let deadlines = &self.fleet.deadlines;
+        let mut made: Vec<TokenId> = vec![];
+        let (mut deadline, mut phase) = (Instant::now() + deadlines.first_token, "the first token");
+        loop {
+            let note = tokio::select! {
+                note = self.mailbox.next() => note,
+                () = self.events.closed() => return Err(Stop::Gone),
+                () = sleep_until(deadline) => return Err(deadline_of(phase, deadlines.first_token)),
+            };
+            match note {
+                Note::Tokens(tokens, end) => {
+                    made.extend(token_ids(&tokens));
+                    if self.events.send(Event::Tokens(tokens)).await.is_err() {
+                        return Err(Stop::Gone);
+                    }
+                    if let Some(end) = end {
+                        return Ok(end);
+                    }
+                    (deadline, phase) = (Instant::now() + deadlines.next_token, "the next token");
+                }
+                Note::Retracted => {
+                    let why = internal("the request was retracted and has nothing left to make");
+                    return Err(Stop::Again { made, costs: false, why });
+                }
+                Note::Refused(role, refusal) => return Err(self.refused(role, &refusal, made)),
+                Note::Failed(_, fault) => return Err(self.fault(&fault, made)),
+                Note::Lost(epoch) if pair.has(epoch) => {
+                    let role =
+                        if epoch == pair.prefill.epoch { Role::Prefill } else { Role::Decode };
+                    if role == Role::Decode || made.is_empty() {
+                        return Err(self.lost(role, made));
+                    } // prefill's part was over with the first token
+                }
+                Note::Abort => return Err(aborted_by_request()),
+                Note::Ticket(_) | Note::Accepted | Note::Cancelled(_) | Note::Lost(_) => {}
+            }
+        }
+    }
+
+    fn refused(&self, role: Role, refusal: &Refusal, made: Vec<TokenId>) -> Stop {
+        match refusal {
+            Refusal::TooLarge { pages, pool } => Stop::Fail(Failure {
+                kind: FailureKind::TooLarge,
+                message: format!("the request takes {pages} pages, {role} has {pool}"),
+            }),
+            other => {
+                let message = format!("{role} did not take the request: {other:?}");
+                Stop::Again {
+                    made,
+                    costs: true,
+                    why: Failure { kind: FailureKind::NotReady, message },
+                }
+            }
+        }
+    }
+
+    fn fault(&self, fault: &Fault, made: Vec<TokenId>) -> Stop {
+        match fault.kind {
+            FaultKind::Revoked
+            | FaultKind::Draining
+            | FaultKind::Checksum
+            | FaultKind::PeerLost => self.again_if_other(made, failed(fault)),
+            FaultKind::Deadline | FaultKind::Internal => Stop::Fail(failed(fault)),
+        }
+    }
+
+    fn lost(&self, role: Role, made: Vec<TokenId>) -> Stop {
+        let message = format!("the {role} server that held this request is gone");
+        self.again_if_other(made, Failure { kind: FailureKind::PeerLost, message })
+    }
+
+    /// Round again while a pair is up; otherwise the failure itself, now.
+    fn again_if_other(&self, made: Vec<TokenId>, why: Failure) -> Stop {
+        if Fleet::any_joined(&self.fleet.prefill_up(), &self.fleet.decode_up()) {
+            Stop::Again { made, costs: true, why }
+        } else {
+            Stop::Fail(why)
+        }
+    }
+
+    async fn cancel(&self, pair: &Pair, wait: bool) {
+        let decode = pair.decode.as_ref().map(|(d, _)| &d.sender);
+        let mut expected = self.send_cancel(Some(&pair.prefill.sender), decode).await;
+        if !wait {
+            return;
+        }
+        let acknowledged = async {
+            while expected > 0 {
+                match self.mailbox.next().await {
+                    Note::Cancelled(_) | Note::Refused(..) | Note::Failed(..) => expected -= 1,
+                    Note::Lost(epoch) if pair.has(epoch) => expected -= 1,
+                    Note::Tokens(_, Some(_)) => expected -= 1, // the end crossed the cancel
+                    _ => {}
+                }
+            }
+        };
+        if timeout(self.fleet.deadlines.acknowledge, acknowledged).await.is_err() {
+            tracing::warn!(request = %self.key, "a cancel was not acknowledged in time");
+        }
+    }
+
+    async fn send_cancel(
+        &self,
+        prefill: Option<&Sender<GatewayToPrefill>>,
+        decode: Option<&Sender<GatewayToDecode>>,
+    ) -> usize {
+        let mut sent = 0;
+        if let Some(sender) = prefill {
+            sent += usize::from(sender.send(GatewayToPrefill::Cancel(self.key)).await.is_ok());
+        }
+        if let Some(sender) = decode {
+            sent += usize::from(sender.send(GatewayToDecode::Cancel(self.key)).await.is_ok());
+        }
+        sent
+    }
+}
+
+fn aborted_by_request() -> Stop {
+    let message = "the request was aborted".to_string();
+    Stop::Fail(Failure { kind: FailureKind::Aborted, message })
+}
+
+fn deadline_of(phase: &str, after: Duration) -> Stop {
+    let message = format!("waited {after:?} for {phase}");
+    Stop::Fail(Failure { kind: FailureKind::Deadline, message })
+}
+
+fn internal(message: &str) -> Failure {
+    Failure { kind: FailureKind::Internal, message: message.into() }
+}
+
+fn failed(fault: &Fault) -> Failure {
+    let kind = match fault.kind {
+        FaultKind::PeerLost | FaultKind::Revoked | FaultKind::Draining => FailureKind::PeerLost,
+        FaultKind::Deadline => FailureKind::Deadline,
+        FaultKind::Checksum | FaultKind::Internal => FailureKind::Internal,
+    };
+    Failure { kind, message: fault.message.clone() }
+}
