@@ -1,5 +1,6 @@
 //! Why a model on disk was refused. Every variant names the file, the thing and the cure.
 
+use std::fmt::Display;
 use std::path::{Path, PathBuf};
 
 /// A model that cannot be opened or read.
@@ -113,13 +114,13 @@ impl Error {
     pub(crate) fn field(
         path: &Path,
         field: impl Into<String>,
-        value: impl ToString,
+        value: impl Display,
         expected: impl Into<String>,
     ) -> Self {
         Self::Field {
             path: path.into(),
             field: field.into(),
-            value: clip(&value.to_string()),
+            value: clip(&value),
             expected: expected.into(),
         }
     }
@@ -127,13 +128,13 @@ impl Error {
     pub(crate) fn unsupported(
         path: &Path,
         field: impl Into<String>,
-        value: impl ToString,
+        value: impl Display,
         known: impl Into<String>,
     ) -> Self {
         Self::Unsupported {
             path: path.into(),
             field: field.into(),
-            value: clip(&value.to_string()),
+            value: clip(&value),
             known: known.into(),
         }
     }
@@ -144,10 +145,11 @@ impl Error {
 }
 
 /// Values come from the file and may be megabytes long; a message shows their beginning.
-fn clip(value: &str) -> String {
+fn clip(value: &impl Display) -> String {
     const SHOWN: usize = 120;
+    let value = value.to_string();
     match value.char_indices().nth(SHOWN) {
-        None => value.to_owned(),
+        None => value,
         Some((end, _)) => format!("{}…", &value[..end]),
     }
 }

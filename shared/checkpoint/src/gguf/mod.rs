@@ -7,6 +7,7 @@ mod config;
 mod header;
 mod reader;
 mod tokenizer;
+mod value;
 mod weights;
 
 pub(crate) use config::read as config;

@@ -172,11 +172,11 @@ impl Split {
     fn pre_tokenizer(&self) -> Value {
         match self.kind {
             SplitKind::Gpt2 => byte_level(true, true),
-            SplitKind::Digits => sequence([
+            SplitKind::Digits => sequence(&[
                 json!({"type": "Digits", "individual_digits": true}),
                 byte_level(true, true),
             ]),
-            SplitKind::Cl100k(digits) => sequence([
+            SplitKind::Cl100k(digits) => sequence(&[
                 json!({
                     "type": "Split",
                     "pattern": {"Regex": cl100k(digits)},
@@ -195,7 +195,7 @@ fn cl100k(digits: &str) -> String {
     )
 }
 
-fn sequence(parts: [Value; 2]) -> Value {
+fn sequence(parts: &[Value; 2]) -> Value {
     json!({"type": "Sequence", "pretokenizers": parts})
 }
 
