@@ -39,6 +39,9 @@ use self::run_folder::RunFolder;
 /// How often the foreground looks at its servers; a death is reported within this time.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 
+/// A request that any ring answers, for people to copy.
+const EXAMPLE: &str = r#"{"model": "tandem", "messages": [{"role": "user", "content": "Hello"}]}"#;
+
 /// Runs `tandem up`.
 ///
 /// # Errors
@@ -140,10 +143,8 @@ fn watch(servers: &mut Servers<'_>, interrupt: &Interrupt) -> Option<String> {
 fn print_ready(options: &UpOptions, fleet: &Fleet, folder: &Path) {
     let Fleet { url, .. } = fleet;
     println!("\nTandem is ready at {url}");
-    println!(
-        "  ask   curl {url}/v1/chat/completions -H 'content-type: application/json' \\\n        \
-         -d '{{\"model\": \"tandem\", \"messages\": [{{\"role\": \"user\", \"content\": \"Hello\"}}]}}'"
-    );
+    println!("  ask   curl {url}/v1/chat/completions -H 'content-type: application/json' \\");
+    println!("             -d '{EXAMPLE}'");
     println!("  logs  {}", folder.join("*.log").display());
     let stop = format!("{} --stop", options.called_as);
     match options.detach {

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::Context;
-use clap::{Args, ValueEnum};
+use clap::{Args, ValueEnum, value_parser};
 use serde::Serialize;
 
 /// Start a ring on this machine: gateway, prefill and decode servers.
@@ -26,11 +26,13 @@ pub struct UpOptions {
     pub transport: Transport,
 
     /// How many prefill servers.
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=16))]
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(value_parser = value_parser!(u16).range(1..=16))]
     pub prefill: u16,
 
     /// How many decode servers.
-    #[arg(long, value_name = "M", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=16))]
+    #[arg(long, value_name = "M", default_value_t = 1)]
+    #[arg(value_parser = value_parser!(u16).range(1..=16))]
     pub decode: u16,
 
     /// The whole ring in one process, pages handed over in memory.

@@ -33,16 +33,32 @@ fn product_lines(source: &Source, code: &str) -> usize {
     source.text.lines().count() - blanked
 }
 
-/// A line with an address in it may be as long as the address makes it.
+/// A line that an address or a string makes long may be long: breaking it would not make it
+/// easier to read.
 fn columns(source: &Source) -> Vec<Finding> {
-    let lines = source.text.lines().enumerate();
-    let long =
-        lines.filter(|(_, line)| line.chars().count() > COLUMNS_MAX && !line.contains("://"));
-    long.map(|(index, line)| {
+    let lines = source.text.lines().zip(source.masked.lines()).enumerate();
+    let long = lines.filter(|(_, (line, masked))| {
+        line.chars().count() > COLUMNS_MAX
+            && !line.contains("://")
+            && columns_without_strings(line, masked) > COLUMNS_MAX
+    });
+    long.map(|(index, (line, _))| {
         let what = format!("{} columns; at most {COLUMNS_MAX}", line.chars().count());
         Finding::line(&source.path, index + 1, what)
     })
     .collect()
+}
+
+/// Columns less those of literals; a comment counts, although it is masked too.
+fn columns_without_strings(line: &str, masked: &str) -> usize {
+    let all = line.chars().count();
+    let is_comment = line.trim_start().starts_with("//");
+    if is_comment {
+        return all;
+    }
+    let code_end = masked.trim_end().len();
+    let blanked = line.bytes().zip(masked.bytes()).take(code_end);
+    all - blanked.filter(|(byte, mask)| byte != mask && byte & 0xc0 != 0x80).count()
 }
 
 /// From the line of `fn` to that of the closing brace, both counted.
@@ -126,9 +142,11 @@ mod tests {
     }
 
     #[test]
-    fn a_long_line_is_found_unless_it_holds_an_address() {
+    fn a_long_line_is_found_unless_a_literal_makes_it_long() {
         assert_eq!(found("a.rs", &format!("// {}\n", "é".repeat(98))).len(), 1);
         assert!(found("a.rs", &format!("// {}\n", "é".repeat(97))).is_empty());
+        assert!(found("a.rs", &format!("a(\"{}\");\n", "é".repeat(98))).is_empty());
+        assert_eq!(found("a.rs", &format!("a(); // {}\n", "e".repeat(98))).len(), 1);
         assert!(found("a.rs", &format!("// https://x/{}\n", "e".repeat(98))).is_empty());
     }
 }
