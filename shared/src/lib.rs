@@ -5,6 +5,7 @@
 pub mod ids;
 pub mod kv;
 pub mod request;
+pub mod metrics;
 pub mod wire;
 pub mod pool;
 pub mod page_hash;
