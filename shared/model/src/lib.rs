@@ -1,4 +1,24 @@
 //! Models: weights, the forward pass over the op trait, sampling, and the engine made of them.
+//!
+//! In reading order: [`engine`] is what servers see; [`forward`] is the pass, written once over
+//! [`kernels::ops::Ops`]; [`family`] has one small file a model family, which says what a layer is
+//! made of; [`load`] reads and fuses weights; [`sample`] draws tokens; [`cpu`] joins them.
+//!
+//! **Invariant:** a token depends on its sequence, its sampling and its index alone, up to rounding:
+//! never on what else was in the batch or how a prompt was cut.
 #![forbid(unsafe_code)]
 
 pub mod engine;
+pub mod equal;
+pub mod forward;
+pub mod family;
+pub mod kv;
+pub mod load;
+pub mod sample;
+
+mod batch;
+pub mod cpu;
+pub mod reference;
+
+pub use cpu::{CpuEngine, EngineConfig};
+pub use load::LoadError;

@@ -1,0 +1,85 @@
+//! The two element types of weights and pages, and how kernels read them.
+
+use super::simd::{LANES, Simd};
+use half::bf16;
+
+/// Columns of a packed group: two vectors.
+pub const GROUP: usize = 2 * LANES;
+
+mod sealed {
+    /// Only types for which every bit pattern is a value and that hold no padding.
+    pub trait Plain {}
+    impl Plain for f32 {}
+    impl Plain for half::bf16 {}
+}
+
+/// f32 or bf16. Sealed: [`super::memory`] relies on every bit pattern being a value.
+pub trait Element: sealed::Plain + Copy + Default + Send + Sync + 'static {
+    /// Rounded to nearest even.
+    fn from_f32(x: f32) -> Self;
+    /// Exact.
+    fn to_f32(self) -> f32;
+    /// Eight consecutive elements.
+    fn load<S: Simd>(simd: S, from: &[Self; LANES]) -> S::V;
+    /// Eight consecutive elements, rounded.
+    fn store<S: Simd>(simd: S, v: S::V, to: &mut [Self; LANES]);
+    /// A packed group: columns `0..8`, columns `8..16`.
+    fn load_group<S: Simd>(simd: S, from: &[Self; GROUP]) -> (S::V, S::V);
+    /// Where column `column` of a group lies, so that [`Self::load_group`] is cheap.
+    fn slot(column: usize) -> usize;
+}
+
+impl Element for f32 {
+    #[inline(always)]
+    fn from_f32(x: f32) -> Self {
+        x
+    }
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        self
+    }
+    #[inline(always)]
+    fn load<S: Simd>(simd: S, from: &[Self; LANES]) -> S::V {
+        simd.load(from)
+    }
+    #[inline(always)]
+    fn store<S: Simd>(simd: S, v: S::V, to: &mut [Self; LANES]) {
+        simd.store(v, to);
+    }
+    #[inline(always)]
+    fn load_group<S: Simd>(simd: S, from: &[Self; GROUP]) -> (S::V, S::V) {
+        let (halves, _) = from.as_chunks::<LANES>();
+        (simd.load(&halves[0]), simd.load(&halves[1]))
+    }
+    #[inline(always)]
+    fn slot(column: usize) -> usize {
+        column
+    }
+}
+
+impl Element for bf16 {
+    #[inline(always)]
+    fn from_f32(x: f32) -> Self {
+        bf16::from_f32(x)
+    }
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        bf16::to_f32(self)
+    }
+    #[inline(always)]
+    fn load<S: Simd>(simd: S, from: &[Self; LANES]) -> S::V {
+        simd.load_bf16(from)
+    }
+    #[inline(always)]
+    fn store<S: Simd>(simd: S, v: S::V, to: &mut [Self; LANES]) {
+        simd.store_bf16(v, to);
+    }
+    #[inline(always)]
+    fn load_group<S: Simd>(simd: S, from: &[Self; GROUP]) -> (S::V, S::V) {
+        simd.split_bf16(from)
+    }
+    #[inline(always)]
+    fn slot(column: usize) -> usize {
+        2 * (column % LANES) + column / LANES
+    }
+}

@@ -1,0 +1,96 @@
+//! The inner product of everything: a block of up to six rows times one packed panel.
+//!
+//! `M` rows by 16 columns of sums stay in registers; one step over the inputs takes one group of
+//! weights and `M` broadcasts. With few rows the sums are split over `U` chains to hide the latency
+//! of the multiply-add.
+
+use super::element::{Element, GROUP};
+use super::simd::{LANES, Simd};
+
+/// Most rows of a block: 12 sums, 2 weights and 1 broadcast fit the 16 registers of AVX2.
+pub const BLOCK: usize = 6;
+
+/// Bytes that weights are fetched ahead of their use.
+const AHEAD: usize = 1536;
+
+/// Sums of a block: of each row, columns `0..8` and `8..16`.
+pub type Sums<V, const M: usize> = [[V; 2]; M];
+
+/// `sums[m] = Σ_k x[k][m] * panel[k]`, for as many `k` as both have.
+#[inline(always)]
+pub fn block<S: Simd, E: Element, const M: usize, const U: usize>(
+    simd: S,
+    x: &[[f32; M]],
+    panel: &[[E; GROUP]],
+) -> Sums<S::V, M> {
+    let mut chains = [[[simd.splat(0.0); 2]; M]; U];
+    let ((xs, x_rest), (groups, rest)) = (x.as_chunks::<U>(), panel.as_chunks::<U>());
+    for (x, group) in xs.iter().zip(groups) {
+        simd.prefetch(group, AHEAD);
+        for u in 0..U {
+            step(simd, &mut chains[u], &x[u], &group[u]);
+        }
+    }
+    for (x, group) in x_rest.iter().zip(rest) {
+        step(simd, &mut chains[0], x, group);
+    }
+    let mut sums = chains[0];
+    for chain in &chains[1..] {
+        for (sum, part) in sums.iter_mut().zip(chain) {
+            *sum = [simd.add(sum[0], part[0]), simd.add(sum[1], part[1])];
+        }
+    }
+    sums
+}
+
+#[inline(always)]
+fn step<S: Simd, E: Element, const M: usize>(
+    simd: S,
+    sums: &mut Sums<S::V, M>,
+    x: &[f32; M],
+    group: &[E; GROUP],
+) {
+    let (low, high) = E::load_group(simd, group);
+    for m in 0..M {
+        let x = simd.splat(x[m]);
+        sums[m] = [simd.fma(x, low, sums[m][0]), simd.fma(x, high, sums[m][1])];
+    }
+}
+
+/// Stores the first `out.len()` of a row's 16 sums.
+#[inline(always)]
+pub fn store<S: Simd>(simd: S, sums: [S::V; 2], out: &mut [f32]) {
+    if let Ok(out) = <&mut [f32; GROUP]>::try_from(&mut *out) {
+        let (halves, _) = out.as_chunks_mut::<LANES>();
+        simd.store(sums[0], &mut halves[0]);
+        simd.store(sums[1], &mut halves[1]);
+    } else {
+        let mut all = [0.0; GROUP];
+        store(simd, sums, &mut all);
+        out.copy_from_slice(&all[..out.len()]);
+    }
+}
+
+/// Rows of blocks: as few blocks as cover `rows`, filled evenly.
+pub fn block_rows(rows: usize) -> usize {
+    rows.div_ceil(rows.div_ceil(BLOCK).max(1))
+}
+
+/// Rows packed for [`block`]: for each block `[k][m]`, blocks one after another.
+pub fn pack_rows(x: &[f32], width: usize, block: usize, out: &mut Vec<f32>) {
+    out.clear();
+    for rows in x.chunks(block * width) {
+        let count = rows.len() / width;
+        if count == 1 {
+            out.extend_from_slice(rows);
+            continue;
+        }
+        let first = out.len();
+        out.resize(first + rows.len(), 0.0);
+        for (m, row) in rows.chunks_exact(width).enumerate() {
+            for (step, &x) in out[first..].chunks_exact_mut(count).zip(row) {
+                step[m] = x;
+            }
+        }
+    }
+}

@@ -1,0 +1,27 @@
+//! The CPU backend: f32 arithmetic over weights and pages in f32 or bf16.
+//!
+//! One file an op; what they share: [`simd`] (eight lanes, chosen at run time), [`pool`]
+//! (fork-join), [`memory`] (pages), `packed` and `gemm` (weights in panels and the inner product).
+//! Calls return when the work is done.
+
+pub mod memory;
+pub mod pool;
+pub mod simd;
+
+mod activation;
+mod attention;
+mod backend;
+mod batch;
+mod element;
+mod gemm;
+mod linear;
+mod norm;
+mod packed;
+mod rope;
+mod softmax;
+mod tile;
+
+pub use backend::{Cpu, CpuPages, KvElement, Matrix, Tensor};
+pub use batch::CpuBatch;
+pub use element::Element;
+pub use softmax::Softmax;

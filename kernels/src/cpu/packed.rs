@@ -1,0 +1,102 @@
+//! Weights as the kernels read them: panels of 16 outputs, `[panel][input][16]`.
+//!
+//! One step over the inputs of a panel reads one group of 16 weights and multiplies it into 16
+//! sums, so a product needs no sum across lanes, a panel streams from memory in order, and the same
+//! layout serves one row or a thousand. The last panel is padded with zeros.
+
+use super::element::{Element, GROUP};
+use super::pool::Pool;
+
+/// Elements that start on a cache line.
+struct Aligned<E> {
+    elements: Vec<E>,
+    skip: usize,
+}
+
+/// Bytes of a cache line.
+const LINE: usize = 64;
+
+impl<E: Element> Aligned<E> {
+    fn zeroed(len: usize) -> Self {
+        let elements = vec![E::default(); len + LINE / size_of::<E>()];
+        let skip = elements.as_ptr().align_offset(LINE);
+        Self { elements, skip }
+    }
+}
+
+/// A matrix in panels.
+pub struct Packed<E> {
+    /// Outputs.
+    pub rows: usize,
+    /// Inputs.
+    pub cols: usize,
+    data: Aligned<E>,
+}
+
+impl<E: Element> Packed<E> {
+    /// Packs `[rows][cols]`.
+    ///
+    /// # Panics
+    /// If `source` is not `rows * cols` long, or either is 0.
+    pub fn pack(pool: &Pool, rows: usize, cols: usize, source: &[E]) -> Self {
+        assert!(rows > 0 && cols > 0 && source.len() == rows * cols, "{rows}x{cols}");
+        let len = rows.div_ceil(GROUP) * GROUP * cols;
+        let mut data = Aligned::zeroed(len);
+        let panels = data.elements[data.skip..][..len].chunks_exact_mut(GROUP * cols);
+        let sources = source.chunks(GROUP * cols);
+        pool.for_each(panels.zip(sources), |(panel, source)| {
+            for (column, weights) in source.chunks_exact(cols).enumerate() {
+                let slot = E::slot(column);
+                for (group, &weight) in panel.as_chunks_mut::<GROUP>().0.iter_mut().zip(weights) {
+                    group[slot] = weight;
+                }
+            }
+        });
+        Self { rows, cols, data }
+    }
+
+    /// Panels `panels` (half-open), as one slice of groups.
+    pub fn groups(&self, panels: std::ops::Range<usize>) -> &[[E; GROUP]] {
+        let first = self.data.skip + panels.start * GROUP * self.cols;
+        self.data.elements[first..][..panels.len() * GROUP * self.cols].as_chunks::<GROUP>().0
+    }
+
+    /// One row of the matrix, widened.
+    ///
+    /// # Panics
+    /// If there is no such row or `out` has another length.
+    pub fn row(&self, row: usize, out: &mut [f32]) {
+        assert!(row < self.rows && out.len() == self.cols, "row {row} of {}", self.rows);
+        let (panel, slot) = (row / GROUP, E::slot(row % GROUP));
+        for (x, group) in out.iter_mut().zip(self.groups(panel..panel + 1)) {
+            *x = group[slot].to_f32();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use half::bf16;
+
+    fn check<E: Element>() {
+        let pool = Pool::new(2);
+        for (rows, cols) in [(1, 1), (16, 3), (17, 5), (50, 33)] {
+            let source: Vec<E> = (0..rows * cols).map(|i| E::from_f32(i as f32 % 251.0)).collect();
+            let packed = Packed::pack(&pool, rows, cols, &source);
+            for row in 0..rows {
+                let mut out = vec![f32::NAN; cols];
+                packed.row(row, &mut out);
+                let expect: Vec<f32> =
+                    source[row * cols..][..cols].iter().map(|x| x.to_f32()).collect();
+                assert_eq!(out, expect, "{rows}x{cols} row {row}");
+            }
+        }
+    }
+
+    #[test]
+    fn rows_come_back() {
+        check::<f32>();
+        check::<bf16>();
+    }
+}

@@ -1,0 +1,249 @@
+//! The op trait and its arguments.
+//!
+//! All tensors are row-major `[rows][width]`; a row is a token of the step. Matrices are
+//! `[out][in]` as checkpoints store them, so `linear` is `y = x·Wᵀ`.
+
+use half::bf16;
+
+/// A device that could not do its work.
+#[derive(Debug, thiserror::Error)]
+pub enum OpError {
+    /// An allocation failed.
+    #[error("memory: {bytes} bytes could not be allocated; lower the pool or take a smaller model")]
+    Memory {
+        /// What was asked for.
+        bytes: usize,
+    },
+    /// The device reported an error; the backend is unusable.
+    #[error("device: {0}")]
+    Device(String),
+}
+
+/// Elements of a weight matrix in host memory.
+#[derive(Clone, Debug)]
+pub enum Weights {
+    /// Single precision.
+    F32(Vec<f32>),
+    /// bfloat16.
+    Bf16(Vec<bf16>),
+}
+
+/// A weight matrix in host memory, `[rows][cols]`.
+#[derive(Clone, Debug)]
+pub struct HostMatrix {
+    /// Outputs.
+    pub rows: usize,
+    /// Inputs.
+    pub cols: usize,
+    /// `rows * cols` elements.
+    pub weights: Weights,
+}
+
+/// One sequence's share of a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Segment {
+    /// Index of its first new token in [`HostBatch::tokens`].
+    pub first: usize,
+    /// New tokens, at least one.
+    pub len: usize,
+    /// Tokens already in its pages; also the position of its first new token.
+    pub start: usize,
+    /// Index of its page table in [`HostBatch::pages`]; it covers `start + len` tokens.
+    pub table: usize,
+}
+
+/// A ragged batch: prompt chunks and decode rows mixed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HostBatch {
+    /// New tokens of all segments, in order.
+    pub tokens: Vec<u32>,
+    /// The segments; they tile `tokens`.
+    pub segments: Vec<Segment>,
+    /// Page tables, one after another.
+    pub pages: Vec<u32>,
+    /// Indices into `tokens` of those whose logits are wanted.
+    pub sampled: Vec<u32>,
+}
+
+/// Shape of the paged cache: page `[layer][K|V][kv_head][token][head_dim]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KvShape {
+    /// Transformer layers.
+    pub layers: usize,
+    /// Key/value heads.
+    pub kv_heads: usize,
+    /// Elements of a head.
+    pub head_dim: usize,
+    /// Tokens of a page.
+    pub page_tokens: usize,
+}
+
+impl KvShape {
+    /// Elements of one layer (keys and values) of a page.
+    pub const fn layer_len(&self) -> usize {
+        2 * self.kv_heads * self.page_tokens * self.head_dim
+    }
+    /// Offset within a layer of a page, in elements, of `[token][head_dim]` of one key head; the
+    /// value head of the same index lies `layer_len() / 2` further.
+    pub const fn head_at(&self, head: usize) -> usize {
+        head * self.page_tokens * self.head_dim
+    }
+}
+
+/// `out[t] = table[tokens[t]]`.
+pub struct Embed<'a, O: Ops> {
+    /// `[vocab][hidden]`.
+    pub table: &'a O::Matrix,
+    /// The step's tokens.
+    pub batch: &'a O::Batch,
+    /// `[tokens][hidden]`.
+    pub out: &'a mut O::Tensor,
+}
+
+/// `x += delta; out = x / rms(x) * gain`.
+pub struct RmsNorm<'a, O: Ops> {
+    /// Rows in use.
+    pub rows: usize,
+    /// The residual stream, updated.
+    pub x: &'a mut O::Tensor,
+    /// Added to `x` first.
+    pub delta: Option<&'a O::Tensor>,
+    /// `[width]`.
+    pub gain: &'a O::Vector,
+    /// Added to the mean square.
+    pub eps: f32,
+    /// The normed rows.
+    pub out: &'a mut O::Tensor,
+}
+
+/// `out = x·Wᵀ + bias`.
+pub struct Linear<'a, O: Ops> {
+    /// Rows in use.
+    pub rows: usize,
+    /// `[rows][in]`.
+    pub x: &'a O::Tensor,
+    /// `[out][in]`.
+    pub weight: &'a O::Matrix,
+    /// `[out]`.
+    pub bias: Option<&'a O::Vector>,
+    /// `[rows][out]`.
+    pub out: &'a mut O::Tensor,
+}
+
+/// Norms of single query and key heads (Qwen3), before the rotation.
+pub struct HeadNorm<'a, O: Ops> {
+    /// `[head_dim]`, for queries.
+    pub q: &'a O::Vector,
+    /// `[head_dim]`, for keys.
+    pub k: &'a O::Vector,
+    /// Added to the mean square.
+    pub eps: f32,
+}
+
+/// Head norm (if any), rotation, and the write of keys and values to the pages.
+///
+/// The rotation pairs element `i` with `i + head_dim / 2` (the "half" form). Queries stay in `qkv`;
+/// its keys and values need not survive.
+pub struct RopeWrite<'a, O: Ops> {
+    /// `[tokens][(heads + 2 * kv_heads) * head_dim]`: queries, keys, values.
+    pub qkv: &'a mut O::Tensor,
+    /// Query heads.
+    pub heads: usize,
+    /// Head norms.
+    pub norm: Option<HeadNorm<'a, O>>,
+    /// `[position][head_dim]`: cosines of the `head_dim / 2` angles, then sines.
+    pub rope: &'a O::Vector,
+    /// Segments and page tables.
+    pub batch: &'a O::Batch,
+    /// Layer whose part of the pages is written.
+    pub layer: usize,
+    /// The cache.
+    pub pages: &'a O::Pages,
+}
+
+/// Causal attention of the new tokens over everything of their sequence that is in the pages.
+pub struct Attention<'a, O: Ops> {
+    /// As [`RopeWrite`] left it; only the queries are read.
+    pub qkv: &'a O::Tensor,
+    /// Query heads; head `h` reads key head `h / (heads / kv_heads)`.
+    pub heads: usize,
+    /// Multiplies the scores.
+    pub scale: f32,
+    /// Segments and page tables.
+    pub batch: &'a O::Batch,
+    /// Layer of the pages.
+    pub layer: usize,
+    /// The cache.
+    pub pages: &'a O::Pages,
+    /// `[tokens][heads * head_dim]`.
+    pub out: &'a mut O::Tensor,
+}
+
+/// `out = silu(gate) * up`.
+pub struct SiluMul<'a, O: Ops> {
+    /// Rows in use.
+    pub rows: usize,
+    /// `[rows][2 * width]`: gate, then up.
+    pub gate_up: &'a O::Tensor,
+    /// `[rows][width]`.
+    pub out: &'a mut O::Tensor,
+}
+
+/// `out[i] = x[sampled[i]]`.
+pub struct Gather<'a, O: Ops> {
+    /// `[tokens][width]`.
+    pub x: &'a O::Tensor,
+    /// Names the sampled tokens.
+    pub batch: &'a O::Batch,
+    /// `[sampled][width]`.
+    pub out: &'a mut O::Tensor,
+}
+
+/// A backend. One thread owns it; calls may return before the work is done, and are done in order.
+///
+/// # Errors
+/// Every method: [`OpError`] if memory is short (allocating ones) or the device failed.
+#[expect(clippy::missing_errors_doc, reason = "said once, on the trait")]
+pub trait Ops: Sized {
+    /// A weight matrix, in whatever order the backend likes.
+    type Matrix;
+    /// A vector of f32: gains, biases, tables.
+    type Vector;
+    /// Activations.
+    type Tensor;
+    /// A step's batch.
+    type Batch;
+    /// The paged cache; shared, since transports read and write it beside the ops.
+    type Pages;
+
+    /// Uploads a matrix.
+    fn matrix(&self, host: HostMatrix) -> Result<Self::Matrix, OpError>;
+    /// Uploads a vector.
+    fn vector(&self, host: Vec<f32>) -> Result<Self::Vector, OpError>;
+    /// Allocates activations; their contents are undefined.
+    fn tensor(&self, rows: usize, width: usize) -> Result<Self::Tensor, OpError>;
+    /// Uploads a batch.
+    fn batch(&self, host: HostBatch) -> Result<Self::Batch, OpError>;
+    /// Waits for all work before it, then copies the first `rows` rows to `into`.
+    fn download(
+        &self,
+        tensor: &Self::Tensor,
+        rows: usize,
+        into: &mut Vec<f32>,
+    ) -> Result<(), OpError>;
+
+    /// See [`Embed`].
+    fn embed(&self, args: Embed<'_, Self>) -> Result<(), OpError>;
+    /// See [`RmsNorm`].
+    fn rms_norm(&self, args: RmsNorm<'_, Self>) -> Result<(), OpError>;
+    /// See [`Linear`].
+    fn linear(&self, args: Linear<'_, Self>) -> Result<(), OpError>;
+    /// See [`RopeWrite`].
+    fn rope_write(&self, args: RopeWrite<'_, Self>) -> Result<(), OpError>;
+    /// See [`Attention`].
+    fn attention(&self, args: Attention<'_, Self>) -> Result<(), OpError>;
+    /// See [`SiluMul`].
+    fn silu_mul(&self, args: SiluMul<'_, Self>) -> Result<(), OpError>;
+    /// See [`Gather`].
+    fn gather(&self, args: Gather<'_, Self>) -> Result<(), OpError>;
+}

@@ -1,0 +1,180 @@
+//! [`CpuEngine`]: the engine on the CPU backend. A launch returns when the step is computed.
+
+use crate::batch::Limits;
+use crate::engine::{Batch, Engine, EngineError, Sample};
+use crate::forward::{Model, Scratch};
+use crate::kv::KvMemory;
+use crate::load::{LoadError, LoadPlan, Progress, load};
+use crate::sample::{Drawn, draw};
+use checkpoint::{Checkpoint, ModelConfig};
+use kernels::cpu::memory::HostMemory;
+use kernels::cpu::{Cpu, CpuPages, Softmax};
+use kernels::ops::{OpError, Ops};
+use shared::kv::{KvDtype, KvGeometry, PageStore};
+use shared::request::Token;
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+/// How an engine is set up.
+pub struct EngineConfig {
+    /// Element of keys and values; f32 also keeps the weights of an f32 checkpoint exact.
+    pub dtype: KvDtype,
+    /// Pages of the pool.
+    pub pages: u32,
+    /// Tokens of a page.
+    pub page_tokens: u32,
+    /// Threads that compute, the engine's own included; absent: as many as the machine runs.
+    pub threads: Option<usize>,
+    /// Memory for the pool that a transport allocated; absent: fresh memory.
+    pub memory: Option<HostMemory>,
+}
+
+/// Shape of the pages that [`CpuEngine::load`] will use, for who allocates their memory first.
+///
+/// # Errors
+/// [`LoadError::Unsupported`] naming what does not fit.
+pub fn geometry(
+    config: &ModelConfig,
+    page_tokens: u32,
+    dtype: KvDtype,
+) -> Result<KvGeometry, LoadError> {
+    let unsupported = |field, value: &dyn ToString, want: &str| LoadError::Unsupported {
+        field,
+        value: value.to_string(),
+        want: want.to_owned(),
+    };
+    if !config.head_dim.is_multiple_of(16) {
+        return Err(unsupported("head_dim", &config.head_dim, "a multiple of 16"));
+    }
+    let (layers, kv_heads) = (config.layers as u32, config.kv_heads as u32);
+    let head_dim = config.head_dim as u32;
+    let geometry = KvGeometry { layers, kv_heads, head_dim, page_tokens, dtype };
+    match geometry.invalid() {
+        None => Ok(geometry),
+        Some(why) => Err(unsupported("page_tokens", &page_tokens, why)),
+    }
+}
+
+/// A model, its pages and its threads.
+pub struct CpuEngine {
+    cpu: Cpu,
+    softmax: Softmax,
+    model: Model<Cpu>,
+    fingerprint: [u8; 32],
+    context_length: u32,
+    limits: Limits,
+    kv: Arc<KvMemory>,
+    pages: CpuPages,
+    scratch: Scratch<Cpu>,
+    logits: Vec<f32>,
+    /// Results of launched steps, oldest first.
+    results: VecDeque<Vec<Option<Drawn>>>,
+}
+
+impl CpuEngine {
+    /// Loads a checkpoint; `progress` hears bytes read so far and in all.
+    ///
+    /// # Errors
+    /// [`LoadError`]: files, memory, or a size that the engine cannot take, by name.
+    pub fn load(
+        checkpoint: &Checkpoint,
+        config: EngineConfig,
+        progress: Progress<'_>,
+    ) -> Result<Self, LoadError> {
+        let EngineConfig { dtype, pages, page_tokens, threads, memory } = config;
+        let model_config = checkpoint.config();
+        let geometry = geometry(model_config, page_tokens, dtype)?;
+        let kv = Arc::new(KvMemory::new(geometry, pages, memory)?);
+        let threads = threads
+            .or_else(|| std::thread::available_parallelism().ok().map(usize::from))
+            .unwrap_or(1);
+        let cpu = Cpu::new(threads);
+        let room = pages as usize * page_tokens as usize;
+        let positions = model_config.max_positions.min(room);
+        let plan = LoadPlan { ops: &cpu, dtype, positions, threads };
+        let loaded = load(checkpoint, plan, progress)?;
+        let vocab = model_config.vocab as u32;
+        let scratch = Scratch::new(&cpu, &loaded.model.sizes, 1, 1)?;
+        Ok(Self {
+            cpu,
+            softmax: Softmax::detect(),
+            model: loaded.model,
+            fingerprint: loaded.fingerprint,
+            context_length: model_config.max_positions as u32,
+            limits: Limits { vocab, pages, page_tokens, positions },
+            pages: kv.for_kernels(),
+            kv,
+            scratch,
+            logits: Vec::new(),
+            results: VecDeque::new(),
+        })
+    }
+
+    /// As [`Engine::collect`], with how close each draw was to another outcome.
+    ///
+    /// # Errors
+    /// If nothing was launched.
+    pub fn collect_drawn(&mut self) -> Result<Vec<Option<Drawn>>, EngineError> {
+        self.results.pop_front().ok_or_else(|| EngineError("collect without a launch".to_owned()))
+    }
+
+    /// The pages, with their region.
+    pub fn kv(&self) -> &Arc<KvMemory> {
+        &self.kv
+    }
+
+    /// The backend, for measurements on its threads.
+    pub fn backend(&self) -> &Cpu {
+        &self.cpu
+    }
+
+    /// Logits of the sampled rows of the last launched step, `[sampled][vocab]`.
+    pub fn logits(&self) -> &[f32] {
+        &self.logits
+    }
+
+    fn compute(&mut self, batch: &Batch) -> Result<Vec<Option<Drawn>>, EngineError> {
+        let (flat, step) = self.limits.flatten(batch)?;
+        let device = |error: OpError| EngineError(error.to_string());
+        let mut drawn = vec![None; batch.rows.len()];
+        if step.tokens == 0 {
+            return Ok(drawn);
+        }
+        let flat = self.cpu.batch(flat).map_err(device)?;
+        let at = (&flat, step);
+        self.model.forward(&self.cpu, at, &self.pages, &mut self.scratch).map_err(device)?;
+        self.cpu.download(&self.scratch.logits, step.sampled, &mut self.logits).map_err(device)?;
+        let logits = self.logits.chunks_exact(self.limits.vocab as usize);
+        let sampled = batch.rows.iter().zip(&mut drawn);
+        let wanted = sampled.filter_map(|(row, drawn)| Some((row.sample?, drawn)));
+        let draw_one = |((sample, drawn), logits): ((Sample, &mut Option<Drawn>), &[f32])| {
+            *drawn = Some(draw(self.softmax, logits, &sample));
+        };
+        self.cpu.pool().for_each(wanted.zip(logits), draw_one);
+        Ok(drawn)
+    }
+}
+
+impl Engine for CpuEngine {
+    fn vocab(&self) -> u32 {
+        self.limits.vocab
+    }
+    fn context_length(&self) -> u32 {
+        self.context_length
+    }
+    fn fingerprint(&self) -> [u8; 32] {
+        self.fingerprint
+    }
+    fn pages(&self) -> Arc<dyn PageStore> {
+        Arc::<KvMemory>::clone(&self.kv)
+    }
+    fn launch(&mut self, batch: &Batch) -> Result<(), EngineError> {
+        let results = self.compute(batch)?;
+        self.results.push_back(results);
+        Ok(())
+    }
+    fn collect(&mut self) -> Result<Vec<Option<Token>>, EngineError> {
+        let drawn = self.collect_drawn()?;
+        Ok(drawn.into_iter().map(|drawn| drawn.map(|d| d.token)).collect())
+    }
+}

@@ -1,0 +1,235 @@
+//! The forward pass of every family, written once over the op trait.
+//!
+//! Prefill and decode differ in the batch alone. The residual stream `x` is updated inside the
+//! norms: each adds the previous half-layer's output before it norms.
+
+use kernels::ops::{
+    Attention as Attend, Embed, Gather, HeadNorm, Linear, OpError, Ops, RmsNorm, RopeWrite, SiluMul,
+};
+
+/// Gains of the norms of single heads.
+pub struct HeadGains<O: Ops> {
+    /// Of queries, `[head_dim]`.
+    pub q: O::Vector,
+    /// Of keys, `[head_dim]`.
+    pub k: O::Vector,
+}
+
+/// Attention's weights.
+pub struct Attention<O: Ops> {
+    /// Queries, keys and values: `[(heads + 2 * kv_heads) * head_dim][hidden]`.
+    pub qkv: O::Matrix,
+    /// Their biases.
+    pub qkv_bias: Option<O::Vector>,
+    /// Norms of query and key heads.
+    pub head_norm: Option<HeadGains<O>>,
+    /// `[hidden][heads * head_dim]`.
+    pub out: O::Matrix,
+}
+
+/// The gated MLP's weights.
+pub struct Mlp<O: Ops> {
+    /// Gate, then up: `[2 * intermediate][hidden]`.
+    pub gate_up: O::Matrix,
+    /// `[hidden][intermediate]`.
+    pub down: O::Matrix,
+}
+
+/// One decoder layer.
+pub struct Layer<O: Ops> {
+    /// Gain of the norm before attention.
+    pub attention_norm: O::Vector,
+    /// Attention.
+    pub attention: Attention<O>,
+    /// Gain of the norm before the MLP.
+    pub mlp_norm: O::Vector,
+    /// The MLP.
+    pub mlp: Mlp<O>,
+}
+
+/// Sizes that the pass needs.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Sizes {
+    /// Width of the residual stream.
+    pub hidden: usize,
+    /// Width of the MLP.
+    pub intermediate: usize,
+    /// Query heads.
+    pub heads: usize,
+    /// Key/value heads.
+    pub kv_heads: usize,
+    /// Elements of a head.
+    pub head_dim: usize,
+    /// Rows of the embedding.
+    pub vocab: usize,
+    /// Added to mean squares.
+    pub eps: f32,
+}
+
+/// A model on a device.
+pub struct Model<O: Ops> {
+    /// Sizes.
+    pub sizes: Sizes,
+    /// `[vocab][hidden]`.
+    pub embedding: O::Matrix,
+    /// In order.
+    pub layers: Vec<Layer<O>>,
+    /// Gain of the last norm.
+    pub norm: O::Vector,
+    /// `[vocab][hidden]`; absent when it is the embedding.
+    pub head: Option<O::Matrix>,
+    /// Cosines and sines, `[position][head_dim]`.
+    pub rope: O::Vector,
+}
+
+/// Activations of a step, kept from step to step and grown when a step is larger.
+pub struct Scratch<O: Ops> {
+    tokens: usize,
+    sampled: usize,
+    x: O::Tensor,
+    normed: O::Tensor,
+    qkv: O::Tensor,
+    attended: O::Tensor,
+    gate_up: O::Tensor,
+    gated: O::Tensor,
+    delta: O::Tensor,
+    last_x: O::Tensor,
+    last_delta: O::Tensor,
+    last_normed: O::Tensor,
+    /// `[sampled][vocab]`.
+    pub logits: O::Tensor,
+}
+
+impl<O: Ops> Scratch<O> {
+    /// Room for `tokens` tokens of which `sampled` want logits.
+    ///
+    /// # Errors
+    /// [`OpError::Memory`].
+    pub fn new(ops: &O, s: &Sizes, tokens: usize, sampled: usize) -> Result<Self, OpError> {
+        let q = s.heads * s.head_dim;
+        let token = |width| ops.tensor(tokens, width);
+        let last = |width| ops.tensor(sampled, width);
+        Ok(Self {
+            tokens,
+            sampled,
+            x: token(s.hidden)?,
+            normed: token(s.hidden)?,
+            qkv: token(q + 2 * s.kv_heads * s.head_dim)?,
+            attended: token(q)?,
+            gate_up: token(2 * s.intermediate)?,
+            gated: token(s.intermediate)?,
+            delta: token(s.hidden)?,
+            last_x: last(s.hidden)?,
+            last_delta: last(s.hidden)?,
+            last_normed: last(s.hidden)?,
+            logits: last(s.vocab)?,
+        })
+    }
+
+    /// Makes room for a larger step.
+    ///
+    /// # Errors
+    /// [`OpError::Memory`].
+    pub fn fit(&mut self, ops: &O, s: &Sizes, step: Step) -> Result<(), OpError> {
+        if step.tokens > self.tokens || step.sampled > self.sampled {
+            *self =
+                Self::new(ops, s, step.tokens.max(self.tokens), step.sampled.max(self.sampled))?;
+        }
+        Ok(())
+    }
+}
+
+/// How large a step is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Step {
+    /// New tokens.
+    pub tokens: usize,
+    /// Tokens whose logits are wanted.
+    pub sampled: usize,
+}
+
+impl<O: Ops> Model<O> {
+    /// Computes a step: keys and values of the new tokens go to `pages`, logits of the sampled ones
+    /// to `scratch.logits`.
+    ///
+    /// # Errors
+    /// [`OpError`] from the device.
+    pub fn forward(
+        &self,
+        ops: &O,
+        (batch, step): (&O::Batch, Step),
+        pages: &O::Pages,
+        scratch: &mut Scratch<O>,
+    ) -> Result<(), OpError> {
+        scratch.fit(ops, &self.sizes, step)?;
+        let s = scratch;
+        ops.embed(Embed { table: &self.embedding, batch, out: &mut s.x })?;
+        for (index, layer) in self.layers.iter().enumerate() {
+            let rows = step.tokens;
+            let delta = (index > 0).then_some(&s.delta);
+            let (eps, x) = (self.sizes.eps, &mut s.x);
+            let gain = &layer.attention_norm;
+            ops.rms_norm(RmsNorm { rows, x, delta, gain, eps, out: &mut s.normed })?;
+            self.attend(ops, (index, &layer.attention), (batch, rows, pages), s)?;
+            let (x, delta, gain) = (&mut s.x, Some(&s.delta), &layer.mlp_norm);
+            ops.rms_norm(RmsNorm { rows, x, delta, gain, eps, out: &mut s.normed })?;
+            self.mlp(ops, &layer.mlp, rows, s)?;
+        }
+        self.logits(ops, batch, step.sampled, s)
+    }
+
+    /// `normed` → `delta`, through the pages.
+    fn attend(
+        &self,
+        ops: &O,
+        (layer, weights): (usize, &Attention<O>),
+        (batch, rows, pages): (&O::Batch, usize, &O::Pages),
+        s: &mut Scratch<O>,
+    ) -> Result<(), OpError> {
+        let Sizes { heads, head_dim, eps, .. } = self.sizes;
+        let (weight, bias) = (&weights.qkv, weights.qkv_bias.as_ref());
+        ops.linear(Linear { rows, x: &s.normed, weight, bias, out: &mut s.qkv })?;
+        let norm = weights.head_norm.as_ref().map(|g| HeadNorm { q: &g.q, k: &g.k, eps });
+        let (qkv, rope) = (&mut s.qkv, &self.rope);
+        ops.rope_write(RopeWrite { qkv, heads, norm, rope, batch, layer, pages })?;
+        let (qkv, scale, out) = (&s.qkv, 1.0 / (head_dim as f32).sqrt(), &mut s.attended);
+        ops.attention(Attend { qkv, heads, scale, batch, layer, pages, out })?;
+        let (x, weight, out) = (&s.attended, &weights.out, &mut s.delta);
+        ops.linear(Linear { rows, x, weight, bias: None, out })
+    }
+
+    /// `normed` → `delta`.
+    fn mlp(
+        &self,
+        ops: &O,
+        weights: &Mlp<O>,
+        rows: usize,
+        s: &mut Scratch<O>,
+    ) -> Result<(), OpError> {
+        let (x, weight) = (&s.normed, &weights.gate_up);
+        ops.linear(Linear { rows, x, weight, bias: None, out: &mut s.gate_up })?;
+        ops.silu_mul(SiluMul { rows, gate_up: &s.gate_up, out: &mut s.gated })?;
+        let (x, weight) = (&s.gated, &weights.down);
+        ops.linear(Linear { rows, x, weight, bias: None, out: &mut s.delta })
+    }
+
+    /// Logits of the sampled tokens alone.
+    fn logits(
+        &self,
+        ops: &O,
+        batch: &O::Batch,
+        rows: usize,
+        s: &mut Scratch<O>,
+    ) -> Result<(), OpError> {
+        if rows == 0 {
+            return Ok(());
+        }
+        ops.gather(Gather { x: &s.x, batch, out: &mut s.last_x })?;
+        ops.gather(Gather { x: &s.delta, batch, out: &mut s.last_delta })?;
+        let (delta, gain, eps) = (Some(&s.last_delta), &self.norm, self.sizes.eps);
+        let (x, out) = (&mut s.last_x, &mut s.last_normed);
+        ops.rms_norm(RmsNorm { rows, x, delta, gain, eps, out })?;
+        let weight = self.head.as_ref().unwrap_or(&self.embedding);
+        ops.linear(Linear { rows, x: &s.last_normed, weight, bias: None, out: &mut s.logits })
+    }
+}

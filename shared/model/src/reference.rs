@@ -1,0 +1,73 @@
+//! The plain single-process loop: one sequence, its own pages, nothing shared.
+//!
+//! What the ring's tokens are held against, and the bare engine of the benchmarks.
+
+use crate::cpu::CpuEngine;
+use crate::engine::{Batch, Engine, EngineError, Row, Sample};
+use crate::sample::Drawn;
+use shared::ids::{PageId, TokenId};
+use shared::request::Sampling;
+
+/// What to generate.
+#[derive(Clone, Debug)]
+pub struct Ask<'a> {
+    /// The prompt, at least one token.
+    pub prompt: &'a [TokenId],
+    /// Tokens to make, at most.
+    pub max_tokens: u32,
+    /// How they are drawn.
+    pub sampling: Sampling,
+    /// Any of these ends the sequence, itself included in the result.
+    pub stop_ids: &'a [TokenId],
+    /// Alternatives to report.
+    pub logprobs: Option<u8>,
+    /// Prompt tokens of a step; 0 takes all at once.
+    pub chunk: usize,
+}
+
+impl<'a> Ask<'a> {
+    /// Greedy, in one chunk, without stops.
+    pub fn greedy(prompt: &'a [TokenId], max_tokens: u32) -> Self {
+        let sampling = Sampling::GREEDY;
+        Self { prompt, max_tokens, sampling, stop_ids: &[], logprobs: None, chunk: 0 }
+    }
+}
+
+/// Runs one sequence to its end on pages `0..`, which must be free.
+///
+/// # Errors
+/// [`EngineError`] if the sequence does not fit the pool or the engine fails.
+pub fn generate(engine: &mut CpuEngine, ask: &Ask<'_>) -> Result<Vec<Drawn>, EngineError> {
+    let page_tokens = engine.pages().geometry().page_tokens;
+    let table = |tokens: u32| (0..tokens.div_ceil(page_tokens)).map(PageId::new).collect();
+    let mut step = |tokens: &[TokenId], start: u32, sample: Option<Sample>| {
+        let pages = table(start + tokens.len() as u32);
+        let row = Row { tokens: tokens.to_vec(), start, pages, sample };
+        engine.launch(&Batch { rows: vec![row] })?;
+        let mut drawn = engine.collect_drawn()?;
+        Ok::<_, EngineError>(drawn.pop().flatten())
+    };
+    let sample = |output_index| {
+        Some(Sample { sampling: ask.sampling, output_index, logprobs: ask.logprobs })
+    };
+    let mut made: Vec<Drawn> = Vec::new();
+    let mut start = 0;
+    let mut pending = ask.prompt.to_vec();
+    while (made.len() as u32) < ask.max_tokens {
+        let chunk = if ask.chunk == 0 { pending.len() } else { ask.chunk.min(pending.len()) };
+        let rest = pending.split_off(chunk);
+        let wanted = if rest.is_empty() { sample(made.len() as u32) } else { None };
+        let drawn = step(&pending, start, wanted)?;
+        start += pending.len() as u32;
+        pending = rest;
+        if let Some(drawn) = drawn {
+            pending = vec![drawn.token.id];
+            let stops = ask.stop_ids.contains(&drawn.token.id);
+            made.push(drawn);
+            if stops {
+                break;
+            }
+        }
+    }
+    Ok(made)
+}

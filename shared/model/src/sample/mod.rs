@@ -1,0 +1,178 @@
+//! Draws a token from a row of logits.
+//!
+//! 1. Greedy (`temperature == 0`) takes the best; the lowest id among equals.
+//! 2. Otherwise logits are divided by the temperature; `min_p`, then `top_k`, then `top_p` remove
+//!    tokens (vLLM's order; `top_p` sees what the others left, renormalised).
+//! 3. One uniform number, a function of (seed, output index) alone, picks from the survivors'
+//!    cumulative distribution in the order of their ids, so that near-equal probabilities that
+//!    swap places move nothing.
+//!
+//! Log-probabilities are those of the unscaled, unfiltered logits. NaN counts as minus infinity.
+
+mod philox;
+
+use crate::engine::Sample;
+use kernels::cpu::Softmax;
+use shared::ids::TokenId;
+use shared::request::{Sampling, Token};
+
+/// A drawn token and how nearly it was another.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Drawn {
+    /// The token.
+    pub token: Token,
+    /// Greedy: the gap of the two best logits. Sampled: the distance of the uniform number to the
+    /// token's interval borders, or of a filter to the nearest token it would treat otherwise,
+    /// whichever is less.
+    pub margin: f32,
+}
+
+/// Draws from `logits`.
+///
+/// # Panics
+/// If there are none.
+pub fn draw(softmax: Softmax, logits: &[f32], sample: &Sample) -> Drawn {
+    assert!(!logits.is_empty(), "a vocabulary has at least one token");
+    let mut terms = vec![0.0; logits.len()];
+    let max = softmax.max(logits);
+    let total = softmax.exp_sum(logits, (max, 1.0), &mut terms);
+    if !total.is_finite() {
+        let finite = |&x: &f32| if x.is_nan() { f32::MIN } else { x.clamp(f32::MIN, f32::MAX) };
+        let cleaned: Vec<f32> = logits.iter().map(finite).collect();
+        return draw(softmax, &cleaned, sample);
+    }
+    let log_total = total.ln();
+    let logprob = |logit: f32| (f64::from(logit) - f64::from(max) - log_total) as f32;
+    let (index, margin) = if sample.sampling.temperature == 0.0 {
+        greedy(softmax, logits, max)
+    } else {
+        let scale = 1.0 / sample.sampling.temperature;
+        softmax.exp_sum(logits, (max, scale), &mut terms);
+        let uniform = philox::uniform(sample.sampling.seed, sample.output_index);
+        Filtered::new(&terms, &sample.sampling).pick(uniform)
+    };
+    let best = best(logits, usize::from(sample.logprobs.unwrap_or(0)));
+    let top = best.into_iter().map(|id| (TokenId::new(id), logprob(logits[id as usize]))).collect();
+    let token = Token { id: TokenId::new(index as u32), logprob: logprob(logits[index]), top };
+    Drawn { token, margin }
+}
+
+fn greedy(softmax: Softmax, logits: &[f32], max: f32) -> (usize, f32) {
+    let best = logits.iter().position(|&x| x == max).unwrap_or(0);
+    let second = softmax.max(&logits[..best]).max(softmax.max(&logits[best + 1..]));
+    (best, max - second)
+}
+
+/// The `count` best tokens, best first, lower ids first among equals.
+fn best(logits: &[f32], count: usize) -> Vec<u32> {
+    let mut best: Vec<(f32, u32)> = Vec::with_capacity(count + 1);
+    if count == 0 {
+        return Vec::new();
+    }
+    for (id, &logit) in (0..).zip(logits) {
+        if best.len() == count && best.last().is_some_and(|&(worst, _)| logit <= worst) {
+            continue;
+        }
+        let at = best.partition_point(|&(other, _)| other >= logit);
+        best.insert(at, (logit, id));
+        best.truncate(count);
+    }
+    best.into_iter().map(|(_, id)| id).collect()
+}
+
+/// Tokens that the filters left, by id, with unnormalised probabilities (the best has 1).
+struct Filtered {
+    survivors: Vec<(u32, f32)>,
+    total: f64,
+    /// Smallest distance of a filter's border to a token, as a probability.
+    margin: f64,
+}
+
+impl Filtered {
+    fn new(terms: &[f32], sampling: &Sampling) -> Self {
+        let mut left = Self { survivors: Vec::new(), total: 0.0, margin: f64::INFINITY };
+        left.survivors = (0..).zip(terms.iter().copied()).collect();
+        left.min_p(sampling.min_p);
+        left.top_k(sampling.top_k as usize);
+        left.sum();
+        left.top_p(f64::from(sampling.top_p));
+        left
+    }
+
+    fn sum(&mut self) {
+        self.total = self.survivors.iter().map(|&(_, term)| f64::from(term)).sum();
+    }
+
+    /// Drops tokens less probable than `min_p` times the best.
+    fn min_p(&mut self, min_p: f32) {
+        if min_p == 0.0 {
+            return;
+        }
+        let nearest = self.survivors.iter().map(|&(_, term)| (term - min_p).abs());
+        self.margin = self.margin.min(f64::from(nearest.fold(f32::INFINITY, f32::min)));
+        // The best has term 1 up to rounding of the exponential, and min_p may be 1.
+        let border = min_p.min(1.0 - f32::EPSILON);
+        self.survivors.retain(|&(_, term)| term >= border);
+    }
+
+    /// Keeps the `k` best.
+    fn top_k(&mut self, k: usize) {
+        if k == 0 || k >= self.survivors.len() {
+            return;
+        }
+        let (_, worst, out) = self.survivors.select_nth_unstable_by(k - 1, by_probability);
+        let next = out.iter().map(|&(_, term)| term).fold(0.0, f32::max);
+        self.margin = self.margin.min(f64::from(worst.1 - next));
+        self.survivors.truncate(k);
+        self.survivors.sort_unstable_by_key(|&(id, _)| id);
+    }
+
+    /// Keeps the smallest set of best tokens whose probability reaches `top_p`.
+    fn top_p(&mut self, top_p: f64) {
+        if top_p >= 1.0 {
+            return;
+        }
+        // Tokens below this cannot be in the set: together they have less than what it leaves out.
+        let negligible = (1.0 - top_p) * self.total / self.survivors.len() as f64;
+        self.survivors.retain(|&(_, term)| f64::from(term) >= negligible);
+        self.survivors.sort_unstable_by(by_probability);
+        let goal = top_p * self.total;
+        let (mut sum, mut kept) = (0.0, 0);
+        for &(_, term) in &self.survivors {
+            let before = sum;
+            sum += f64::from(term);
+            kept += 1;
+            if sum >= goal {
+                let nearest = (sum - goal).min(goal - before) / self.total;
+                self.margin = self.margin.min(nearest);
+                break;
+            }
+        }
+        self.survivors.truncate(kept);
+        self.survivors.sort_unstable_by_key(|&(id, _)| id);
+        self.sum();
+    }
+
+    /// The token at `uniform` (in `[0, 1)`) of the cumulative distribution.
+    fn pick(&self, uniform: f64) -> (usize, f32) {
+        let goal = uniform * self.total;
+        let (mut sum, mut picked) = (0.0, (0, 0.0));
+        for &(id, term) in &self.survivors {
+            let before = sum;
+            sum += f64::from(term);
+            picked = (id as usize, (goal - before).min(sum - goal).max(0.0));
+            if sum > goal {
+                break;
+            }
+        }
+        (picked.0, (picked.1 / self.total).min(self.margin) as f32)
+    }
+}
+
+/// More probable first, lower id first among equals.
+fn by_probability(a: &(u32, f32), b: &(u32, f32)) -> std::cmp::Ordering {
+    b.1.total_cmp(&a.1).then(a.0.cmp(&b.0))
+}
+
+#[cfg(test)]
+mod tests;
