@@ -21,12 +21,16 @@
 //! - Memory that a peer may write is never a `&[T]` here; it is only copied.
 //! - Every queue, buffer and table has a bound. Links never block longer than they are told to.
 
-// mod lines in reading order
 mod error;
+mod fault;
 pub mod land;
+pub mod loopback;
+pub mod ucx;
+mod offer;
 pub mod plan;
 mod proof;
 mod push;
+mod queue;
 mod types;
 
 pub use error::TransferError;

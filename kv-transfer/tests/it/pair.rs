@@ -1,0 +1,121 @@
+//! Two joined pools over a transport, in one process.
+
+use kernels::cpu::memory::{HostMemory, PageMemory, PageShape};
+use kv_transfer::loopback::{Faults, Hub, LoopbackSource, LoopbackTarget};
+use kv_transfer::ucx::{Ucx, UcxSource, UcxTarget, private_memory};
+use kv_transfer::{Kind, Link, SessionId, Source, Target};
+use shared::ids::PageId;
+use shared::kv::{KvDtype, KvGeometry, PageStore};
+use std::ops::Range;
+use std::sync::Arc;
+
+/// Pages of 4 layers, 48 KiB: smaller than a piece, so that runs of them are cut in odd places.
+pub const GEOMETRY: KvGeometry =
+    KvGeometry { layers: 4, kv_heads: 2, head_dim: 64, page_tokens: 24, dtype: KvDtype::Bf16 };
+pub const SOURCE_PAGES: u32 = 70;
+pub const TARGET_PAGES: u32 = 90;
+
+/// A pool, as the servers have it.
+pub struct Pool {
+    geometry: KvGeometry,
+    memory: PageMemory,
+}
+
+impl Pool {
+    pub fn new(memory: HostMemory, geometry: KvGeometry, pages: u32) -> Arc<Self> {
+        let parts = geometry.layers as usize;
+        let shape = PageShape { pages, parts, part_bytes: geometry.layer_bytes() };
+        Arc::new(Self { geometry, memory: PageMemory::new(memory, shape).unwrap() })
+    }
+
+    pub fn page(&self, page: u32) -> Vec<u8> {
+        let mut bytes = vec![0; self.geometry.page_bytes()];
+        self.read(PageId::new(page), 0..bytes.len(), &mut bytes);
+        bytes
+    }
+
+    /// Fills every page with bytes that name page and place.
+    pub fn fill(&self, seed: u8) {
+        for page in 0..self.pages() {
+            let bytes: Vec<u8> = (0..self.geometry.page_bytes() as u32)
+                .map(|at| {
+                    let word = (at + page * 7919).wrapping_mul(0x9E37_79B9) ^ u32::from(seed);
+                    word.to_le_bytes()[3]
+                })
+                .collect();
+            self.write(PageId::new(page), 0..bytes.len(), &bytes);
+        }
+    }
+}
+
+impl PageStore for Pool {
+    fn geometry(&self) -> &KvGeometry {
+        &self.geometry
+    }
+    fn pages(&self) -> u32 {
+        self.memory.shape().pages
+    }
+    fn read(&self, page: PageId, range: Range<usize>, into: &mut [u8]) {
+        self.memory.read(page.get(), range, into);
+    }
+    fn write(&self, page: PageId, range: Range<usize>, from: &[u8]) {
+        self.memory.write(page.get(), range, from);
+    }
+}
+
+/// Both ends of one transport over two pools.
+pub struct Ends {
+    pub source_pool: Arc<Pool>,
+    pub target_pool: Arc<Pool>,
+    pub source: Box<dyn Source>,
+    pub target: Box<dyn Target>,
+}
+
+pub struct Pair {
+    pub ends: Ends,
+    pub session: SessionId,
+    pub link: Box<dyn Link>,
+}
+
+fn plain(pages: u32) -> Arc<Pool> {
+    let bytes = GEOMETRY.page_bytes() * pages as usize;
+    Pool::new(HostMemory::zeroed(bytes).unwrap(), GEOMETRY, pages)
+}
+
+pub fn loopback(faults: &Arc<Faults>) -> Ends {
+    let hub = Hub::new();
+    let (source_pool, target_pool) = (plain(SOURCE_PAGES), plain(TARGET_PAGES));
+    let source = LoopbackSource::with_faults(&hub, source_pool.clone(), Arc::clone(faults));
+    let target = LoopbackTarget::new(&hub, target_pool.clone());
+    Ends { source_pool, target_pool, source: Box::new(source), target: Box::new(target) }
+}
+
+/// UCX must be there: a test that finds it missing fails.
+pub fn ucx() -> Ends {
+    let ucx = Ucx::open(None).expect("UCX is part of what is tested: install libucx0");
+    let bytes = |pages: u32| GEOMETRY.page_bytes() * pages as usize;
+    let (source_region, memory) = private_memory(bytes(SOURCE_PAGES)).unwrap();
+    let source_pool = Pool::new(memory, GEOMETRY, SOURCE_PAGES);
+    let (target_region, memory) = ucx.shared_memory(bytes(TARGET_PAGES)).unwrap();
+    let target_pool = Pool::new(memory, GEOMETRY, TARGET_PAGES);
+    let source = UcxSource::new(&ucx, source_region, GEOMETRY, SOURCE_PAGES).unwrap();
+    let target = UcxTarget::new(&ucx, target_region, GEOMETRY, TARGET_PAGES).unwrap();
+    Ends { source_pool, target_pool, source: Box::new(source), target: Box::new(target) }
+}
+
+pub fn ends(kind: Kind) -> Ends {
+    match kind {
+        Kind::Loopback => loopback(&Arc::default()),
+        Kind::Tcp => todo!(),
+        Kind::Ucx => ucx(),
+    }
+}
+
+pub fn join(ends: Ends) -> Pair {
+    ends.source_pool.fill(1);
+    ends.target_pool.fill(2);
+    let offer = ends.target.accept().unwrap();
+    let joined = ends.source.connect(&offer.bytes).unwrap();
+    ends.target.confirm(offer.session, &joined.reply).unwrap();
+    Pair { ends, session: offer.session, link: joined.link }
+}
