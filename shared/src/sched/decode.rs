@@ -2,12 +2,15 @@
 //!
 //! A row runs if it has the page that its next token is written to. Pages come from its own credit
 //! first, then from the free and idle ones. When these do not suffice, the youngest rows are
-//! retracted (each becomes a replay), and the others run at the next plan, which counts what really
-//! came back: shared pages stay with their other holders.
+//! retracted (each becomes a replay). The caller drops their pages and plans again **before it
+//! grants any ticket**: the new plan counts what really came back (shared pages stay with their
+//! other holders), and nobody else gets those pages first. Without that a retracted row that
+//! lands again at once takes them, is retracted again, and no row ever moves.
 //!
 //! One row can always finish: nothing is admitted whose longest sequence exceeds the pool
 //! ([`fits_pool`]), the oldest row is never retracted, and once it is alone all pages are its
-//! own, idle or in tickets, which land (and can then be retracted), expire, or are proven ended.
+//! own, free, idle or in tickets, which land (and can then be retracted), expire, or are proven
+//! ended. [`headroom`] keeps grants from causing retractions in the first place.
 
 /// A row of the running batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,7 +48,7 @@ pub struct Room {
     pub page_tokens: u32,
 }
 
-/// A step's plan. Either rows run, or rows are retracted and the next plan goes on from there.
+/// A step's plan. Either rows run, or rows are retracted and the plan must be made anew.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DecodePlan {
     /// Rows that run, oldest first.
@@ -84,6 +87,16 @@ pub fn plan(rows: &[Running], room: Room) -> DecodePlan {
         }
     }
     plan
+}
+
+/// Pages that the rows lack to make `ahead` more tokens each. Tickets are granted from what is free
+/// or idle beyond it; with no rows running it is 0, so that it never stops a lone request.
+pub fn headroom(rows: &[Running], ahead: u32, page_tokens: u32) -> u32 {
+    let lacks = |row: &Running| {
+        let pages = row.tokens.saturating_add(ahead).div_ceil(page_tokens);
+        pages.saturating_sub(row.pages_held).saturating_sub(row.credit)
+    };
+    rows.iter().map(lacks).fold(0, u32::saturating_add)
 }
 
 /// Pages for a ticket: the prompt and room for `growth_tokens` more (512 is a good number), at most

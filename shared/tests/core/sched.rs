@@ -1,0 +1,291 @@
+//! What every plan must keep: the budget, the borders, nobody starves, somebody always finishes.
+
+use proptest::prelude::*;
+use shared::sched::budget::TokenBudget;
+use shared::sched::decode::{Room, Running, admit_credit, fits_pool, headroom, plan};
+use shared::sched::prefill::{Candidate, PrefillPolicy, Prefilling, STARVE_AFTER, chunks, order};
+
+fn candidate(arrival: u64, matched: u32) -> Candidate {
+    Candidate { slot: arrival as usize, arrival, tokens: 9, matched, priority: 0, passed: 0 }
+}
+
+#[test]
+fn policy_names_round_trip() {
+    for policy in PrefillPolicy::ALL {
+        assert_eq!(policy.to_string().parse(), Ok(policy));
+    }
+    let error = "sjf".parse::<PrefillPolicy>().unwrap_err();
+    assert_eq!(error.to_string(), "prefill policy \"sjf\": want \"fcfs\" or \"lpm\"");
+}
+
+proptest! {
+    #[test]
+    fn orders_are_what_their_names_say(matched in prop::collection::vec(0..4_u32, 0..30)) {
+        let numbered = matched.iter().enumerate();
+        let mut queue: Vec<_> = numbered.map(|(i, &m)| candidate(i as u64 ^ 5, m)).collect();
+        order(PrefillPolicy::Fcfs, &mut queue);
+        prop_assert!(queue.is_sorted_by_key(|c| c.arrival));
+        order(PrefillPolicy::Lpm, &mut queue);
+        let key = |c: &Candidate| (std::cmp::Reverse(c.matched), c.arrival);
+        prop_assert!(queue.is_sorted_by_key(key));
+        prop_assert_eq!(queue.len(), matched.len());
+    }
+
+    /// One prompt without a match waits while better matched ones keep coming.
+    #[test]
+    fn longest_match_first_starves_nobody(older in 0..20_u64, burst in 1..4_u64) {
+        let mut queue: Vec<_> = (0..older).map(|i| candidate(i, 5)).collect();
+        queue.push(candidate(older, 0));
+        let mut next = older + 1;
+        let mut admitted = 0;
+        loop {
+            queue.extend((next..next + burst).map(|arrival| candidate(arrival, 100)));
+            next += burst;
+            order(PrefillPolicy::Lpm, &mut queue);
+            let first = queue.remove(0);
+            admitted += 1;
+            if first.arrival == older {
+                break;
+            }
+            queue.iter_mut().for_each(|waiting| waiting.passed_by(first.arrival));
+            prop_assert!(admitted <= u64::from(STARVE_AFTER) + older, "still waits");
+        }
+        prop_assert!(admitted > u64::from(STARVE_AFTER));
+    }
+
+    #[test]
+    fn chunks_keep_budget_borders_and_turn(
+        prompts in prop::collection::vec((0..8_u32, 1..200_u32), 1..12),
+        budget in 1..150_u32,
+        page_tokens in 1..20_u32,
+    ) {
+        let numbered = prompts.iter().enumerate();
+        let running: Vec<_> = numbered.map(|(slot, &(pages, remaining))| {
+            Prefilling { slot, start: pages * page_tokens, remaining }
+        }).collect();
+        let plan = chunks(&running, TokenBudget::new(budget, page_tokens));
+        let total: u32 = plan.iter().map(|chunk| chunk.tokens).sum();
+        prop_assert!(total <= budget.max(page_tokens));
+        prop_assert!(plan.is_sorted_by(|a, b| a.slot < b.slot));
+        prop_assert_eq!(plan[0].slot, 0, "the first always gets on");
+        for chunk in &plan {
+            let prompt = running[chunk.slot];
+            prop_assert!(chunk.tokens > 0 && chunk.tokens <= prompt.remaining);
+            let border = (prompt.start + chunk.tokens).is_multiple_of(page_tokens);
+            prop_assert!(border || chunk.tokens == prompt.remaining);
+        }
+        // What is left is of no use to any prompt that has tokens left.
+        let left = budget.max(page_tokens) - total;
+        for prompt in &running {
+            let given = plan.iter().find(|c| c.slot == prompt.slot).map_or(0, |c| c.tokens);
+            prop_assert!(given == prompt.remaining || left < page_tokens.min(prompt.remaining - given));
+        }
+    }
+
+    /// Repeating steps computes every prompt whole.
+    #[test]
+    fn chunks_add_up_to_prompts(
+        lengths in prop::collection::vec(1..300_u32, 1..8),
+        budget in 1..100_u32,
+        page_tokens in 1..20_u32,
+    ) {
+        let numbered = lengths.iter().enumerate();
+        let mut running: Vec<_> =
+            numbered.map(|(slot, &remaining)| Prefilling { slot, start: 0, remaining }).collect();
+        let mut steps = 0;
+        while !running.is_empty() {
+            for chunk in chunks(&running, TokenBudget::new(budget, page_tokens)) {
+                let prompt = running.iter_mut().find(|p| p.slot == chunk.slot).unwrap();
+                prompt.start += chunk.tokens;
+                prompt.remaining -= chunk.tokens;
+            }
+            running.retain(|prompt| prompt.remaining > 0);
+            steps += 1;
+            prop_assert!(steps <= lengths.iter().sum::<u32>(), "a step without progress");
+        }
+    }
+
+    #[test]
+    fn a_start_off_the_border_is_led_back_to_it(
+        start in 0..100_u32, remaining in 1..100_u32, budget in 1..100_u32,
+    ) {
+        let mut budget = TokenBudget::new(budget, 16);
+        let left = budget.left();
+        let tokens = budget.take(start, remaining);
+        prop_assert_eq!(budget.left(), left - tokens);
+        prop_assert!(tokens > 0 && tokens <= left.min(remaining));
+        prop_assert!(tokens == remaining || (start + tokens).is_multiple_of(16));
+    }
+
+    #[test]
+    fn a_ticket_covers_prompt_and_growth_but_no_more_than_need(
+        prompt in 1..5_000_u32, max in 1..5_000_u32, growth in 0..1_000_u32, page in 1..64_u32,
+    ) {
+        let pages = admit_credit(prompt, max, growth, page);
+        prop_assert!(pages * page >= prompt + growth.min(max));
+        prop_assert!((pages - 1) * page < prompt + max, "every page can be needed");
+        prop_assert_eq!(fits_pool(prompt + max, pages, page), pages * page >= prompt + max);
+    }
+
+    #[test]
+    fn a_decode_plan_is_paid_for(
+        rows in prop::collection::vec((0..60_u32, 0..3_u32, 0..3_u32), 0..20),
+        pages in 0..12_u32, batch in 1..20_usize, page_tokens in 1..9_u32,
+    ) {
+        let numbered = rows.iter().enumerate();
+        let rows: Vec<_> = numbered.map(|(slot, &(tokens, over, credit))| Running {
+            slot, arrival: slot as u64, tokens, credit,
+            pages_held: tokens.div_ceil(page_tokens) + over,
+        }).collect();
+        let room = Room { pages, rows: batch, page_tokens };
+        let plan = plan(&rows, room);
+        if plan.run.is_empty() {
+            prop_assert!(plan.grow.is_empty());
+            // The oldest is never retracted, the youngest go first.
+            prop_assert!(plan.retract.iter().rev().is_sorted());
+            prop_assert!(!plan.retract.contains(&0));
+            prop_assert!(plan.retract.is_empty() || plan.retract[0] == rows.len() - 1);
+        } else {
+            prop_assert!(plan.retract.is_empty());
+            prop_assert!(plan.run.iter().copied().eq(0..rows.len().min(batch)));
+            let mut from_room = 0;
+            for &slot in &plan.run {
+                let row = rows[slot];
+                let grown = plan.grow.iter().find(|(s, _)| *s == slot).map_or(0, |&(_, n)| n);
+                prop_assert!((row.pages_held + grown) * page_tokens > row.tokens, "no page to write");
+                prop_assert!(grown == 0 || (row.pages_held + grown - 1) * page_tokens <= row.tokens);
+                from_room += grown.saturating_sub(row.credit);
+            }
+            prop_assert!(from_room <= pages);
+        }
+        // One row whose page can be had runs.
+        if rows.len() == 1 && pages > 0 {
+            prop_assert_eq!(plan.run.len(), 1);
+        }
+    }
+
+    /// A batch alone in a pool that each of its rows fits: all rows finish, however tight it is and
+    /// whether or not landing leaves headroom.
+    #[test]
+    fn every_row_finishes(
+        lengths in prop::collection::vec((1..20_u32, 1..60_u32), 1..10),
+        page_tokens in 1..6_u32, spare in 0..10_u32, ahead in 0..5_u32,
+    ) {
+        let longest = lengths.iter().map(|(prompt, max)| (prompt + max).div_ceil(page_tokens));
+        let pool = longest.max().unwrap() + spare;
+        let waiting = lengths.iter().enumerate().map(|(slot, &(prompt, _))| (slot, prompt)).collect();
+        let mut batch = Batch { lengths, page_tokens, free: pool, waiting, rows: Vec::new() };
+        let mut steps = 0;
+        while !batch.waiting.is_empty() || !batch.rows.is_empty() {
+            batch.land(ahead);
+            batch.step();
+            steps += 1;
+        }
+        prop_assert_eq!(batch.free, pool);
+        // Every step makes at least one token, and none is lost by a retraction.
+        prop_assert!(steps <= batch.lengths.iter().map(|&(_, max)| max).sum::<u32>());
+    }
+
+    #[test]
+    fn headroom_is_what_growth_will_ask(
+        rows in prop::collection::vec((0..60_u32, 0..3_u32), 0..9),
+        ahead in 0..40_u32, page_tokens in 1..9_u32,
+    ) {
+        let numbered = rows.iter().enumerate();
+        let mut rows: Vec<_> = numbered.map(|(slot, &(tokens, credit))| Running {
+            slot, arrival: slot as u64, tokens, credit, pages_held: tokens.div_ceil(page_tokens),
+        }).collect();
+        let mut asked = 0;
+        let told = headroom(&rows, ahead, page_tokens);
+        for _ in 0..ahead {
+            let plan = plan(&rows, Room { pages: u32::MAX, rows: 9, page_tokens });
+            for (slot, pages) in plan.grow {
+                let own = pages.min(rows[slot].credit);
+                rows[slot].credit -= own;
+                rows[slot].pages_held += pages;
+                asked += pages - own;
+            }
+            rows.iter_mut().for_each(|row| row.tokens += 1);
+        }
+        prop_assert_eq!(told, asked);
+    }
+}
+
+/// Each needs the whole pool in the end: found by `every_row_finishes` when a retracted row could
+/// land again before the next plan.
+#[test]
+fn two_rows_that_each_need_the_pool_take_turns() {
+    let waiting = vec![(0, 1), (1, 1)];
+    let lengths = vec![(1, 20), (1, 20)];
+    let mut batch = Batch { lengths, page_tokens: 1, free: 21, waiting, rows: Vec::new() };
+    for _ in 0..40 {
+        batch.land(0);
+        batch.step();
+        if batch.waiting.is_empty() && batch.rows.is_empty() {
+            return;
+        }
+    }
+    panic!("{} rows left", batch.waiting.len() + batch.rows.len());
+}
+
+/// A batch and its pool, without tickets.
+struct Batch {
+    lengths: Vec<(u32, u32)>,
+    page_tokens: u32,
+    free: u32,
+    /// (slot, tokens so far).
+    waiting: Vec<(usize, u32)>,
+    rows: Vec<Running>,
+}
+
+impl Batch {
+    /// Oldest first, as far as there is room.
+    fn land(&mut self, ahead: u32) {
+        self.waiting.sort_unstable();
+        while let Some(&(slot, tokens)) = self.waiting.first() {
+            let need = tokens.div_ceil(self.page_tokens);
+            if need + headroom(&self.rows, ahead, self.page_tokens) > self.free {
+                break;
+            }
+            self.free -= need;
+            self.waiting.remove(0);
+            let arrival = slot as u64;
+            self.rows.push(Running { slot, arrival, tokens, pages_held: need, credit: 0 });
+            self.rows.sort_by_key(|row| row.arrival);
+        }
+    }
+
+    fn step(&mut self) {
+        let mut planned = plan(&self.rows, self.room());
+        while !planned.retract.is_empty() {
+            for slot in planned.retract {
+                let row = self.remove(slot);
+                self.waiting.push((slot, row.tokens));
+            }
+            planned = plan(&self.rows, self.room());
+        }
+        assert!(!planned.run.is_empty(), "no row moves");
+        for (slot, pages) in planned.grow {
+            self.free -= pages;
+            self.rows.iter_mut().find(|row| row.slot == slot).unwrap().pages_held += pages;
+        }
+        for slot in planned.run {
+            let row = self.rows.iter_mut().find(|row| row.slot == slot).unwrap();
+            row.tokens += 1;
+            if row.tokens == self.lengths[slot].0 + self.lengths[slot].1 {
+                self.remove(slot);
+            }
+        }
+    }
+
+    fn room(&self) -> Room {
+        Room { pages: self.free, rows: 64, page_tokens: self.page_tokens }
+    }
+
+    fn remove(&mut self, slot: usize) -> Running {
+        let at = self.rows.iter().position(|row| row.slot == slot).unwrap();
+        let row = self.rows.remove(at);
+        self.free += row.pages_held;
+        row
+    }
+}
