@@ -39,9 +39,6 @@ use self::run_folder::RunFolder;
 /// How often the foreground looks at its servers; a death is reported within this time.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 
-/// A request that any ring answers, for people to copy.
-const EXAMPLE: &str = r#"{"model": "tandem", "messages": [{"role": "user", "content": "Hello"}]}"#;
-
 /// Runs `tandem up`.
 ///
 /// # Errors
@@ -124,7 +121,7 @@ fn bring_up(
         return Ok(Up::Interrupted);
     }
     println!("{}", fleet.ring_line());
-    ask::ask(&fleet.url, &options.question).context("ask the ring")?;
+    ask::ask(&fleet.url, &fleet.model_name, &options.question).context("ask the ring")?;
     Ok(Up::Answered)
 }
 
@@ -141,10 +138,11 @@ fn watch(servers: &mut Servers<'_>, interrupt: &Interrupt) -> Option<String> {
 }
 
 fn print_ready(options: &UpOptions, fleet: &Fleet, folder: &Path) {
-    let Fleet { url, .. } = fleet;
+    let Fleet { url, model_name, .. } = fleet;
+    let messages = r#"[{"role": "user", "content": "Hello"}]"#;
     println!("\nTandem is ready at {url}");
     println!("  ask   curl {url}/v1/chat/completions -H 'content-type: application/json' \\");
-    println!("             -d '{EXAMPLE}'");
+    println!("          -d '{{\"model\": \"{model_name}\", \"messages\": {messages}}}'");
     println!("  logs  {}", folder.join("*.log").display());
     let stop = format!("{} --stop", options.called_as);
     match options.detach {

@@ -16,10 +16,10 @@ const LINE_BYTES_MAX: u64 = 1 << 20;
 
 /// # Errors
 /// Where the ring does not answer, answers with an error, or streams no text.
-pub fn ask(url: &str, question: &str) -> anyhow::Result<()> {
+pub fn ask(url: &str, model: &str, question: &str) -> anyhow::Result<()> {
     println!("\n> {question}");
     let request = json!({
-        "model": "tandem",
+        "model": model,
         "messages": [{ "role": "user", "content": question }],
         "max_tokens": TOKENS_MAX,
         "temperature": 0,

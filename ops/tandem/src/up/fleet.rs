@@ -13,6 +13,8 @@ pub struct Fleet {
     pub servers: Vec<Server>,
     /// Where clients reach the gateway.
     pub url: String,
+    /// What clients call the model.
+    pub model_name: String,
     transport: Transport,
 }
 
@@ -40,6 +42,7 @@ pub struct GatewayFile {
     id: String,
     listen: SocketAddr,
     model: PathBuf,
+    served_model_name: String,
     prefill: Vec<SocketAddr>,
     decode: Vec<SocketAddr>,
 }
@@ -67,6 +70,7 @@ pub struct DecodeFile {
 pub struct OneProcessFile {
     listen: SocketAddr,
     model: PathBuf,
+    served_model_name: String,
     dtype: Dtype,
 }
 
@@ -100,14 +104,16 @@ impl Fleet {
             format!("port {} is taken: give --port N, or --port 0 for any", options.port)
         })?;
         let servers = if options.one_process {
-            let file = OneProcessFile { listen, model, dtype: options.dtype };
+            let served_model_name = options.served_model_name();
+            let file = OneProcessFile { listen, model, served_model_name, dtype: options.dtype };
             let arguments = vec!["ring".to_owned()];
             vec![Server { name: "ring".into(), program: own, arguments, role: file.into() }]
         } else {
             three_roles(options, &model, &own, (listen, &mut ports))?
         };
         let url = format!("http://{listen}");
-        Ok(Self { servers, url, transport: options.transport })
+        let model_name = options.served_model_name();
+        Ok(Self { servers, url, model_name, transport: options.transport })
     }
 
     /// One line: who passes pages to whom.
@@ -155,7 +161,8 @@ fn three_roles(
         add(id, "tandem-prefill", Role::Prefill(file));
     }
     let id = "gateway".to_owned();
-    let file = GatewayFile { id: id.clone(), listen, model, prefill, decode };
+    let served_model_name = options.served_model_name();
+    let file = GatewayFile { id: id.clone(), listen, model, served_model_name, prefill, decode };
     add(id, "tandem-gateway", Role::Gateway(file));
     Ok(servers)
 }
@@ -192,7 +199,9 @@ impl Role {
     /// A role whose config does not matter.
     pub fn test() -> Self {
         let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        Self::OneProcess(OneProcessFile { listen, model: "model".into(), dtype: Dtype::F32 })
+        let (model, served_model_name) = ("model".into(), "model".into());
+        let file = OneProcessFile { listen, model, served_model_name, dtype: Dtype::F32 };
+        Self::OneProcess(file)
     }
 }
 

@@ -1,6 +1,6 @@
 //! What the user may say to `tandem up`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use clap::{Args, ValueEnum, value_parser};
@@ -16,6 +16,10 @@ pub struct UpOptions {
     /// The model: `smollm2`, a hub id (`org/name[@revision]`), a folder or a .gguf file.
     #[arg(long, default_value = "smollm2")]
     pub model: String,
+
+    /// The name by which clients ask for the model [the id, or the file's name].
+    #[arg(long, value_name = "NAME")]
+    served_model_name: Option<String>,
 
     /// Width of weights and of the keys and values in the pages.
     #[arg(long, value_enum, default_value_t = Dtype::Bf16)]
@@ -71,6 +75,20 @@ pub struct UpOptions {
 }
 
 impl UpOptions {
+    /// What clients call the model: as the user says, or the id or file that was asked for.
+    pub fn served_model_name(&self) -> String {
+        if let Some(name) = &self.served_model_name {
+            return name.clone();
+        }
+        let path = Path::new(&self.model);
+        if path.exists() {
+            let name = path.file_stem().or_else(|| path.file_name());
+            return name.map_or_else(|| "model".into(), |name| name.to_string_lossy().into_owned());
+        }
+        let id = self.model.strip_prefix("hf:").unwrap_or(&self.model);
+        id.split('@').next().unwrap_or(id).to_owned()
+    }
+
     /// The folder of the run: named by the user, or one a user.
     ///
     /// # Errors
@@ -136,6 +154,17 @@ mod tests {
         ] {
             assert!(parse(arguments).is_err(), "{arguments:?}");
         }
+    }
+
+    #[test]
+    fn a_model_is_called_what_it_was_asked_for_by() {
+        let name = |arguments: &[&str]| parse(arguments).unwrap().served_model_name();
+        assert_eq!(name(&[]), "smollm2");
+        assert_eq!(name(&["--model", "hf:Qwen/Qwen3-0.6B@main"]), "Qwen/Qwen3-0.6B");
+        let file = tempfile::Builder::new().suffix(".gguf").tempfile().unwrap();
+        let stem = file.path().file_stem().unwrap().to_str().unwrap();
+        assert_eq!(name(&["--model", file.path().to_str().unwrap()]), stem);
+        assert_eq!(name(&["--model", "smollm2", "--served-model-name", "x"]), "x");
     }
 
     #[test]
