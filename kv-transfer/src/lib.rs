@@ -25,6 +25,7 @@ mod error;
 mod fault;
 pub mod land;
 pub mod loopback;
+pub mod tcp;
 pub mod ucx;
 mod offer;
 pub mod plan;

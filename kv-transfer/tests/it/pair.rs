@@ -2,6 +2,7 @@
 
 use kernels::cpu::memory::{HostMemory, PageMemory, PageShape};
 use kv_transfer::loopback::{Faults, Hub, LoopbackSource, LoopbackTarget};
+use kv_transfer::tcp::{TcpConfig, TcpSource, TcpTarget};
 use kv_transfer::ucx::{Ucx, UcxSource, UcxTarget, private_memory};
 use kv_transfer::{Kind, Link, SessionId, Source, Target};
 use shared::ids::PageId;
@@ -90,6 +91,13 @@ pub fn loopback(faults: &Arc<Faults>) -> Ends {
     Ends { source_pool, target_pool, source: Box::new(source), target: Box::new(target) }
 }
 
+pub fn tcp() -> Ends {
+    let (source_pool, target_pool) = (plain(SOURCE_PAGES), plain(TARGET_PAGES));
+    let source = TcpSource::new(source_pool.clone());
+    let target = TcpTarget::new(target_pool.clone(), TcpConfig::default()).unwrap();
+    Ends { source_pool, target_pool, source: Box::new(source), target: Box::new(target) }
+}
+
 /// UCX must be there: a test that finds it missing fails.
 pub fn ucx() -> Ends {
     let ucx = Ucx::open(None).expect("UCX is part of what is tested: install libucx0");
@@ -106,7 +114,7 @@ pub fn ucx() -> Ends {
 pub fn ends(kind: Kind) -> Ends {
     match kind {
         Kind::Loopback => loopback(&Arc::default()),
-        Kind::Tcp => todo!(),
+        Kind::Tcp => tcp(),
         Kind::Ucx => ucx(),
     }
 }

@@ -1,0 +1,28 @@
+//! Plain sockets, for hosts without a faster way: the source sends, the receiver writes its pool.
+//!
+//! 1. Accept: the offer has the target's address and a secret for one session.
+//! 2. Connect: the source opens [`STREAMS`] data connections, each with a [`wire`] hello; the
+//!    target takes each stream of a session once and answers one byte.
+//! 3. Pieces go to whichever stream takes more; a flush is a mark on every stream, acknowledged by
+//!    the receiver after everything before it was written. Nothing is compressed, encrypted or
+//!    checksummed here: landing compares checksums where that is wanted.
+//! 4. Revoking takes the session's write lock, which the receivers hold for reading around every
+//!    write to the pool, and shuts the sockets down: after it returns nothing is written.
+//!
+//! A hostile peer without the secret gets a closed connection; with it, at most its session ended:
+//! frames are fixed-size, checked against the pool before a byte of them is read, and payloads
+//! pass through one buffer of fixed size a stream.
+
+mod source;
+mod target;
+mod wire;
+
+pub use source::TcpSource;
+pub use target::{TcpConfig, TcpTarget};
+
+/// Data connections a session.
+pub const STREAMS: u8 = 2;
+
+/// Bytes of the copy buffer of a stream, at each end; also the largest payload of a frame. Small
+/// enough to stay in a core's own cache between the copy and the system call.
+const BUFFER: usize = 256 << 10;

@@ -1,0 +1,340 @@
+//! The receiving half: a listener thread, and a thread a data connection.
+
+use super::wire::{Frame, HEAD_BYTES, HELLO_BYTES, Hello, WELCOME};
+use super::{BUFFER, STREAMS};
+use crate::offer::{Head, Reader, Writer, random, same_secret};
+use crate::queue::by_page;
+use crate::{Kind, Offer, Proof, SessionId, Target, TransferError};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use shared::kv::PageStore;
+use std::collections::HashMap;
+use std::io::{Read, Write};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::thread::{Builder, JoinHandle};
+use std::time::Duration;
+
+/// Where a target listens for data connections.
+#[derive(Clone, Copy, Debug)]
+pub struct TcpConfig {
+    /// Address to bind; port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// Address that sources connect to, if it is not the bound one.
+    pub advertise: Option<IpAddr>,
+    /// Sessions that may be open at a time.
+    pub sessions: usize,
+    /// Longest time from a connection to its whole hello.
+    pub hello_limit: Duration,
+}
+
+impl Default for TcpConfig {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            advertise: None,
+            sessions: 256,
+            hello_limit: Duration::from_secs(2),
+        }
+    }
+}
+
+/// Connections that may be saying their hello at a time, on top of those of sessions.
+const STRANGERS: usize = 16;
+
+/// A pool that sources may send to.
+pub struct TcpTarget {
+    shared: Arc<Shared>,
+    address: SocketAddr,
+    stop: Arc<OwnedFd>,
+    listener: Option<JoinHandle<()>>,
+}
+
+struct Shared {
+    store: Arc<dyn PageStore>,
+    config: TcpConfig,
+    connections: AtomicUsize,
+    sessions: Mutex<Sessions>,
+}
+
+struct Sessions {
+    last: u64,
+    open: HashMap<SessionId, Arc<Session>>,
+}
+
+struct Session {
+    secret: [u8; 32],
+    /// Whether writes are allowed; held for reading around every write to the pool.
+    live: RwLock<bool>,
+    /// A second handle of each stream that has joined, to shut it down by.
+    sockets: Mutex<[Option<TcpStream>; STREAMS as usize]>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn unavailable(doing: &str, error: &dyn std::fmt::Display) -> TransferError {
+    let reason = format!("{doing}: {error}");
+    TransferError::Unavailable { transport: Kind::Tcp.name(), reason }
+}
+
+impl TcpTarget {
+    /// Listens for sources of `store`.
+    ///
+    /// # Errors
+    /// [`TransferError::Unavailable`] if the address cannot be bound or a thread not be started;
+    /// [`TransferError::Malformed`] if sources could not be told where to connect.
+    pub fn new(store: Arc<dyn PageStore>, config: TcpConfig) -> Result<Self, TransferError> {
+        let doing = format!("listening on {}", config.listen);
+        let listener = TcpListener::bind(config.listen).map_err(|e| unavailable(&doing, &e))?;
+        let mut address = listener.local_addr().map_err(|e| unavailable(&doing, &e))?;
+        if let Some(ip) = config.advertise {
+            address.set_ip(ip);
+        } else if address.ip().is_unspecified() {
+            let want = "an address that sources can connect to; set advertise";
+            return Err(TransferError::malformed("data.listen", &config.listen, want));
+        }
+        let stop = eventfd(0, EventfdFlags::CLOEXEC).map_err(|e| unavailable(&doing, &e))?;
+        let stop = Arc::new(stop);
+        let sessions = Mutex::new(Sessions { last: 0, open: HashMap::new() });
+        let connections = AtomicUsize::new(0);
+        let shared = Arc::new(Shared { store, config, connections, sessions });
+        let thread = {
+            let (shared, stop) = (Arc::clone(&shared), Arc::clone(&stop));
+            Builder::new()
+                .name("kv-listen".into())
+                .spawn(move || listen(&shared, &listener, &stop))
+                .map_err(|e| unavailable("starting a thread", &e))?
+        };
+        Ok(Self { shared, address, stop, listener: Some(thread) })
+    }
+
+    /// Where sources connect.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+}
+
+impl Target for TcpTarget {
+    fn kind(&self) -> Kind {
+        Kind::Tcp
+    }
+
+    fn accept(&self) -> Result<Offer, TransferError> {
+        let secret = random(Kind::Tcp)?;
+        let mut sessions = lock(&self.shared.sessions);
+        let most = self.shared.config.sessions;
+        if sessions.open.len() >= most {
+            return Err(unavailable("accepting", &format!("{most} sessions are open, the most")));
+        }
+        sessions.last += 1;
+        let session = SessionId::new(sessions.last);
+        let sockets = Mutex::new([const { None }; STREAMS as usize]);
+        let entry = Session { secret, live: RwLock::new(true), sockets };
+        sessions.open.insert(session, Arc::new(entry));
+        let (geometry, pages) = (*self.shared.store.geometry(), self.shared.store.pages());
+        let mut writer = Writer::default();
+        Head { kind: Kind::Tcp, session, geometry, pages }.write(&mut writer);
+        writer.raw(&secret).blob(self.address.to_string().as_bytes());
+        Ok(Offer { session, bytes: writer.0 })
+    }
+
+    fn confirm(&self, session: SessionId, reply: &[u8]) -> Result<(), TransferError> {
+        let entry = lock(&self.shared.sessions).open.get(&session).cloned();
+        let entry = entry
+            .ok_or_else(|| TransferError::malformed("session", &session, "an open session"))?;
+        let joined = Reader(reply).end().and_then(|()| {
+            if lock(&entry.sockets).iter().all(Option::is_some) {
+                Ok(())
+            } else {
+                let reason = "the source's data connections are not here".to_owned();
+                Err(TransferError::Refused { transport: Kind::Tcp.name(), reason })
+            }
+        });
+        if joined.is_err() {
+            self.shared.end(session);
+        }
+        joined
+    }
+
+    fn revoke(&self, session: SessionId) -> Proof {
+        self.shared.end(session);
+        Proof::Immediate
+    }
+}
+
+impl Drop for TcpTarget {
+    fn drop(&mut self) {
+        // An eventfd takes 8 bytes; the listener then ends, and with it the port is free.
+        if rustix::io::write(&*self.stop, &1_u64.to_ne_bytes()).is_ok()
+            && let Some(listener) = self.listener.take()
+        {
+            let _ = listener.join();
+        }
+        let open: Vec<_> = lock(&self.shared.sessions).open.keys().copied().collect();
+        for session in open {
+            self.shared.end(session);
+        }
+    }
+}
+
+impl Shared {
+    fn end(&self, session: SessionId) {
+        let Some(ended) = lock(&self.sessions).open.remove(&session) else { return };
+        *ended.live.write().unwrap_or_else(PoisonError::into_inner) = false;
+        for socket in lock(&ended.sockets).iter().flatten() {
+            // An error means that the connection is gone already.
+            let _ = socket.shutdown(Shutdown::Both);
+        }
+    }
+
+    fn pool_bytes(&self) -> u64 {
+        self.store.geometry().page_bytes() as u64 * u64::from(self.store.pages())
+    }
+}
+
+/// Counts a connection while it lives.
+struct Counted(Arc<Shared>);
+
+impl Counted {
+    fn new(shared: &Arc<Shared>) -> Option<Self> {
+        let most = shared.config.sessions * usize::from(STREAMS) + STRANGERS;
+        let counted = Self(Arc::clone(shared));
+        (shared.connections.fetch_add(1, Ordering::Relaxed) < most).then_some(counted)
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.connections.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+fn listen(shared: &Arc<Shared>, listener: &TcpListener, stop: &OwnedFd) {
+    if let Err(error) = listener.set_nonblocking(true) {
+        tracing::error!(%error, "data listener ends");
+        return;
+    }
+    loop {
+        let mut fds = [PollFd::new(listener, PollFlags::IN), PollFd::new(stop, PollFlags::IN)];
+        if let Err(error) = poll(&mut fds, None)
+            && error != rustix::io::Errno::INTR
+        {
+            tracing::error!(%error, "data listener ends");
+            return;
+        }
+        if !fds[1].revents().is_empty() {
+            return;
+        }
+        // Errors of one connection (it was reset, or no descriptors are left) end only that one.
+        let Ok((socket, peer)) = listener.accept() else { continue };
+        let Some(counted) = Counted::new(shared) else {
+            tracing::warn!(%peer, "data connection refused: too many");
+            continue;
+        };
+        let started = Builder::new().name("kv-land".into()).spawn(move || {
+            if let Err(error) = serve(&counted.0, socket) {
+                tracing::debug!(%peer, %error, "data connection ended");
+            }
+        });
+        if let Err(error) = started {
+            tracing::warn!(%peer, %error, "data connection refused: no thread");
+        }
+    }
+}
+
+/// One data connection from hello to end.
+fn serve(shared: &Arc<Shared>, mut socket: TcpStream) -> Result<(), TransferError> {
+    let broken = |error: std::io::Error| TransferError::broken(&error);
+    socket.set_nonblocking(false).map_err(broken)?;
+    socket.set_nodelay(true).map_err(broken)?;
+    let hello = read_hello(&mut socket, shared.config.hello_limit)?;
+    let session = join(shared, &hello, &socket)?;
+    socket.write_all(&[WELCOME]).map_err(broken)?;
+    socket.set_read_timeout(None).map_err(broken)?;
+    let landed = land(shared, &session, &mut socket);
+    if landed.is_err() {
+        // One stream gone means that the session's order can no longer be kept.
+        shared.end(hello.session);
+    }
+    landed
+}
+
+/// A peer that says its hello a byte at a time is cut off all the same.
+fn read_hello(socket: &mut TcpStream, limit: Duration) -> Result<Hello, TransferError> {
+    let start = std::time::Instant::now();
+    let mut bytes = [0; HELLO_BYTES];
+    let mut have = 0;
+    while have < bytes.len() {
+        let left = limit.saturating_sub(start.elapsed());
+        if left.is_zero() {
+            return Err(TransferError::broken("no hello in time"));
+        }
+        socket.set_read_timeout(Some(left)).map_err(|e| TransferError::broken(&e))?;
+        match socket.read(&mut bytes[have..]) {
+            Ok(0) => return Err(TransferError::broken("closed before its hello")),
+            Ok(count) => have += count,
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(TransferError::broken(&error)),
+        }
+    }
+    Hello::read(&bytes)
+}
+
+/// Finds the session that a hello may join, and takes the stream's place in it.
+fn join(shared: &Shared, hello: &Hello, socket: &TcpStream) -> Result<Arc<Session>, TransferError> {
+    let refused = |reason: &str| TransferError::Refused {
+        transport: Kind::Tcp.name(),
+        reason: reason.to_owned(),
+    };
+    let session = lock(&shared.sessions).open.get(&hello.session).cloned();
+    let session = session.filter(|session| same_secret(&session.secret, &hello.secret));
+    let session = session.ok_or_else(|| refused("unknown session or wrong secret"))?;
+    let mut sockets = lock(&session.sockets);
+    let place = sockets.get_mut(usize::from(hello.stream));
+    let place = place.filter(|place| place.is_none());
+    let place = place.ok_or_else(|| refused("no such stream, or it has joined"))?;
+    *place = Some(socket.try_clone().map_err(|e| TransferError::broken(&e))?);
+    drop(sockets);
+    Ok(session)
+}
+
+/// Writes what comes until the connection or the session ends.
+fn land(shared: &Shared, session: &Session, socket: &mut TcpStream) -> Result<(), TransferError> {
+    let broken = |error: std::io::Error| TransferError::broken(&error);
+    let mut buffer = vec![0; BUFFER];
+    let mut head = [0; HEAD_BYTES];
+    loop {
+        socket.read_exact(&mut head).map_err(broken)?;
+        match Frame::read(&head, shared.pool_bytes(), BUFFER)? {
+            Frame::Flush { number } => {
+                socket.write_all(&number.to_le_bytes()).map_err(broken)?;
+            }
+            Frame::Piece { at, len } => {
+                let bytes = &mut buffer[..len as usize];
+                socket.read_exact(bytes).map_err(broken)?;
+                write(shared, session, at, bytes)?;
+            }
+        }
+    }
+}
+
+fn write(shared: &Shared, session: &Session, at: u64, bytes: &[u8]) -> Result<(), TransferError> {
+    let live = session.live.read().unwrap_or_else(PoisonError::into_inner);
+    if !*live {
+        return Err(TransferError::Closed);
+    }
+    let at = usize::try_from(at).map_err(|_| TransferError::broken("offset beyond memory"))?;
+    let page_bytes = shared.store.geometry().page_bytes();
+    // The store panics if the page is in use: a writer that was not granted it must not take this
+    // process down, so that ends its session only.
+    catch_unwind(AssertUnwindSafe(|| {
+        for (page, range, whole) in by_page(page_bytes, at, bytes.len()) {
+            shared.store.write(page, range, &bytes[whole]);
+        }
+    }))
+    .map_err(|_| TransferError::broken("the source wrote a page that is in use"))
+}
