@@ -1,10 +1,13 @@
 //! Moving KV pages from a prefill server's pool straight into a decode server's pool.
 //!
+//! [`select`] turns what the operator asked for into a server's transports and its pool's memory.
+//!
 //! One join, then any number of puts (source = prefill, target = decode):
 //! 1. The target calls [`Target::accept`] and sends the offer's bytes over the control connection.
 //! 2. The source calls [`Source::connect`] with them and sends [`Joined::reply`] back.
 //! 3. The target calls [`Target::confirm`] with the reply. A refusal at 2 or 3 carries the reason
-//!    and the pair tries its next transport.
+//!    and the pair tries its next transport: [`Targets`], [`Offered`], [`Sources`], [`Answered`]
+//!    and [`Session`] do these three steps for all transports of a server at once.
 //! 4. The source hands the link to a [`Pusher`], one plain thread a peer, and queues puts and
 //!    flushes; after the flush's event it sends the Handoff.
 //! 5. [`Target::revoke`] ends the session; the [`Proof`] says when its pages may be used again.
@@ -22,21 +25,26 @@
 //! - Every queue, buffer and table has a bound. Links never block longer than they are told to.
 
 mod error;
-mod fault;
+pub mod fault;
+mod join;
 pub mod land;
 pub mod loopback;
-pub mod tcp;
-pub mod ucx;
 mod offer;
 pub mod plan;
 mod proof;
 mod push;
 mod queue;
+pub mod select;
+mod self_test;
+pub mod tcp;
 mod types;
+pub mod ucx;
 
 pub use error::TransferError;
+pub use join::{Answered, Offered, Report, Session, Sources, Targets};
 pub use proof::WriterProcess;
 pub use push::{PushConfig, Pusher, Unqueued};
+pub use self_test::{Bandwidth, SelfTest, self_test};
 pub use types::{Event, Kind, Offer, OpId, PutOp, SessionId};
 
 use std::time::Duration;

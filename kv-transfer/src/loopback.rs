@@ -1,14 +1,13 @@
 //! The reference transport: both pools in one process, no kernel in between.
 //!
 //! A [`Hub`] joins the ends; there is nothing global, so tests and rings in one process do not see
-//! each other. [`Faults`] make a link fail, stall, lose or corrupt on command; with none set it
+//! each other. [`crate::fault`]s make a link fail, stall, lose or corrupt on command; with none set it
 //! serves the one-process ring.
 //!
 //! Revoking takes the session's write lock while a copy holds its read lock, so that after
 //! [`Target::revoke`] returns no copy of that session runs or will.
 
-pub use crate::fault::{Fault, Faults};
-
+use crate::fault::{Fault, Faults};
 use crate::offer::{Head, Reader, Writer, random, same_secret};
 use crate::queue::{Next, Piece, Queue, by_page};
 use crate::{

@@ -38,6 +38,10 @@ impl Writer {
         self.0.extend(length.to_le_bytes());
         self.raw(bytes)
     }
+    /// Words for a person, cut off where they grow long.
+    pub(crate) fn text(&mut self, words: &str) -> &mut Self {
+        self.blob(&words.as_bytes()[..words.len().min(500)])
+    }
 }
 
 /// Takes fields off the front.
@@ -97,7 +101,7 @@ pub(crate) struct Head {
 impl Head {
     pub(crate) fn write(&self, writer: &mut Writer) {
         let KvGeometry { layers, kv_heads, head_dim, page_tokens, dtype } = self.geometry;
-        writer.u32(MAGIC).u8(VERSION).u8(kind_code(self.kind)).u64(self.session.get());
+        writer.u32(MAGIC).u8(VERSION).u8(self.kind.code()).u64(self.session.get());
         writer.u32(layers).u32(kv_heads).u32(head_dim).u32(page_tokens).u8(dtype_code(dtype));
         writer.u32(self.pages);
     }
@@ -113,7 +117,7 @@ impl Head {
             return Err(TransferError::malformed("offer.version", &version, "1: same release"));
         }
         let code = reader.u8("offer.kind")?;
-        if code != kind_code(kind) {
+        if code != kind.code() {
             let want = "this transport's code";
             return Err(TransferError::malformed("offer.kind", &code, want));
         }
@@ -150,14 +154,6 @@ impl Head {
                 reason: format!("pages differ: target {:?}, source {geometry:?}", self.geometry),
             })
         }
-    }
-}
-
-const fn kind_code(kind: Kind) -> u8 {
-    match kind {
-        Kind::Loopback => 0,
-        Kind::Tcp => 1,
-        Kind::Ucx => 2,
     }
 }
 

@@ -27,6 +27,19 @@ impl Kind {
             Self::Ucx => "ucx",
         }
     }
+
+    /// Its number in messages.
+    pub(crate) const fn code(self) -> u8 {
+        match self {
+            Self::Loopback => 0,
+            Self::Tcp => 1,
+            Self::Ucx => 2,
+        }
+    }
+
+    pub(crate) fn from_code(code: u8) -> Option<Self> {
+        [Self::Loopback, Self::Tcp, Self::Ucx].into_iter().find(|kind| kind.code() == code)
+    }
 }
 
 impl fmt::Display for Kind {

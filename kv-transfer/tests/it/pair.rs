@@ -1,7 +1,8 @@
 //! Two joined pools over a transport, in one process.
 
 use kernels::cpu::memory::{HostMemory, PageMemory, PageShape};
-use kv_transfer::loopback::{Faults, Hub, LoopbackSource, LoopbackTarget};
+use kv_transfer::fault::Faults;
+use kv_transfer::loopback::{Hub, LoopbackSource, LoopbackTarget};
 use kv_transfer::tcp::{TcpConfig, TcpSource, TcpTarget};
 use kv_transfer::ucx::{Ucx, UcxSource, UcxTarget, private_memory};
 use kv_transfer::{Kind, Link, SessionId, Source, Target};
