@@ -36,7 +36,9 @@ impl Fields {
         match self.map.swap_remove(name) {
             None | Some(Value::Null) => Ok(Self { prefix: name, map: Map::new() }),
             Some(Value::Object(map)) => Ok(Self { prefix: name, map }),
-            Some(other) => Err(self.wrong(name, &format!("must be an object, got {}", kind(&other)))),
+            Some(other) => {
+                Err(self.wrong(name, &format!("must be an object, got {}", kind(&other))))
+            }
         }
     }
 
@@ -133,7 +135,8 @@ mod tests {
 
     #[test]
     fn wrong_types_name_the_field_down_to_the_element() {
-        let body = br#"{"temperature": "hot", "ids": [1, -2], "stream_options": {"include_usage": 3},
+        let body =
+            br#"{"temperature": "hot", "ids": [1, -2], "stream_options": {"include_usage": 3},
             "n": null}"#;
         let mut fields = Fields::parse(body).unwrap();
         assert_eq!(fields.take::<u32>("n").unwrap(), None);

@@ -1,4 +1,33 @@
+//! The gateway: HTTP in front, the fleet of prefill and decode servers behind.
+//!
+//! 1. [`http`] takes a request, [`validate`] checks it, [`tokenize`] makes it token ids.
+//! 2. [`fleet`] picks a pair of servers and follows the request through them; [`ring`] is the seam.
+//! 3. [`stream`] turns tokens into text and sends it as the client's API has it.
+//!
+//! **Invariant:** a client that is gone holds nothing: its answers are dropped, and a dropped
+//! answer is cancelled on both servers.
 #![forbid(unsafe_code)]
 
-pub mod fleet;
+pub mod config;
+pub mod error;
+pub mod fields;
 pub mod ring;
+pub mod fleet;
+pub mod pieces;
+pub mod detokenize;
+pub mod stop;
+pub mod template;
+pub mod tokenize;
+pub mod model;
+pub mod validate;
+pub mod transcript;
+pub mod metrics;
+pub mod stream;
+pub mod openai;
+pub mod native;
+pub mod auth;
+pub mod in_flight;
+pub mod http;
+pub mod calls;
+pub mod control;
+pub mod serve;

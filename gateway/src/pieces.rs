@@ -106,6 +106,11 @@ impl Pieces {
         self.special.get(id.get() as usize).copied().unwrap_or(false)
     }
 
+    /// One more than the highest id.
+    pub fn count(&self) -> u32 {
+        self.ends.len() as u32
+    }
+
     /// Whether a space that opens the output is dropped.
     pub fn strips_first_space(&self) -> bool {
         self.strips_first_space

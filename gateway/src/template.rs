@@ -7,12 +7,13 @@ mod strftime;
 mod tojson;
 
 use minijinja::syntax::SyntaxConfig;
+use minijinja::value::Serde;
 use minijinja::{Environment, ErrorKind, UndefinedBehavior, Value, context};
 use serde_json::Map;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// Largest prompt text that a template may write, bytes.
-const FUEL: u64 = 50_000_000;
+/// Steps that one rendering may take: bounds a template that loops.
+const FUEL: u64 = 20_000_000;
 const NAME: &str = "chat";
 
 /// A compiled chat template with the model's special tokens.
@@ -65,7 +66,8 @@ impl Template {
         environment.set_syntax(syntax);
         environment.set_undefined_behavior(UndefinedBehavior::Lenient);
         environment.set_fuel(Some(FUEL));
-        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment
+            .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         environment.add_filter("tojson", tojson::tojson);
         environment.add_function("raise_exception", raise_exception);
         environment.add_function("strftime_now", strftime_now);
@@ -79,13 +81,13 @@ impl Template {
     /// The template refuses the conversation (`raise_exception`) or cannot render it.
     pub fn render(&self, conversation: &Conversation) -> Result<String, TemplateError> {
         let ours = context! {
-            messages => conversation.messages,
-            tools => conversation.tools,
+            messages => Serde(&conversation.messages),
+            tools => Serde(&conversation.tools),
             documents => Value::from(()),
             add_generation_prompt => conversation.add_generation_prompt,
         };
-        let tokens = Value::from_serialize(&self.special_tokens);
-        let theirs = Value::from_serialize(&conversation.kwargs);
+        let tokens = Value::from(Serde(&self.special_tokens));
+        let theirs = Value::from(Serde(&conversation.kwargs));
         let context = context! { ..theirs, ..ours, ..tokens };
         Ok(self.environment.get_template(NAME)?.render(context)?)
     }
@@ -149,13 +151,15 @@ mod tests {
         assert!(raised.unwrap_err().to_string().starts_with("Roles must alternate"));
         let mut conversation = user("");
         conversation.kwargs.insert("enable_thinking".into(), json!(false));
-        let source = "{% if enable_thinking is defined and enable_thinking is false %}off{% endif %}";
+        let source =
+            "{% if enable_thinking is defined and enable_thinking is false %}off{% endif %}";
         assert_eq!(render(source, &conversation).unwrap(), "off");
     }
 
     #[test]
     fn endless_templates_run_out_of_fuel() {
-        let source = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}";
+        let source =
+            "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}";
         assert!(render(source, &user("")).unwrap_err().to_string().contains("fuel"));
     }
 

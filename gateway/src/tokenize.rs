@@ -43,8 +43,7 @@ impl Tokenizer {
     /// [`BadTokenizer`] with the reason.
     pub fn from_json(json: &[u8]) -> Result<Self, BadTokenizer> {
         let unreadable = |err: &dyn std::fmt::Display| BadTokenizer::Unreadable(err.to_string());
-        let mut inner =
-            tokenizers::Tokenizer::from_bytes(json).map_err(|err| unreadable(&err))?;
+        let mut inner = tokenizers::Tokenizer::from_bytes(json).map_err(|err| unreadable(&err))?;
         // A file may carry the truncation of its maker's last call; a prompt is never cut here.
         inner.with_truncation(None).map_err(|err| unreadable(&err))?;
         inner.with_padding(None);

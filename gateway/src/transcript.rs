@@ -88,11 +88,6 @@ impl Transcript {
         }
     }
 
-    /// The servers say how many tokens of the prompt they had.
-    pub fn cached(&mut self, tokens: u32) {
-        self.usage.cached = tokens;
-    }
-
     /// Takes the next tokens. A delta with an ending is the last.
     pub fn take(&mut self, tokens: Vec<Token>) -> Delta {
         let mut text = String::new();
@@ -160,5 +155,10 @@ impl Output {
         self.tokens.extend(delta.tokens);
         self.usage = delta.usage;
         self.ending = delta.ending;
+    }
+    /// The whole output as if it had come at once.
+    pub fn into_delta(self, index: usize) -> Delta {
+        let Self { text, tokens, usage, ending } = self;
+        Delta { index, text, tokens, usage, ending }
     }
 }

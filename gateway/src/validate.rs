@@ -137,7 +137,10 @@ impl Ask {
                 top_p: knobs.top_p.or(defaults.top_p).unwrap_or(1.0),
                 top_k: top_k(knobs.top_k, limits)?.or(defaults.top_k).unwrap_or(0),
                 min_p: knobs.min_p.or(defaults.min_p).unwrap_or(0.0),
-                seed: knobs.seed.filter(|&seed| seed != -1).map_or_else(draw_seed, i64::cast_unsigned),
+                seed: knobs
+                    .seed
+                    .filter(|&seed| seed != -1)
+                    .map_or_else(draw_seed, i64::cast_unsigned),
             },
             max_tokens: knobs.max_tokens,
             default_tokens: defaults.max_tokens.or(dialect.default_tokens),

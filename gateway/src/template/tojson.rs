@@ -7,7 +7,8 @@ use serde::Serialize;
 use serde_json::ser::Formatter;
 use std::io;
 
-pub(super) fn tojson(value: &Value, kwargs: &Kwargs) -> Result<Value, Error> {
+#[expect(clippy::needless_pass_by_value, reason = "minijinja hands a filter its Kwargs by value")]
+pub(super) fn tojson(value: &Value, kwargs: Kwargs) -> Result<Value, Error> {
     let indent: Option<usize> = kwargs.get("indent")?;
     // Python's other options do not occur with another value than the default.
     for name in ["ensure_ascii", "separators", "sort_keys"] {

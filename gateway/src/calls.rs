@@ -1,0 +1,161 @@
+//! The calls that make output: read, check, tokenise, submit, answer.
+
+use crate::error::ApiError;
+use crate::fields::Fields;
+use crate::http::{App, Arrival, fields, random};
+use crate::metrics::Timing;
+use crate::native::{self, GenerateShape};
+use crate::openai::Head;
+use crate::openai::chat::{self, ChatShape};
+use crate::openai::completions::{self, CompletionShape};
+use crate::ring::Limits;
+use crate::stream::{self, Shape, Speaking};
+use crate::tokenize::tokenize;
+use crate::transcript::Transcript;
+use crate::validate::{Ask, Prompt};
+use axum::body::Body;
+use axum::extract::{Extension, State};
+use axum::response::Response;
+use std::sync::Arc;
+
+type Answered = Result<Response, ApiError>;
+
+/// `POST /v1/chat/completions`
+///
+/// # Errors
+/// As [`ApiError`] maps them.
+pub async fn chat(
+    State(app): State<Arc<App>>,
+    Extension(arrival): Extension<Arrival>,
+    body: Body,
+) -> Answered {
+    let (mut fields, limits) = open(&app, body).await?;
+    let request = chat::read(&mut fields)?;
+    let ask = Ask::new(request.knobs, chat::DIALECT, &app.model, limits, random)?;
+    let head = head(&app, &arrival, "chatcmpl");
+    let shape = ChatShape::new(head, request.delivery, ask.logprobs().is_some());
+    let stream = request.delivery.stream;
+    Call { app: &app, arrival: &arrival, ask, stream }.answer(vec![request.prompt], shape).await
+}
+
+/// `POST /v1/completions`
+///
+/// # Errors
+/// As [`ApiError`] maps them.
+pub async fn completions(
+    State(app): State<Arc<App>>,
+    Extension(arrival): Extension<Arrival>,
+    body: Body,
+) -> Answered {
+    let (mut fields, limits) = open(&app, body).await?;
+    let request = completions::read(&mut fields, limits)?;
+    let ask = Ask::new(request.knobs, completions::DIALECT, &app.model, limits, random)?;
+    let head = head(&app, &arrival, "cmpl");
+    let shape = CompletionShape::new(head, request.delivery, request.prompts.len())
+        .with_logprobs(ask.logprobs().is_some(), request.tokens_as_ids);
+    let stream = request.delivery.stream;
+    Call { app: &app, arrival: &arrival, ask, stream }.answer(request.prompts, shape).await
+}
+
+/// `POST /generate`
+///
+/// # Errors
+/// As [`ApiError`] maps them.
+pub async fn generate(
+    State(app): State<Arc<App>>,
+    Extension(mut arrival): Extension<Arrival>,
+    body: Body,
+) -> Answered {
+    let (mut fields, limits) = open(&app, body).await?;
+    let request = native::read(&mut fields, limits)?;
+    let ask = Ask::new(request.knobs, native::DIALECT, &app.model, limits, random)?;
+    if let Some(rid) = request.rid {
+        arrival.name = rid;
+    }
+    let pieces = Arc::clone(app.model.tokenizer.pieces());
+    let count = request.prompts.len();
+    let shape = GenerateShape::new(arrival.name.clone(), arrival.at, pieces, count)
+        .with(request.batch, request.logprobs);
+    let stream = request.stream;
+    Call { app: &app, arrival: &arrival, ask, stream }.answer(request.prompts, shape).await
+}
+
+/// The body's fields, once the model is the one served, and what fits.
+async fn open(app: &App, body: Body) -> Result<(Fields, Limits), ApiError> {
+    let mut fields = fields(app, body).await?;
+    check_model(&mut fields, app)?;
+    Ok((fields, limits(app)))
+}
+
+/// Refuses another model than the one served.
+///
+/// # Errors
+/// 404, or the field is no string.
+pub fn check_model(fields: &mut Fields, app: &App) -> Result<(), ApiError> {
+    let asked: Option<String> = fields.take("model")?;
+    let served = &app.model.served_name;
+    match asked {
+        Some(asked) if !asked.is_empty() && asked != *served => {
+            Err(ApiError::model_not_found(&asked, served))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// What fits the fleet and the configuration. Without a fleet the model's own limits stand in: what
+/// is wrong with a request is told all the same, and the fleet refuses the rest as not ready.
+fn limits(app: &App) -> Limits {
+    let own = app.model.context_length;
+    match app.ring.limits() {
+        Some(limits) => Limits { context_length: limits.context_length.min(own), ..limits },
+        None => Limits {
+            context_length: own,
+            pool_tokens: u32::MAX,
+            vocab: app.model.tokenizer.pieces().count(),
+        },
+    }
+}
+
+fn head(app: &App, arrival: &Arrival, prefix: &str) -> Head {
+    Head {
+        id: format!("{prefix}-{}", arrival.name),
+        created: crate::model::unix_s(),
+        model: Arc::clone(&app.model),
+    }
+}
+
+/// A checked call.
+struct Call<'a> {
+    app: &'a App,
+    arrival: &'a Arrival,
+    ask: Ask,
+    stream: bool,
+}
+
+impl Call<'_> {
+    /// Sends every prompt to the fleet and answers in `shape`.
+    async fn answer(self, prompts: Vec<Prompt>, mut shape: impl Shape) -> Answered {
+        let app = self.app;
+        let mut requests = Vec::with_capacity(prompts.len());
+        for prompt in prompts {
+            let ids = tokenize(&app.model, prompt, self.ask.prompt_max()).await?;
+            requests.push(self.ask.request(ids)?);
+        }
+        let mut answers = Vec::with_capacity(requests.len());
+        for (index, request) in requests.into_iter().enumerate() {
+            let pieces = app.model.tokenizer.pieces();
+            let transcript = Transcript::new(index, &self.ask, &request, pieces);
+            let timing = Timing::new(self.arrival.at, request.prompt_len);
+            answers.push(Speaking { answer: app.ring.submit(request)?, transcript, timing });
+        }
+        let ids: Vec<_> = answers.iter().map(|speaking| speaking.answer.id()).collect();
+        tracing::debug!(request = self.arrival.name, ?ids, "submitted");
+        let held = app.in_flight.hold(self.arrival.name.clone(), ids);
+        let count = answers.len();
+        let deltas = stream::outputs(answers, held);
+        match self.stream {
+            true => stream::events(deltas, count, shape).await,
+            false => stream::whole(deltas, count, &mut shape).await,
+        }
+    }
+}

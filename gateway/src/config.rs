@@ -1,0 +1,349 @@
+//! Configuration: a TOML file, flags that win over it, and the typed result.
+//!
+//! 1. [`Settings`] is one list of optional values that is both the file and the flags: key
+//!    `max_queued` is flag `--max-queued`.
+//! 2. [`Settings::or`] lays flags over the file; [`Config::new`] fills in defaults and checks.
+//!
+//! An unknown key is refused with the name that was probably meant.
+
+use crate::fleet::Deadlines;
+use clap::Args;
+use link::Timing;
+use serde::Deserialize;
+use shared::ids::ServerId;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+macro_rules! settings {
+    ($($(#[$doc:meta])* $name:ident: $type:ty,)*) => {
+        /// The file and the flags; every value may be left out.
+        #[derive(Debug, Clone, Default, PartialEq, Args, Deserialize)]
+        #[serde(deny_unknown_fields)]
+        pub struct Settings {
+            $($(#[$doc])* #[arg(long)] pub $name: Option<$type>,)*
+            /// `host:port` of the prefill servers.
+            #[arg(long, value_delimiter = ',')]
+            #[serde(default)]
+            pub prefill: Vec<String>,
+            /// `host:port` of the decode servers.
+            #[arg(long, value_delimiter = ',')]
+            #[serde(default)]
+            pub decode: Vec<String>,
+        }
+
+        impl Settings {
+            /// Every key of the file.
+            const KEYS: &[&str] = &[$(stringify!($name),)* "prefill", "decode"];
+
+            /// These values, and `below` where there is none.
+            #[must_use]
+            pub fn or(self, below: Self) -> Self {
+                let list = |own: Vec<String>, below| if own.is_empty() { below } else { own };
+                Self {
+                    $($name: self.$name.or(below.$name),)*
+                    prefill: list(self.prefill, below.prefill),
+                    decode: list(self.decode, below.decode),
+                }
+            }
+        }
+    };
+}
+
+settings! {
+    /// Name of this gateway in logs and handshakes [gateway].
+    id: String,
+    /// Which logs are written: a level, or `target=level` pairs [info].
+    log: String,
+    /// Address of HTTP [127.0.0.1:8000].
+    listen: SocketAddr,
+    /// Model folder or GGUF file: tokenizer, chat template and defaults are read from it.
+    model: PathBuf,
+    /// Name by which clients ask for the model [the folder's or file's name].
+    served_model_name: String,
+    /// File of a chat template to use instead of the model's own.
+    chat_template: PathBuf,
+    /// Longest prompt and output together, tokens [the least of model and servers].
+    context_length: u32,
+    /// Key that clients must send as a bearer token. On a command line others can read it; prefer
+    /// api_key_file.
+    api_key: String,
+    /// File with the key that clients must send.
+    api_key_file: PathBuf,
+    /// File with the ring's key, 64 hex digits.
+    key_file: PathBuf,
+    /// Requests that may wait for a ticket; more get 429 [1024].
+    max_queued: usize,
+    /// Times a request is sent round again when a server fails it [0].
+    retries: u32,
+    /// Largest request body, bytes; larger ones get 413 [16777216].
+    body_bytes_max: usize,
+    /// Connections at once; more wait to be accepted [4096].
+    connections_max: usize,
+    /// From a connection's or request's start to the end of its headers, ms [10000].
+    headers_ms_max: u64,
+    /// From the headers to the end of the body, ms [30000].
+    body_ms_max: u64,
+    /// From SIGTERM to the end of the last stream, ms [30000].
+    drain_ms_max: u64,
+    /// Waiting for a ticket, ms [120000].
+    queue_ms_max: u64,
+    /// From the ticket to the first token, ms [300000].
+    first_token_ms_max: u64,
+    /// Between two tokens, ms [60000].
+    next_token_ms_max: u64,
+    /// For servers to acknowledge a cancel or a flush, ms [2000].
+    acknowledge_ms_max: u64,
+    /// For a server's handshake, ms [2000].
+    handshake_ms_max: u64,
+    /// Between heartbeats to servers, ms [200].
+    heartbeat_ms: u64,
+    /// A server that is silent for longer is lost, ms [1500].
+    silence_ms_max: u64,
+}
+
+/// The gateway's configuration, checked.
+#[derive(Debug, Clone)]
+#[expect(missing_docs, reason = "each field is documented as a setting")]
+pub struct Config {
+    pub id: ServerId,
+    pub log: String,
+    pub listen: SocketAddr,
+    pub model: PathBuf,
+    pub served_model_name: Option<String>,
+    pub chat_template: Option<PathBuf>,
+    pub context_length: Option<u32>,
+    pub api_key: Option<String>,
+    pub key_file: Option<PathBuf>,
+    pub prefill: Vec<String>,
+    pub decode: Vec<String>,
+    pub max_queued: usize,
+    pub retries: u32,
+    pub http: HttpLimits,
+    pub timing: Timing,
+    pub deadlines: Deadlines,
+}
+
+/// Bounds of HTTP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(missing_docs, reason = "each field is documented as a setting")]
+pub struct HttpLimits {
+    pub body_bytes_max: usize,
+    pub connections_max: usize,
+    pub headers_max: Duration,
+    pub body_max: Duration,
+    pub drain_max: Duration,
+}
+
+/// Why a configuration is refused.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    /// Not TOML, or a value of the wrong type.
+    #[error("{0}")]
+    Toml(String),
+    /// A key that does not exist.
+    #[error("unknown key `{key}`; did you mean `{nearest}`?")]
+    UnknownKey {
+        /// As written.
+        key: String,
+        /// The key that is most like it.
+        nearest: &'static str,
+    },
+    /// A value that is needed and absent.
+    #[error("`{key}` is not set; set it in the file or as --{flag}", flag = key.replace('_', "-"))]
+    Missing {
+        /// The key.
+        key: &'static str,
+    },
+    /// A value out of range.
+    #[error("`{key}` is {value}; want {want}")]
+    Value {
+        /// The key.
+        key: &'static str,
+        /// Its value.
+        value: String,
+        /// The range.
+        want: &'static str,
+    },
+    /// A file that the configuration names cannot be read.
+    #[error("`{key}`: {path}: {reason}")]
+    File {
+        /// The key.
+        key: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        reason: String,
+    },
+}
+
+impl Settings {
+    /// Reads the text of a config file.
+    ///
+    /// # Errors
+    /// Not TOML (with its line), an unknown key, or a value of the wrong type.
+    pub fn from_toml_str(text: &str) -> Result<Self, ConfigError> {
+        let toml = |err: toml::de::Error| ConfigError::Toml(err.to_string());
+        let table: toml::Table = toml::from_str(text).map_err(toml)?;
+        if let Some(key) = table.keys().find(|key| !Self::KEYS.contains(&key.as_str())) {
+            let nearest = Self::KEYS.iter().min_by_key(|known| distance(key, known));
+            let nearest = nearest.expect("there are keys");
+            return Err(ConfigError::UnknownKey { key: key.clone(), nearest });
+        }
+        toml::from_str(text).map_err(toml)
+    }
+}
+
+impl Config {
+    /// Fills in defaults and checks.
+    ///
+    /// # Errors
+    /// The first value that is missing, out of range, or names a file that cannot be read.
+    pub fn new(settings: Settings) -> Result<Self, ConfigError> {
+        let api_key = match (settings.api_key, &settings.api_key_file) {
+            (Some(key), _) => Some(key),
+            (None, Some(path)) => Some(first_line("api_key_file", path)?),
+            (None, None) => None,
+        };
+        if api_key.as_ref().is_some_and(String::is_empty) {
+            return refuse("api_key", "empty".into(), "at least one character");
+        }
+        let name = settings.id.unwrap_or_else(|| "gateway".to_owned());
+        let id = ServerId::new(name).map_err(|bad| ConfigError::Value {
+            key: "id",
+            value: format!("{:?}", bad.0),
+            want: "1 to 64 of letters, digits, '.', '_', '-'",
+        })?;
+        if settings.context_length == Some(0) {
+            return refuse("context_length", "0".into(), "at least 1");
+        }
+        let listen = settings.listen.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 8000)));
+        let http = HttpLimits {
+            body_bytes_max: at_least_1("body_bytes_max", settings.body_bytes_max, 16 << 20)?,
+            connections_max: at_least_1("connections_max", settings.connections_max, 4096)?,
+            headers_max: ms(settings.headers_ms_max, Duration::from_secs(10)),
+            body_max: ms(settings.body_ms_max, Duration::from_secs(30)),
+            drain_max: ms(settings.drain_ms_max, Duration::from_secs(30)),
+        };
+        let (link, own) = (Timing::default(), Deadlines::default());
+        Ok(Self {
+            id,
+            log: settings.log.unwrap_or_else(|| "info".to_owned()),
+            listen,
+            model: settings.model.ok_or(ConfigError::Missing { key: "model" })?,
+            served_model_name: settings.served_model_name,
+            chat_template: settings.chat_template,
+            context_length: settings.context_length,
+            api_key,
+            key_file: settings.key_file,
+            prefill: settings.prefill,
+            decode: settings.decode,
+            max_queued: at_least_1("max_queued", settings.max_queued, 1024)?,
+            retries: settings.retries.unwrap_or(0),
+            http,
+            timing: Timing {
+                handshake: ms(settings.handshake_ms_max, link.handshake),
+                heartbeat: ms(settings.heartbeat_ms, link.heartbeat),
+                silence: ms(settings.silence_ms_max, link.silence),
+            },
+            deadlines: Deadlines {
+                queue: ms(settings.queue_ms_max, own.queue),
+                first_token: ms(settings.first_token_ms_max, own.first_token),
+                next_token: ms(settings.next_token_ms_max, own.next_token),
+                acknowledge: ms(settings.acknowledge_ms_max, own.acknowledge),
+            },
+        })
+    }
+}
+
+fn ms(setting: Option<u64>, default: Duration) -> Duration {
+    setting.map_or(default, Duration::from_millis)
+}
+
+fn at_least_1(
+    key: &'static str,
+    setting: Option<usize>,
+    default: usize,
+) -> Result<usize, ConfigError> {
+    match setting {
+        Some(0) => refuse(key, "0".into(), "at least 1"),
+        setting => Ok(setting.unwrap_or(default)),
+    }
+}
+
+fn refuse<T>(key: &'static str, value: String, want: &'static str) -> Result<T, ConfigError> {
+    Err(ConfigError::Value { key, value, want })
+}
+
+/// The first line of a file that holds a secret.
+fn first_line(key: &'static str, path: &Path) -> Result<String, ConfigError> {
+    let text = std::fs::read_to_string(path).map_err(|err| ConfigError::File {
+        key,
+        path: path.into(),
+        reason: err.to_string(),
+    })?;
+    Ok(text.lines().next().unwrap_or_default().trim().to_owned())
+}
+
+/// Levenshtein distance, over bytes.
+fn distance(a: &str, b: &str) -> usize {
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.bytes().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, y) in b.bytes().enumerate() {
+            let changed = diagonal + usize::from(x != y);
+            diagonal = row[j + 1];
+            row[j + 1] = changed.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Command {
+        #[command(flatten)]
+        settings: Settings,
+    }
+
+    fn config(text: &str, flags: &[&str]) -> Result<Config, ConfigError> {
+        let flags = Command::try_parse_from(["gateway"].iter().chain(flags)).unwrap();
+        Config::new(flags.settings.or(Settings::from_toml_str(text)?))
+    }
+
+    #[test]
+    fn flags_win_over_the_file_and_defaults_fill_in() {
+        let file = "model = \"m\"\nmax_queued = 7\nprefill = [\"a:1\", \"b:2\"]\n";
+        let config = config(file, &["--max-queued", "9", "--decode", "c:3,d:4"]).unwrap();
+        assert_eq!(config.max_queued, 9);
+        assert_eq!(config.prefill, ["a:1", "b:2"]);
+        assert_eq!(config.decode, ["c:3", "d:4"]);
+        assert_eq!(config.listen.to_string(), "127.0.0.1:8000");
+        assert_eq!(config.http.body_bytes_max, 16 << 20);
+    }
+
+    #[test]
+    fn what_is_wrong_is_named_with_its_cure() {
+        let check = |text: &str, expect: &str| {
+            let error = config(text, &[]).unwrap_err().to_string();
+            assert!(error.contains(expect), "{error}");
+        };
+        check(
+            "model = \"m\"\nmax_queue = 1",
+            "unknown key `max_queue`; did you mean `max_queued`?",
+        );
+        check("model = \"m\"\nserved_name = \"x\"", "`served_model_name`");
+        check("listen = \"127.0.0.1:1\"", "`model` is not set; set it in the file or as --model");
+        check("model = \"m\"\nmax_queued = \"x\"", "line 2");
+        check("model = \"m\"\nmax_queued = 0", "`max_queued` is 0; want at least 1");
+        check("model = \"m\"\nid = \"a b\"", "`id` is \"a b\"");
+        check("model = \"m\"\napi_key = \"\"", "`api_key` is empty");
+        check("model = \"m\"\napi_key_file = \"/nonexistent/key\"", "`api_key_file`");
+        check("model = ", "line 1");
+    }
+}

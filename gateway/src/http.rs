@@ -1,0 +1,182 @@
+//! Walk 1/12. Before: the client. After: `validate.rs`.
+//!
+//! The routes and what every request passes: an id (`x-request-id`, echoed or made), the API key,
+//! a count by route and status. Bodies are read here, within a size and a time.
+
+use crate::auth::ApiKey;
+use crate::calls;
+use crate::config::HttpLimits;
+use crate::control;
+use crate::error::ApiError;
+use crate::fields::Fields;
+use crate::fleet::Ring;
+use crate::in_flight::InFlight;
+use crate::metrics;
+use crate::model::Model;
+use axum::Router;
+use axum::body::{Body, Bytes};
+use axum::extract::{MatchedPath, Request, State};
+use axum::http::{HeaderName, HeaderValue, header};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use metrics_exporter_prometheus::PrometheusHandle;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// Longest `x-request-id` that is taken over.
+const NAME_MAX: usize = 128;
+
+/// What the handlers share.
+pub struct App {
+    /// The fleet.
+    pub ring: Ring,
+    /// The model's text half.
+    pub model: Arc<Model>,
+    /// Bounds.
+    pub limits: HttpLimits,
+    /// Calls being answered.
+    pub in_flight: InFlight,
+    /// Renders `/metrics`.
+    pub metrics: PrometheusHandle,
+    /// The key clients need, if any.
+    pub api_key: Option<ApiKey>,
+    draining: AtomicBool,
+}
+
+impl App {
+    /// What the handlers need, before any request.
+    pub fn new(
+        ring: Ring,
+        model: Model,
+        limits: HttpLimits,
+        metrics: PrometheusHandle,
+        api_key: Option<&str>,
+    ) -> Self {
+        Self {
+            ring,
+            model: Arc::new(model),
+            limits,
+            in_flight: InFlight::default(),
+            metrics,
+            api_key: api_key.map(ApiKey::new),
+            draining: AtomicBool::new(false),
+        }
+    }
+
+    /// From now on `/ready` says no.
+    pub fn drain(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the gateway is on its way out.
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+}
+
+/// When a request arrived and what it is called.
+#[derive(Debug, Clone)]
+pub struct Arrival {
+    /// When its headers were complete.
+    pub at: Instant,
+    /// `x-request-id`, or 32 random hex digits.
+    pub name: String,
+}
+
+/// All routes.
+pub fn router(app: Arc<App>) -> Router {
+    let routes = Router::new()
+        .route("/v1/chat/completions", post(calls::chat))
+        .route("/v1/completions", post(calls::completions))
+        .route("/generate", post(calls::generate))
+        .route("/v1/models", get(control::models))
+        .route("/v1/models/{*model}", get(control::one_model))
+        .route("/tokenize", post(control::tokenize))
+        .route("/detokenize", post(control::detokenize))
+        .route("/health", get(control::health))
+        .route("/ready", get(control::ready))
+        .route("/metrics", get(control::metrics))
+        .route("/flush_cache", get(control::flush_cache).post(control::flush_cache))
+        .route("/abort_request", post(control::abort_request))
+        .route("/server_info", get(control::server_info))
+        .route("/get_server_info", get(control::server_info))
+        .route("/model_info", get(control::model_info))
+        .route("/get_model_info", get(control::model_info));
+    let routes = routes.method_not_allowed_fallback(method_not_allowed).fallback(not_found);
+    routes.layer(from_fn_with_state(Arc::clone(&app), pass)).with_state(app)
+}
+
+async fn not_found(request: Request) -> ApiError {
+    ApiError::route_not_found(request.uri().path())
+}
+
+async fn method_not_allowed(request: Request) -> ApiError {
+    ApiError::method_not_allowed(request.method().as_str(), request.uri().path())
+}
+
+/// What every request passes.
+async fn pass(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
+    let matched = request.extensions().get::<MatchedPath>();
+    let route = matched.map_or_else(|| "unknown".to_owned(), |path| path.as_str().to_owned());
+    let name = name(request.headers().get(&REQUEST_ID));
+    let admitted = app.api_key.as_ref();
+    let admitted = admitted.is_none_or(|key| key.admits(request.uri().path(), request.headers()));
+    let mut response = if admitted {
+        request.extensions_mut().insert(Arrival { at: Instant::now(), name: name.clone() });
+        next.run(request).await
+    } else {
+        ApiError::unauthorized().into_response()
+    };
+    metrics::answered(&route, response.status().as_u16());
+    tracing::debug!(request = name, route, status = response.status().as_u16(), "answered");
+    if let Ok(value) = HeaderValue::from_str(&name) {
+        response.headers_mut().insert(REQUEST_ID, value);
+    }
+    response
+}
+
+fn name(given: Option<&HeaderValue>) -> String {
+    let fits = |name: &&str| {
+        (1..=NAME_MAX).contains(&name.len()) && name.bytes().all(|byte| byte.is_ascii_graphic())
+    };
+    match given.and_then(|value| value.to_str().ok()).filter(fits) {
+        Some(name) => name.to_owned(),
+        None => format!("{:016x}{:016x}", random(), random()),
+    }
+}
+
+/// Random bits for ids and seeds.
+pub fn random() -> u64 {
+    getrandom::u64().expect("the kernel gives random bytes on every system that we run on")
+}
+
+/// A body's JSON object.
+///
+/// # Errors
+/// Too large, too slow, cut off, or not a JSON object.
+pub async fn fields(app: &App, body: Body) -> Result<Fields, ApiError> {
+    let limit = app.limits.body_bytes_max;
+    let read = Limited::new(body, limit).collect();
+    let bytes: Bytes = match tokio::time::timeout(app.limits.body_max, read).await {
+        Ok(Ok(collected)) => collected.to_bytes(),
+        Ok(Err(err)) if err.is::<LengthLimitError>() => {
+            return Err(ApiError::body_too_large(limit));
+        }
+        Ok(Err(err)) => {
+            let message = format!("The body could not be read: {err}");
+            return Err(crate::error::Invalid::body(message).into());
+        }
+        Err(_) => return Err(ApiError::body_too_slow()),
+    };
+    Ok(Fields::parse(&bytes)?)
+}
+
+/// A JSON body that is text already.
+pub fn json(body: String) -> Response {
+    let json = HeaderValue::from_static("application/json");
+    ([(header::CONTENT_TYPE, json)], body).into_response()
+}

@@ -1,0 +1,81 @@
+//! Which calls are being answered, by the name that the client knows.
+//!
+//! 1. [`InFlight::hold`] enters a call with the ids of its requests.
+//! 2. [`Held`] lives as long as its answers are read; its drop takes the call out.
+//!
+//! Bound: one entry a call, and the fleet bounds requests.
+
+use shared::ids::RequestId;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// The calls. Clones share them.
+#[derive(Debug, Clone, Default)]
+pub struct InFlight(Arc<Mutex<Calls>>);
+
+#[derive(Debug, Default)]
+struct Calls {
+    next: u64,
+    by_number: HashMap<u64, (String, Vec<RequestId>)>,
+}
+
+/// A call's entry.
+#[derive(Debug)]
+pub struct Held {
+    calls: InFlight,
+    number: u64,
+}
+
+impl InFlight {
+    /// Enters a call.
+    pub fn hold(&self, name: String, ids: Vec<RequestId>) -> Held {
+        let mut calls = self.lock();
+        calls.next += 1;
+        let number = calls.next;
+        calls.by_number.insert(number, (name, ids));
+        Held { calls: self.clone(), number }
+    }
+
+    /// Requests of the calls of that name, with or without OpenAI's prefix.
+    pub fn requests(&self, name: &str) -> Vec<RequestId> {
+        let bare = ["chatcmpl-", "cmpl-"].iter().find_map(|prefix| name.strip_prefix(prefix));
+        let calls = self.lock();
+        let named = calls.by_number.values().filter(|(own, _)| own == name || Some(&**own) == bare);
+        named.flat_map(|(_, ids)| ids.iter().copied()).collect()
+    }
+
+    /// How many calls there are.
+    pub fn count(&self) -> usize {
+        self.lock().by_number.len()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Calls> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.calls.lock().by_number.remove(&self.number);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use shared::ids::Epoch;
+
+    #[test]
+    fn a_call_is_known_by_its_name_until_it_is_dropped() {
+        let (calls, id) = (InFlight::default(), |n| RequestId::new(Epoch::new(1), n));
+        let first = calls.hold("abc".into(), vec![id(1), id(2)]);
+        let _second = calls.hold("abc".into(), vec![id(3)]);
+        let mut all = calls.requests("chatcmpl-abc");
+        all.sort_unstable();
+        assert_eq!(all, [id(1), id(2), id(3)]);
+        assert!(calls.requests("ab").is_empty());
+        drop(first);
+        assert_eq!(calls.requests("abc"), [id(3)]);
+        assert_eq!(calls.count(), 1);
+    }
+}

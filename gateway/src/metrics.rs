@@ -1,0 +1,74 @@
+//! The gateway's own metrics; names and help are in `shared::metrics`.
+
+use crate::transcript::Usage;
+use metrics::{counter, gauge, histogram};
+use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
+use shared::metrics as names;
+use std::time::Instant;
+
+/// Installs the process's recorder; call it once a process, before anything is counted.
+///
+/// # Errors
+/// A recorder is installed already.
+pub fn install() -> Result<PrometheusHandle, BuildError> {
+    let mut builder = PrometheusBuilder::new();
+    for metric in names::ALL.iter().filter(|metric| metric.kind == names::Kind::Histogram) {
+        let name = Matcher::Full(metric.name.to_owned());
+        builder = builder.set_buckets_for_metric(name, names::SECONDS_BUCKETS)?;
+    }
+    let handle = builder.install_recorder()?;
+    names::describe_all();
+    Ok(handle)
+}
+
+/// Counts an HTTP answer.
+pub fn answered(route: &str, code: u16) {
+    let labels = [("route", route.to_owned()), ("code", code.to_string())];
+    counter!(names::GATEWAY_REQUESTS, &labels).increment(1);
+}
+
+/// What the gauges say now.
+pub fn depths(calls: usize, queued: usize) {
+    gauge!(names::GATEWAY_IN_FLIGHT).set(calls as f64);
+    gauge!(names::QUEUE_DEPTH).set(queued as f64);
+}
+
+/// Times of one output.
+#[derive(Debug)]
+pub struct Timing {
+    arrived: Instant,
+    prompt_tokens: u32,
+    last: Option<Instant>,
+}
+
+impl Timing {
+    /// For a request that arrived then.
+    pub fn new(arrived: Instant, prompt_tokens: u32) -> Self {
+        Self { arrived, prompt_tokens, last: None }
+    }
+
+    /// `count` tokens are here now; a gap is spread evenly over the tokens that end it.
+    pub fn tokens(&mut self, count: usize) {
+        if count == 0 {
+            return;
+        }
+        let now = Instant::now();
+        match self.last.replace(now) {
+            None => {
+                histogram!(names::TTFT).record(now - self.arrived);
+                counter!(names::PROMPT_TOKENS).increment(u64::from(self.prompt_tokens));
+            }
+            Some(last) => {
+                let each = (now - last).as_secs_f64() / count as f64;
+                histogram!(names::ITL).record_many(each, count);
+            }
+        }
+        counter!(names::GENERATION_TOKENS).increment(count as u64);
+    }
+
+    /// The output is complete.
+    pub fn finished(&self, usage: Usage) {
+        histogram!(names::E2E).record(self.arrived.elapsed());
+        counter!(names::CACHED_TOKENS).increment(u64::from(usage.cached));
+    }
+}

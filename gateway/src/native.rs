@@ -1,0 +1,228 @@
+//! `/generate`, SGLang's own shape: `text` is cumulative in a stream, ids are reported.
+
+use crate::error::Invalid;
+use crate::fields::Fields;
+use crate::openai::completions::prompts;
+use crate::openai::knobs::strings;
+use crate::openai::{finish_reason, finite, text};
+use crate::pieces::Pieces;
+use crate::ring::Limits;
+use crate::stream::Shape;
+use crate::transcript::{Delta, Ending, Matched, Output, Usage};
+use crate::validate::{Dialect, Knobs, Neutral, Prompt, refuse_unless_neutral};
+use serde_json::{Value, json};
+use shared::request::{Finish, Token};
+use std::sync::Arc;
+use std::time::Instant;
+
+/// SGLang's words and default length; `generation_config.json` is for the OpenAI routes.
+pub const DIALECT: Dialect = Dialect {
+    max_tokens: "sampling_params.max_new_tokens",
+    min_tokens: "sampling_params.min_new_tokens",
+    default_tokens: Some(128),
+    model_defaults: false,
+};
+
+/// Known beside the sampling parameters, and not implemented.
+const NOT_YET: &[(&str, Neutral)] = &[
+    ("input_embeds", Neutral::Absent),
+    ("image_data", Neutral::Empty),
+    ("video_data", Neutral::Empty),
+    ("audio_data", Neutral::Empty),
+    ("session_params", Neutral::Empty),
+    ("lora_path", Neutral::Absent),
+    ("custom_logit_processor", Neutral::Absent),
+    ("return_hidden_states", Neutral::False),
+    ("token_ids_logprob", Neutral::Empty),
+];
+
+/// Known sampling parameters, and not implemented.
+const SAMPLING_NOT_YET: &[(&str, Neutral)] = &[
+    ("n", Neutral::Number(1.0)),
+    ("presence_penalty", Neutral::Number(0.0)),
+    ("frequency_penalty", Neutral::Number(0.0)),
+    ("repetition_penalty", Neutral::Number(1.0)),
+    ("logit_bias", Neutral::Empty),
+    ("json_schema", Neutral::Absent),
+    ("regex", Neutral::Absent),
+    ("ebnf", Neutral::Absent),
+    ("structural_tag", Neutral::Absent),
+    ("stop_regex", Neutral::Empty),
+    ("custom_params", Neutral::Empty),
+];
+
+/// A generate request, read.
+#[derive(Debug)]
+pub struct GenerateRequest {
+    /// One output each.
+    pub prompts: Vec<Prompt>,
+    /// Whether the client sent a list, so that the answer is one.
+    pub batch: bool,
+    /// Sampling and output.
+    pub knobs: Knobs,
+    /// As server-sent events.
+    pub stream: bool,
+    /// The client's own name for the request.
+    pub rid: Option<String>,
+    /// Report `output_token_logprobs`, their texts too.
+    pub logprobs: Option<WithText>,
+}
+
+/// Whether logprobs carry the tokens' texts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WithText(pub bool);
+
+/// Reads the fields.
+///
+/// # Errors
+/// By field.
+pub fn read(fields: &mut Fields, limits: Limits) -> Result<GenerateRequest, Invalid> {
+    refuse_unless_neutral(fields, NOT_YET)?;
+    let (text, ids) = (fields.take_value("text"), fields.take_value("input_ids"));
+    let (field, value) = match (text, ids) {
+        (Some(text), None) => ("text", text),
+        (None, Some(ids)) => ("input_ids", ids),
+        _ => return Err(fields.wrong("text", "give either `text` or `input_ids`")),
+    };
+    let list = value.as_array();
+    let batch = list.is_some_and(|list| list.first().is_some_and(|first| !first.is_number()));
+    let wants_logprobs = fields.take_or("return_logprob", false)?;
+    let logprob_start: i64 = fields.take_or("logprob_start_len", -1)?;
+    if wants_logprobs && logprob_start >= 0 {
+        let what = format!("{logprob_start} (prompt logprobs) is not supported yet; use -1");
+        return Err(fields.wrong("logprob_start_len", &what));
+    }
+    let top: u32 = fields.take_or("top_logprobs_num", 0)?;
+    let mut sampling = fields.object("sampling_params")?;
+    let mut knobs = sampling_knobs(&mut sampling)?;
+    knobs.logprobs = wants_logprobs.then_some(top);
+    knobs.cache_salt = fields.take_or("cache_salt", String::new())?;
+    knobs.priority = fields.take_or("priority", 0)?;
+    let with_text = WithText(fields.take_or("return_text_in_logprobs", false)?);
+    Ok(GenerateRequest {
+        prompts: prompts(field, value, true, limits)?,
+        batch,
+        knobs,
+        stream: fields.take_or("stream", false)?,
+        rid: rid(fields)?,
+        logprobs: wants_logprobs.then_some(with_text),
+    })
+}
+
+/// One name for the call, or one a prompt, of which the first names the call.
+fn rid(fields: &mut Fields) -> Result<Option<String>, Invalid> {
+    Ok(strings(fields, "rid")?.into_iter().next())
+}
+
+fn sampling_knobs(sampling: &mut Fields) -> Result<Knobs, Invalid> {
+    refuse_unless_neutral(sampling, SAMPLING_NOT_YET)?;
+    Ok(Knobs {
+        temperature: sampling.take("temperature")?,
+        top_p: sampling.take("top_p")?,
+        top_k: sampling.take("top_k")?,
+        min_p: sampling.take("min_p")?,
+        seed: sampling.take("sampling_seed")?,
+        max_tokens: sampling.take("max_new_tokens")?,
+        min_tokens: sampling.take_or("min_new_tokens", 0)?,
+        stop: strings(sampling, "stop")?,
+        stop_token_ids: sampling.take_or("stop_token_ids", Vec::new())?,
+        ignore_eos: sampling.take_or("ignore_eos", false)?,
+        show_special: !sampling.take_or("skip_special_tokens", true)?,
+        include_stop: sampling.take_or("no_stop_trim", false)?,
+        ..Knobs::default()
+    })
+}
+
+/// `/generate`'s answers.
+#[derive(Debug)]
+pub struct GenerateShape {
+    id: String,
+    started: Instant,
+    pieces: Arc<Pieces>,
+    batch: bool,
+    logprobs: Option<WithText>,
+    outputs: Vec<Output>,
+}
+
+impl GenerateShape {
+    /// For a call that arrived at `started` and has `count` prompts.
+    pub fn new(id: String, started: Instant, pieces: Arc<Pieces>, count: usize) -> Self {
+        let outputs = vec![Output::default(); count];
+        Self { id, started, pieces, batch: false, logprobs: None, outputs }
+    }
+
+    /// Answers in a list, or with logprobs.
+    #[must_use]
+    pub fn with(mut self, batch: bool, logprobs: Option<WithText>) -> Self {
+        (self.batch, self.logprobs) = (batch, logprobs);
+        self
+    }
+
+    fn result(&self, index: usize, output: &Output) -> Value {
+        let id = match self.batch {
+            true => format!("{}-{index}", self.id),
+            false => self.id.clone(),
+        };
+        let mut meta = json!({
+            "id": id,
+            "finish_reason": output.ending.as_ref().map(|end| finish(end, output.usage)),
+            "prompt_tokens": output.usage.prompt,
+            "completion_tokens": output.usage.completion,
+            "cached_tokens": output.usage.cached,
+        });
+        if let Some(with_text) = self.logprobs {
+            let rows = |token: &Token| self.row(token.id, token.logprob, with_text);
+            let top = |token: &Token| -> Value {
+                token.top.iter().map(|&(id, logprob)| self.row(id, logprob, with_text)).collect()
+            };
+            meta["output_token_logprobs"] = output.tokens.iter().map(rows).collect();
+            meta["output_top_logprobs"] = output.tokens.iter().map(top).collect();
+        }
+        if output.ending.is_some() {
+            meta["e2e_latency"] = json!(self.started.elapsed().as_secs_f64());
+        }
+        let ids: Vec<u32> = output.tokens.iter().map(|token| token.id.get()).collect();
+        json!({"text": output.text, "output_ids": ids, "meta_info": meta})
+    }
+
+    /// `[logprob, id, text]`, as SGLang has it.
+    fn row(&self, id: shared::ids::TokenId, logprob: f32, with_text: WithText) -> Value {
+        let text = with_text.0.then(|| text(id, &self.pieces));
+        json!([finite(logprob), id.get(), text])
+    }
+}
+
+fn finish(ending: &Ending, usage: Usage) -> Value {
+    let kind = finish_reason(ending);
+    match (&ending.matched, ending.finish) {
+        (_, Finish::Length) => json!({"type": kind, "length": usage.completion}),
+        (Some(Matched::Id(id)), Finish::Stop) => json!({"type": kind, "matched": id.get()}),
+        (Some(Matched::Text(text)), Finish::Stop) => json!({"type": kind, "matched": text}),
+        (None, Finish::Stop) => json!({"type": kind, "matched": null}),
+    }
+}
+
+impl Shape for GenerateShape {
+    fn chunks(&mut self, delta: Delta) -> Vec<String> {
+        let index = delta.index;
+        self.outputs[index].add(delta);
+        let mut chunk = self.result(index, &self.outputs[index]);
+        if self.batch {
+            chunk["index"] = json!(index);
+        }
+        vec![chunk.to_string()]
+    }
+
+    fn last(&mut self, _: Usage) -> Option<String> {
+        None
+    }
+
+    fn whole(&mut self, outputs: Vec<Output>) -> String {
+        let results: Vec<Value> =
+            outputs.iter().enumerate().map(|(index, output)| self.result(index, output)).collect();
+        match (self.batch, results.as_slice()) {
+            (false, [one]) => one.to_string(),
+            _ => Value::Array(results).to_string(),
+        }
+    }
+}
