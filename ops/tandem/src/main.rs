@@ -19,11 +19,15 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     Up(up::UpOptions),
+    /// Fetch a model, or say what one is.
+    #[command(subcommand)]
+    Model(model::ModelCommand),
 }
 
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().command {
         Command::Up(options) => up::run(&options),
+        Command::Model(command) => command.run().map(|()| ExitCode::SUCCESS),
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");

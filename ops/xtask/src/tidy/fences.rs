@@ -7,8 +7,10 @@ use crate::sources::Source;
 /// A file lies inside a fence when its path starts with one of these.
 const UNSAFE_FENCES: &[&str] = &[
     "kernels/src/cuda",
-    "kernels/src/cpu/simd",
     "kernels/src/cpu/memory",
+    "kernels/src/cpu/pool",
+    "kernels/src/cpu/simd",
+    "kernels/src/cpu/tile",
     "kv-transfer/src/cuda_ipc",
     "kv-transfer/src/ucx/",
     "kv-transfer/ucx-sys/src/",
