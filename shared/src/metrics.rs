@@ -48,6 +48,29 @@ pub const GENERATION_TOKENS: &str = "tandem_generation_tokens_total";
 /// Prompt tokens found in a cache.
 pub const CACHED_TOKENS: &str = "tandem_cached_tokens_total";
 
+/// Pages of a server's pool, by `server` and `state`.
+pub const PAGES: &str = "tandem_pages";
+/// Tickets of a decode server, by `server` and `state`.
+pub const TICKETS: &str = "tandem_tickets";
+/// Requests being computed, by `server`.
+pub const RUNNING: &str = "tandem_running_requests";
+/// Requests waiting in a server, by `server`.
+pub const WAITING: &str = "tandem_waiting_requests";
+/// Engine steps, by `server`.
+pub const STEPS: &str = "tandem_steps_total";
+/// Tokens that engine steps computed, by `server`.
+pub const COMPUTED_TOKENS: &str = "tandem_computed_tokens_total";
+/// Requests whose pages decode took back, by `server`.
+pub const RETRACTED: &str = "tandem_retracted_requests_total";
+/// Requests handed to decode, by `server`.
+pub const HANDOFFS: &str = "tandem_handoffs_total";
+/// The part of a handoff that nothing hides, by `server`.
+pub const EXPOSED: &str = "tandem_transfer_exposed_seconds";
+/// What was shipped, by `server`.
+pub const TRANSFERRED: &str = "tandem_transfer_bytes_total";
+/// What the self-test at join reached, by `server`, `peer` and `transport`.
+pub const BANDWIDTH: &str = "tandem_transfer_bandwidth_bytes_per_second";
+
 /// Every metric.
 pub const ALL: &[Metric] = &[
     counter(GATEWAY_REQUESTS, "HTTP requests answered, by route and status code."),
@@ -59,6 +82,17 @@ pub const ALL: &[Metric] = &[
     counter(PROMPT_TOKENS, "Prompt tokens of requests that got a first token."),
     counter(GENERATION_TOKENS, "Output tokens that reached the gateway."),
     counter(CACHED_TOKENS, "Prompt tokens that did not have to be computed."),
+    gauge(PAGES, "Pages of a server's pool by state; idle ones are part of the sealed ones."),
+    gauge(TICKETS, "Tickets of a decode server by state."),
+    gauge(RUNNING, "Requests that a server is computing."),
+    gauge(WAITING, "Requests that wait in a server."),
+    counter(STEPS, "Engine steps."),
+    counter(COMPUTED_TOKENS, "Tokens that engine steps computed."),
+    counter(RETRACTED, "Requests whose pages a decode server took back for others."),
+    counter(HANDOFFS, "Requests that prefill handed to decode."),
+    seconds(EXPOSED, "From the first token at prefill to all pages visible at decode."),
+    counter(TRANSFERRED, "Bytes of pages shipped to decode."),
+    gauge(BANDWIDTH, "Bandwidth of the self-test when a pair joined."),
 ];
 
 /// Upper bounds of histogram buckets of times, seconds: two or three a decade.

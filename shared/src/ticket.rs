@@ -258,6 +258,15 @@ impl<R: Quarantine> Tickets<R> {
         self.revoke(ticket).map_or(Cancelled::Unknown, Cancelled::Granted)
     }
 
+    /// A gateway is gone, and so are its clients: cancels every request of it.
+    pub fn cancel_gateway(&mut self, gateway: Epoch) {
+        let ours = self.entries.values().filter(|entry| entry.request.gateway() == gateway);
+        let keys: Vec<_> = ours.map(|entry| (entry.request, entry.attempt)).collect();
+        for (request, attempt) in keys {
+            drop(self.cancel(request, attempt));
+        }
+    }
+
     /// Takes back the granted tickets whose time has come, earliest first.
     pub fn expire(&mut self, now: Duration) -> Vec<(TicketId, R)> {
         let mut expired = Vec::new();

@@ -6,17 +6,18 @@
 //!    that also sends heartbeats) and a [`Receiver`] (frames, deadlines).
 //! 3. Whatever ends one half ends the other: an error, a silent peer, a dropped receiver.
 //!
-//! A lost link says nothing about the peer's process. [`watch::ProcessWatch`] does, on one host.
+//! A lost link says nothing about the peer's process: it may be frozen, or beyond a broken network.
 #![forbid(unsafe_code)]
 
 pub mod admin;
 mod connection;
 mod handshake;
 pub mod identity;
-pub mod watch;
+mod stop;
 
 pub use connection::{LinkError, Receiver, SendError, Sender, Timing};
 pub use handshake::{HandshakeError, Local, Session, answer, dial};
+pub use stop::{BadStop, StopPoint, Stops};
 
 #[cfg(test)]
 mod tests;

@@ -101,17 +101,6 @@ impl fmt::Display for Role {
     }
 }
 
-/// A process, so that a peer on the same host can hold a pidfd on it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct ProcessId {
-    /// Hash of the host's boot id and the PID namespace: equal means the same PIDs.
-    pub host: [u8; 16],
-    /// PID there.
-    pub pid: u32,
-    /// Start time from `/proc/PID/stat`, clock ticks since boot: tells a reused PID apart.
-    pub started: u64,
-}
-
 /// Who speaks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
@@ -121,8 +110,6 @@ pub struct Identity {
     pub id: ServerId,
     /// This incarnation.
     pub epoch: Epoch,
-    /// Its process.
-    pub process: ProcessId,
 }
 
 /// What both ends of a handoff must agree on, and what a gateway needs to know of a server.

@@ -1,0 +1,109 @@
+//! Walk 10/12. Before: `prefill-server/src/handoff.rs` (and `kv-transfer` between). After:
+//! `step.rs`.
+//!
+//! Names target pages when a ticket is opened, and takes the request over when its pages landed.
+
+use crate::sequence::{Granted, Sequence, finish};
+use crate::step::Decode;
+use kv_transfer::land;
+use shared::ids::{Epoch, TicketId};
+use shared::pool::Owned;
+use shared::ticket::Ended;
+use shared::wire::messages::{
+    DecodeToGateway, DecodeToPrefill, Emitted, End, Fault, FaultKind, Handoff, PageRun, RequestKey,
+};
+
+impl Decode {
+    /// Answers `Open` with pages, or with `Revoked`.
+    pub(crate) fn open(&mut self, writer: Epoch, ticket: TicketId, key: RequestKey) {
+        let now = self.now();
+        let message = match self.tickets.open(ticket, writer, key.id, key.attempt) {
+            Ok(granted) => {
+                let tokens = &granted.request.tokens;
+                let most = tokens.len() - 1; // the last page is always written: it is the request's own
+                let held = self.cache.match_prefix(&granted.request.salt, &tokens[..most], now);
+                let pages = (tokens.len() as u32).div_ceil(self.page_tokens);
+                let missing = pages - held.len() as u32;
+                granted.target = granted.credit.draw(missing);
+                drop(granted.credit.split(held.len() as u32));
+                granted.held = held;
+                let runs = PageRun::pack(granted.target.iter().map(Owned::id));
+                DecodeToPrefill::Opened { ticket, held: granted.held.len() as u32, runs }
+            }
+            Err(why) => {
+                tracing::info!(%ticket, request = %key, %why, "revoked");
+                DecodeToPrefill::Revoked { ticket }
+            }
+        };
+        self.tell_writer(writer, message);
+    }
+
+    /// Takes over a request whose pages are complete.
+    pub(crate) fn handoff(&mut self, writer: Epoch, handoff: Handoff) {
+        let granted = match self.tickets.land(handoff.ticket, writer) {
+            Ok(Ended::Wanted(granted)) => granted,
+            Ok(Ended::Cancelled(_)) => return, // its pages go back here
+            Err(why) => {
+                tracing::info!(ticket = %handoff.ticket, request = %handoff.key, %why, "late handoff");
+                return;
+            }
+        };
+        if let Err(fault) = self.verify(&granted, &handoff) {
+            return self.fail(granted.key, fault);
+        }
+        self.stops.reach(link::StopPoint::DecodeLanded);
+        let cached_tokens = handoff.cached_tokens;
+        let mut sequence = self.land(granted, cached_tokens);
+        let (key, gateway) = (sequence.key, sequence.gateway());
+        let end = finish(&sequence.request, handoff.first.id, 0)
+            .map(|finish| End { finish, cached_tokens });
+        sequence.made.push(handoff.first.id);
+        let emitted = Emitted { key, tokens: vec![handoff.first], end };
+        self.outboxes.push(gateway, DecodeToGateway::Tokens(vec![emitted]));
+        if end.is_none() {
+            // Oldest first, and a replay is as old as its first attempt.
+            let at = self.sequences.partition_point(|older| older.key.id < key.id);
+            self.sequences.insert(at, sequence);
+        }
+    }
+
+    fn verify(&self, granted: &Granted, handoff: &Handoff) -> Result<(), Fault> {
+        let fault = |kind, message| Err(Fault { kind, message });
+        if handoff.key != granted.key {
+            let message = format!("handoff of {} on the ticket of {}", handoff.key, granted.key);
+            return fault(FaultKind::Internal, message);
+        }
+        if handoff.first.id.get() >= self.engine.vocab() {
+            let message = format!("first token {} is not in the vocabulary", handoff.first.id);
+            return fault(FaultKind::Internal, message);
+        }
+        if handoff.checksums.is_empty() {
+            return Ok(());
+        }
+        let pages: Vec<_> = granted.target.iter().map(Owned::id).collect();
+        let whole = 0..self.pages.geometry().page_bytes();
+        land::verify(&*self.pages, &pages, &whole, &handoff.checksums)
+            .or_else(|error| fault(FaultKind::Checksum, error.to_string()))
+    }
+
+    /// Pages of the prompt become cached where full; the rest is the sequence's own.
+    fn land(&mut self, granted: Granted, cached_tokens: u32) -> Sequence {
+        let Granted { key, request, credit, held, target } = granted;
+        let written = request.tokens.len() as u32;
+        let mut sequence = Sequence {
+            key,
+            request,
+            cached_tokens,
+            full: held,
+            tail: target,
+            credit,
+            made: vec![],
+            written,
+        };
+        sequence.seal_full(self.page_tokens);
+        let now = self.now();
+        let salt = &sequence.request.salt;
+        self.cache.adopt(salt, &sequence.request.tokens, &mut sequence.full, now);
+        sequence
+    }
+}

@@ -1,0 +1,257 @@
+//! The sockets' side: who connects, and what becomes of it in the engine's inbox.
+//!
+//! Life of a prefill incarnation here:
+//! 1. It connects. An earlier connection of the same incarnation ends first.
+//! 2. Its first message is `Join`, which it sends only after its earlier writers are destroyed: the
+//!    proof that ends their quarantine.
+//! 3. It gets offers until a transport connects, is confirmed, and passes its self-test.
+//! 4. It opens tickets, writes, hands over.
+//! 5. The link ends. Its session is revoked; if the receiver does the writing that is the proof of
+//!    its end, otherwise its process is watched until it is dead or has unmapped the pool.
+
+use crate::inbox::Event;
+use kv_transfer::{Proof, SessionId, Target};
+use link::{LinkError, Local, Receiver, Sender, Session, answer};
+use role::transports::on_wire;
+use shared::ids::Epoch;
+use shared::pool::Owned;
+use shared::wire::handshake::{Capacity, Layout, Role};
+use shared::wire::messages::{
+    DecodeToGateway, DecodeToPrefill, GatewayToDecode, PageRun, PrefillToDecode, TransportKind,
+};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, mpsc, oneshot};
+
+/// Messages that may wait for one peer's socket: an answer for every ticket, and the join.
+const OUTBOX: usize = 4096;
+/// Connections that may be in their handshake.
+const STRANGERS: usize = 64;
+/// Pages that a self-test writes to.
+const SCRATCH_PAGES: u32 = 8;
+/// Between two looks at a lost writer's process.
+const PROOF_EVERY: Duration = Duration::from_millis(20);
+
+/// What every connection needs.
+pub(crate) struct Door {
+    pub(crate) local: Local,
+    pub(crate) layout: Layout,
+    pub(crate) capacity: Capacity,
+    pub(crate) targets: Vec<Arc<dyn Target>>,
+    pub(crate) inbox: mpsc::Sender<Event>,
+    writers: Mutex<HashMap<Epoch, Arc<Writer>>>,
+}
+
+/// The one connection that a prefill incarnation may have.
+#[derive(Default)]
+struct Writer {
+    /// Dropped to end the connection in `busy`.
+    stop: Mutex<Option<oneshot::Sender<()>>>,
+    /// Held for a connection's life.
+    busy: tokio::sync::Mutex<()>,
+}
+
+impl Door {
+    pub(crate) fn new(
+        (local, layout, capacity): (Local, Layout, Capacity),
+        targets: Vec<Arc<dyn Target>>,
+        inbox: mpsc::Sender<Event>,
+    ) -> Self {
+        Self { local, layout, capacity, targets, inbox, writers: Mutex::default() }
+    }
+
+    /// Accepts for ever; each connection is a task.
+    pub(crate) async fn accept(self: Arc<Self>, listener: TcpListener) {
+        let strangers = Arc::new(Semaphore::new(STRANGERS));
+        loop {
+            let permit = strangers.clone().acquire_owned().await;
+            match listener.accept().await {
+                Ok((stream, _)) => {
+                    let door = self.clone();
+                    tokio::spawn(async move {
+                        let session = door.shake(stream).await;
+                        drop(permit);
+                        if let Some(session) = session {
+                            door.welcome(session).await;
+                        }
+                    });
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept a connection");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+            }
+        }
+    }
+
+    async fn shake(&self, stream: TcpStream) -> Option<Session> {
+        let roles = [Role::Gateway, Role::Prefill];
+        answer(stream, &self.local, self.layout, self.capacity, &roles)
+            .await
+            .inspect_err(|error| tracing::warn!(%error, "a connection was turned down"))
+            .ok()
+    }
+
+    async fn welcome(&self, session: Session) {
+        let peer = session.peer.clone();
+        tracing::info!(role = %peer.role, id = %peer.id, epoch = %peer.epoch, "joined");
+        let why = match peer.role {
+            Role::Gateway => self.gateway(session).await,
+            Role::Prefill | Role::Decode => self.prefill(session).await,
+        };
+        tracing::info!(role = %peer.role, id = %peer.id, epoch = %peer.epoch, %why, "left");
+    }
+
+    async fn tell(&self, event: Event) {
+        // The engine thread is gone only when the whole server ends.
+        drop(self.inbox.send(event).await);
+    }
+
+    async fn gateway(&self, session: Session) -> LinkError {
+        let epoch = session.peer.epoch;
+        let (sender, mut receiver) = session.start::<DecodeToGateway, GatewayToDecode>(OUTBOX);
+        self.tell(Event::GatewayUp(epoch, sender)).await;
+        let why = loop {
+            match receiver.recv().await {
+                Ok(message) => self.tell(Event::Gateway(epoch, message)).await,
+                Err(error) => break error,
+            }
+        };
+        self.tell(Event::GatewayLost(epoch)).await;
+        why
+    }
+
+    async fn prefill(&self, session: Session) -> LinkError {
+        let epoch = session.peer.epoch;
+        let writer = self.lock_writers().entry(epoch).or_default().clone();
+        let (stop, mut stopped) = oneshot::channel();
+        drop(writer.stop.lock().unwrap_or_else(PoisonError::into_inner).replace(stop));
+        let _busy = writer.busy.lock().await;
+        let (sender, mut receiver) = session.start::<DecodeToPrefill, PrefillToDecode>(OUTBOX);
+        let joined = match self.join(epoch, &sender, &mut receiver).await {
+            Ok(joined) => joined,
+            Err(error) => return error,
+        };
+        self.tell(Event::WriterUp(epoch, sender)).await;
+        let why = loop {
+            let message = tokio::select! {
+                message = receiver.recv() => message,
+                _ = &mut stopped => break LinkError::Protocol("it connected again".into()),
+            };
+            match message {
+                Ok(PrefillToDecode::Open { ticket, key }) => {
+                    self.tell(Event::Open(epoch, ticket, key)).await;
+                }
+                Ok(PrefillToDecode::Handoff(handoff)) => {
+                    self.tell(Event::Handoff(epoch, handoff)).await;
+                }
+                Ok(PrefillToDecode::Closed { ticket, fault }) => {
+                    tracing::info!(%ticket, ?fault, "closed without a handoff");
+                    self.tell(Event::Closed(epoch, ticket)).await;
+                }
+                Ok(other) => break LinkError::Protocol(format!("{other:?} after the join")),
+                Err(error) => break error,
+            }
+        };
+        self.tell(Event::WriterLost(epoch)).await;
+        self.revoke(epoch, joined);
+        why
+    }
+
+    /// Offers transports until one works.
+    async fn join(
+        &self,
+        epoch: Epoch,
+        sender: &Sender<DecodeToPrefill>,
+        receiver: &mut Receiver<PrefillToDecode>,
+    ) -> Result<(Arc<dyn Target>, SessionId), LinkError> {
+        let mut able = expect_join(receiver.recv().await?)?;
+        self.tell(Event::WriterEnded(epoch)).await;
+        let mut tried = vec![];
+        for target in &self.targets {
+            let kind = on_wire(target.kind());
+            if !able.contains(&kind) {
+                tried.push(format!("{kind}: the prefill server does not have it"));
+                continue;
+            }
+            let (offer, scratch) = match target.accept() {
+                Ok(offer) => (offer, self.scratch().await),
+                Err(error) => {
+                    tried.push(error.to_string());
+                    continue;
+                }
+            };
+            let session = offer.session;
+            let runs = PageRun::pack(scratch.iter().map(Owned::id));
+            send(sender, DecodeToPrefill::Offer { kind, offer: offer.bytes, scratch: runs })
+                .await?;
+            let reply = match receiver.recv().await? {
+                PrefillToDecode::Connected { reply, .. } => reply,
+                other => {
+                    able = expect_join(other)?;
+                    target.revoke(session);
+                    tried.push(format!("{kind}: the prefill server could not use it"));
+                    continue;
+                }
+            };
+            if let Err(error) = target.confirm(session, &reply) {
+                tried.push(error.to_string());
+                continue;
+            }
+            send(sender, DecodeToPrefill::Confirmed { kind }).await?;
+            match receiver.recv().await? {
+                PrefillToDecode::Joined { megabytes_per_second, .. } => {
+                    let why =
+                        if tried.is_empty() { "it is the best".into() } else { tried.join("; ") };
+                    tracing::info!(%epoch, transport = %kind, megabytes_per_second, %why, "pages by");
+                    return Ok((target.clone(), session));
+                }
+                other => {
+                    able = expect_join(other)?;
+                    target.revoke(session);
+                    tried.push(format!("{kind}: the self-test failed"));
+                }
+            }
+        }
+        let reason = tried.join("; ");
+        send(sender, DecodeToPrefill::NoOffer { reason: reason.clone() }).await?;
+        Err(LinkError::Protocol(format!("no transport works: {reason}")))
+    }
+
+    async fn scratch(&self) -> Vec<Owned> {
+        let (reply, pages) = oneshot::channel();
+        self.tell(Event::Scratch(SCRATCH_PAGES, reply)).await;
+        pages.await.unwrap_or_default()
+    }
+
+    /// Ends a lost writer's session and, once it is proven, tells the engine.
+    fn revoke(&self, epoch: Epoch, (target, session): (Arc<dyn Target>, SessionId)) {
+        let (proof, inbox) = (target.revoke(session), self.inbox.clone());
+        tokio::spawn(async move {
+            if let Proof::ProcessEnd(process) = proof {
+                tracing::warn!(%epoch, pid = process.pid(), "waiting for a lost writer's proven end");
+                while !process.ended() {
+                    tokio::time::sleep(PROOF_EVERY).await;
+                }
+            }
+            drop(inbox.send(Event::WriterEnded(epoch)).await);
+        });
+    }
+
+    fn lock_writers(&self) -> std::sync::MutexGuard<'_, HashMap<Epoch, Arc<Writer>>> {
+        self.writers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn expect_join(message: PrefillToDecode) -> Result<Vec<TransportKind>, LinkError> {
+    match message {
+        PrefillToDecode::Join { able } => Ok(able),
+        other => Err(LinkError::Protocol(format!("{other:?} where Join belongs"))),
+    }
+}
+
+async fn send(sender: &Sender<DecodeToPrefill>, message: DecodeToPrefill) -> Result<(), LinkError> {
+    sender.send(message).await.map_err(|_| LinkError::Closed)
+}

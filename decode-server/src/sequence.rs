@@ -1,0 +1,96 @@
+//! The stages of a request at decode: [`Granted`] → (opened) → [`Sequence`] → gone.
+
+use shared::ids::{Epoch, PageId, TokenId};
+use shared::pool::{Credit, Owned, Quarantined, Sealed};
+use shared::request::{Finish, Request, Token};
+use shared::ticket::Quarantine;
+use shared::wire::messages::RequestKey;
+
+/// A request with a ticket: its pages are promised, and named once the ticket is opened.
+#[derive(Debug)]
+pub(crate) struct Granted {
+    pub(crate) key: RequestKey,
+    pub(crate) request: Request,
+    pub(crate) credit: Credit,
+    /// Leading pages that were cached here when the ticket was opened.
+    pub(crate) held: Vec<Sealed>,
+    /// Pages that the writer fills; empty until opened.
+    pub(crate) target: Vec<Owned>,
+}
+
+impl Quarantine for Granted {
+    type Held = Vec<Quarantined>;
+    type Rest = RequestKey;
+
+    fn quarantine(self) -> (RequestKey, Vec<Quarantined>) {
+        (self.key, self.target.into_iter().map(Owned::quarantine).collect())
+    }
+}
+
+/// A running request. Invariant: `written` tokens have keys and values in the pages, and `last`
+/// is the one after them.
+#[derive(Debug)]
+pub(crate) struct Sequence {
+    pub(crate) key: RequestKey,
+    pub(crate) request: Request,
+    pub(crate) cached_tokens: u32,
+    /// Full pages, shared with the cache.
+    pub(crate) full: Vec<Sealed>,
+    /// Pages being filled, at most one of them partly.
+    pub(crate) tail: Vec<Owned>,
+    pub(crate) credit: Credit,
+    /// Tokens made by this attempt, prefill's first included.
+    pub(crate) made: Vec<TokenId>,
+    pub(crate) written: u32,
+}
+
+impl Sequence {
+    /// The gateway that asked.
+    pub(crate) fn gateway(&self) -> Epoch {
+        self.key.id.gateway()
+    }
+
+    /// The token whose keys and values the next step writes.
+    pub(crate) fn last(&self) -> TokenId {
+        *self.made.last().expect("a sequence starts with prefill's token")
+    }
+
+    /// Page table of the next step.
+    pub(crate) fn page_table(&self) -> Vec<PageId> {
+        self.full.iter().map(Sealed::id).chain(self.tail.iter().map(Owned::id)).collect()
+    }
+
+    /// Pages in the table.
+    pub(crate) fn pages_held(&self) -> u32 {
+        (self.full.len() + self.tail.len()) as u32
+    }
+
+    /// Takes a token that was just made; says how the request ends with it, if it does.
+    pub(crate) fn take(&mut self, token: &Token) -> Option<Finish> {
+        let index = self.made.len() as u32;
+        self.made.push(token.id);
+        finish(&self.request, token.id, index)
+    }
+
+    /// Prompt and output whose keys and values are in the pages.
+    pub(crate) fn written_tokens(&self) -> Vec<TokenId> {
+        let all = self.request.tokens.iter().chain(&self.made);
+        all.copied().take(self.written as usize).collect()
+    }
+
+    /// Seals every page that `written` has filled.
+    pub(crate) fn seal_full(&mut self, page_tokens: u32) {
+        let full = (self.written / page_tokens) as usize;
+        let newly = full.saturating_sub(self.full.len()).min(self.tail.len());
+        self.full.extend(self.tail.drain(..newly).map(Owned::seal));
+    }
+}
+
+/// How a request ends with `token` as the `index`-th of this attempt, if it does.
+pub(crate) fn finish(request: &Request, token: TokenId, index: u32) -> Option<Finish> {
+    if request.stops_at(token, index) {
+        Some(Finish::Stop)
+    } else {
+        (index + 1 >= request.max_tokens).then_some(Finish::Length)
+    }
+}

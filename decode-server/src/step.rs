@@ -1,0 +1,374 @@
+//! Walk 11/12. Before: `landing.rs`. After: `emit.rs`, then `gateway/src/stream.rs`.
+//!
+//! The engine thread: the only owner of pool, cache, tickets and running sequences.
+//! 1. Drain the inbox. 2. Plan the step. 3. Launch and collect. 4. Emit.
+
+use crate::emit::merge;
+use crate::inbox::Event;
+use crate::metrics::Meter;
+use crate::reserve::Retracted;
+use crate::sequence::{Granted, Sequence};
+use link::{SendError, Sender, StopPoint, Stops};
+use model::engine::{Batch, Engine, EngineError, Row, Sample};
+use role::outbox::Outboxes;
+use shared::ids::{Epoch, TicketId};
+use shared::kv::PageStore;
+use shared::pool::Pool;
+use shared::radix::RadixCache;
+use shared::request::Token;
+use shared::sched::decode::{Room, Running, plan};
+use shared::ticket::{Cancelled, Lost, Tickets};
+use shared::wire::messages::{
+    DecodeToGateway, DecodeToPrefill, Emitted, End, Fault, FaultKind, GatewayToDecode, Load,
+    RequestKey,
+};
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
+
+/// Bounds of a decode server.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Most sequences of a step.
+    pub batch_max: usize,
+    /// Tokens of growth in a ticket's credit (SGLang's `num_reserved_decode_tokens`).
+    pub growth_tokens: u32,
+    /// Most tickets at a time.
+    pub tickets_max: usize,
+    /// A ticket that is not opened expires after this.
+    pub ticket_life: Duration,
+    /// A retracted request goes before younger ones for at most this long.
+    pub retracted_wait: Duration,
+}
+
+/// Between two load reports.
+const REPORT_EVERY: Duration = Duration::from_millis(5);
+
+/// What the engine thread owns.
+pub(crate) struct Decode {
+    pub(crate) engine: Box<dyn Engine>,
+    pub(crate) pages: Arc<dyn PageStore>,
+    pub(crate) page_tokens: u32,
+    pub(crate) pool: Pool,
+    pub(crate) cache: RadixCache,
+    pub(crate) tickets: Tickets<Granted>,
+    /// Oldest first.
+    pub(crate) sequences: Vec<Sequence>,
+    pub(crate) retracted: Retracted,
+    pub(crate) outboxes: Outboxes<DecodeToGateway>,
+    pub(crate) writers: HashMap<Epoch, Sender<DecodeToPrefill>>,
+    pub(crate) limits: Limits,
+    pub(crate) stops: Stops,
+    pub(crate) draining: bool,
+    started: Instant,
+    reported: (Load, Duration),
+    meter: Meter,
+}
+
+/// What [`Decode::new`] is made of.
+pub(crate) struct Parts {
+    pub(crate) engine: Box<dyn Engine>,
+    pub(crate) pool: Pool,
+    pub(crate) cache: RadixCache,
+    pub(crate) limits: Limits,
+    pub(crate) stops: Stops,
+    /// This server's name, for metrics.
+    pub(crate) server: String,
+}
+
+impl Decode {
+    pub(crate) fn new(parts: Parts) -> Self {
+        let pages = parts.engine.pages();
+        Self {
+            page_tokens: pages.geometry().page_tokens,
+            pages,
+            engine: parts.engine,
+            pool: parts.pool,
+            cache: parts.cache,
+            tickets: Tickets::new(TicketId::new(1), parts.limits.tickets_max),
+            sequences: vec![],
+            retracted: Retracted::default(),
+            outboxes: Outboxes::new(merge),
+            writers: HashMap::new(),
+            limits: parts.limits,
+            stops: parts.stops,
+            draining: false,
+            started: Instant::now(),
+            reported: (Load::default(), Duration::ZERO),
+            meter: Meter::new(&parts.server),
+        }
+    }
+
+    /// Runs until drained, or until the inbox's senders are gone.
+    ///
+    /// # Errors
+    /// If the engine fails; the process must end.
+    pub(crate) fn run(
+        mut self,
+        mut inbox: mpsc::Receiver<Event>,
+        runtime: &Handle,
+    ) -> Result<(), EngineError> {
+        loop {
+            let stepped = self.step()?;
+            self.report();
+            let blocked = self.outboxes.flush();
+            let next = if stepped {
+                inbox.try_recv().map_err(|e| e == mpsc::error::TryRecvError::Disconnected)
+            } else {
+                if self.draining && self.is_idle() && !blocked {
+                    return Ok(());
+                }
+                let wait = self.idle_wait(blocked);
+                match runtime.block_on(async { tokio::time::timeout(wait, inbox.recv()).await }) {
+                    Ok(event) => event.ok_or(true),
+                    Err(_) => Err(false),
+                }
+            };
+            match next {
+                Ok(event) => self.hear(event),
+                Err(true) => return Ok(()),
+                Err(false) => {}
+            }
+            while let Ok(event) = inbox.try_recv() {
+                self.hear(event);
+            }
+            self.expire();
+        }
+    }
+
+    pub(crate) fn now(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    fn is_idle(&self) -> bool {
+        let tickets = self.tickets.counts();
+        self.sequences.is_empty() && tickets.granted + tickets.opened == 0
+    }
+
+    /// How long nothing can happen without an event.
+    fn idle_wait(&self, blocked: bool) -> Duration {
+        let expiry = self.tickets.next_expiry().map(|at| at.saturating_sub(self.now()));
+        let report = (self.load() != self.reported.0).then_some(REPORT_EVERY);
+        let retry = blocked.then_some(REPORT_EVERY);
+        let waits = [expiry, report, retry, Some(Duration::from_secs(1))];
+        waits.into_iter().flatten().min().unwrap_or_default()
+    }
+
+    fn hear(&mut self, event: Event) {
+        match event {
+            Event::GatewayUp(epoch, sender) => {
+                self.outboxes.join(epoch, sender);
+                self.outboxes.push(epoch, DecodeToGateway::Load(self.load()));
+            }
+            Event::Gateway(_, GatewayToDecode::Reserve { key, writer, request }) => {
+                self.reserve(key, writer, request);
+                self.stops.reach(StopPoint::DecodeGranted);
+            }
+            Event::Gateway(_, GatewayToDecode::Cancel(key)) => self.cancel(key),
+            Event::Gateway(epoch, GatewayToDecode::FlushCache) => {
+                self.cache.clear();
+                self.outboxes.push(epoch, DecodeToGateway::Flushed);
+            }
+            Event::GatewayLost(epoch) => self.gateway_lost(epoch),
+            Event::Scratch(pages, reply) => {
+                let credit = self.cache.reserve(&self.pool, pages);
+                let pages = credit.map(|mut credit| credit.draw(pages)).unwrap_or_default();
+                drop(reply.send(pages));
+            }
+            Event::WriterUp(epoch, sender) => drop(self.writers.insert(epoch, sender)),
+            Event::Open(writer, ticket, key) => {
+                self.open(writer, ticket, key);
+                self.stops.reach(StopPoint::DecodeOpened);
+            }
+            Event::Handoff(writer, handoff) => self.handoff(writer, *handoff),
+            Event::Closed(writer, ticket) => drop(self.tickets.close(ticket, writer)),
+            Event::WriterLost(epoch) => {
+                self.writers.remove(&epoch);
+                let lost = self.tickets.writer_lost(epoch);
+                self.writer_gone(epoch, lost);
+            }
+            Event::WriterEnded(epoch) => {
+                let lost = self.tickets.writer_ended(epoch);
+                self.writer_gone(epoch, lost);
+            }
+            Event::Drain => self.draining = true,
+        }
+    }
+
+    fn cancel(&mut self, key: RequestKey) {
+        self.retracted.forget(key.id);
+        self.sequences.retain(|sequence| sequence.key != key);
+        match self.tickets.cancel(key.id, key.attempt) {
+            Cancelled::Granted(_) | Cancelled::Opened | Cancelled::Unknown => {}
+        }
+        self.outboxes.push(key.id.gateway(), DecodeToGateway::Cancelled(key));
+    }
+
+    fn gateway_lost(&mut self, gateway: Epoch) {
+        self.outboxes.leave(gateway);
+        self.sequences.retain(|sequence| sequence.gateway() != gateway);
+        self.tickets.cancel_gateway(gateway);
+    }
+
+    fn writer_gone(&mut self, writer: Epoch, lost: Lost<Granted>) {
+        let failed = lost.revoked.iter().map(|granted| granted.key).chain(lost.failed);
+        let keys: Vec<_> = failed.collect();
+        if lost.quarantined + lost.freed > 0 {
+            let (quarantined, freed) = (lost.quarantined, lost.freed);
+            tracing::warn!(%writer, quarantined, freed, "tickets of a lost prefill server");
+        }
+        for key in keys {
+            let message = "the prefill server of this request is gone".to_string();
+            self.fail(key, Fault { kind: FaultKind::PeerLost, message });
+        }
+    }
+
+    pub(crate) fn fail(&mut self, key: RequestKey, fault: Fault) {
+        self.outboxes.push(key.id.gateway(), DecodeToGateway::Failed { key, fault });
+    }
+
+    pub(crate) fn tell_writer(&mut self, writer: Epoch, message: DecodeToPrefill) {
+        // The queue holds an answer for every ticket (see `peers.rs`), so a full one is a peer that
+        // does not read: its link ends by silence, and its tickets with it.
+        if let Some(Err(SendError::Full(message))) =
+            self.writers.get(&writer).map(|sender| sender.try_send(message))
+        {
+            tracing::error!(%writer, ?message, "a prefill server does not read its answers");
+        }
+    }
+
+    fn expire(&mut self) {
+        for (ticket, granted) in self.tickets.expire(self.now()) {
+            let message = format!("{ticket} was not opened within {:?}", self.limits.ticket_life);
+            self.fail(granted.key, Fault { kind: FaultKind::Revoked, message });
+        }
+    }
+
+    /// One step of the batch; whether there was anything to do.
+    fn step(&mut self) -> Result<bool, EngineError> {
+        let rows: Vec<Running> = self.sequences.iter().enumerate().map(running).collect();
+        let room = Room {
+            pages: self.pool.available(),
+            rows: self.limits.batch_max,
+            page_tokens: self.page_tokens,
+        };
+        let plan = plan(&rows, room);
+        self.retract(&plan.retract);
+        if plan.run.is_empty() {
+            return Ok(!plan.retract.is_empty());
+        }
+        for (slot, pages) in plan.grow {
+            self.grow(slot, pages);
+        }
+        let batch = Batch { rows: plan.run.iter().map(|&slot| self.row(slot)).collect() };
+        self.engine.launch(&batch)?;
+        let tokens = self.engine.collect()?;
+        self.meter.step(batch.rows.len());
+        self.take(&plan.run, tokens)?;
+        self.stops.reach(StopPoint::DecodeStepped);
+        Ok(true)
+    }
+
+    fn row(&self, slot: usize) -> Row {
+        let sequence = &self.sequences[slot];
+        Row {
+            tokens: vec![sequence.last()],
+            start: sequence.written,
+            pages: sequence.page_table(),
+            sample: Some(Sample {
+                sampling: sequence.request.sampling,
+                output_index: sequence.request.output_index() + sequence.made.len() as u32,
+                logprobs: sequence.request.logprobs,
+            }),
+        }
+    }
+
+    fn grow(&mut self, slot: usize, pages: u32) {
+        let sequence = &mut self.sequences[slot];
+        let own = pages.min(sequence.credit.len());
+        sequence.tail.extend(sequence.credit.draw(own));
+        if pages > own {
+            let mut more = self
+                .cache
+                .reserve(&self.pool, pages - own)
+                .expect("the plan counted these pages, and only this thread takes any");
+            sequence.tail.extend(more.draw(pages - own));
+        }
+    }
+
+    fn take(&mut self, run: &[usize], tokens: Vec<Option<Token>>) -> Result<(), EngineError> {
+        let mut by_gateway: HashMap<Epoch, Vec<Emitted>> = HashMap::new();
+        let mut ended = vec![];
+        for (&slot, token) in run.iter().zip(tokens) {
+            let token = token.ok_or_else(|| EngineError("a decode row made no token".into()))?;
+            let sequence = &mut self.sequences[slot];
+            sequence.written += 1;
+            sequence.seal_full(self.page_tokens);
+            let cached_tokens = sequence.cached_tokens;
+            let end = sequence.take(&token).map(|finish| End { finish, cached_tokens });
+            ended.extend(end.is_some().then_some(slot));
+            let emitted = Emitted { key: sequence.key, tokens: vec![token], end };
+            by_gateway.entry(sequence.gateway()).or_default().push(emitted);
+        }
+        for (gateway, emitted) in by_gateway {
+            self.outboxes.push(gateway, DecodeToGateway::Tokens(emitted));
+        }
+        for slot in ended.into_iter().rev() {
+            let sequence = self.sequences.remove(slot);
+            self.keep(sequence);
+        }
+        Ok(())
+    }
+
+    /// Leaves a sequence's full pages to the cache.
+    fn keep(&mut self, sequence: Sequence) {
+        let (now, tokens) = (self.now(), sequence.written_tokens());
+        self.cache.insert(&sequence.request.salt, &tokens, sequence.full, now);
+    }
+
+    fn retract(&mut self, slots: &[usize]) {
+        let until = self.now() + self.limits.retracted_wait;
+        let mut slots = slots.to_vec();
+        slots.sort_unstable();
+        for slot in slots.into_iter().rev() {
+            let sequence = self.sequences.remove(slot);
+            let (key, gateway) = (sequence.key, sequence.gateway());
+            tracing::info!(request = %key, made = sequence.made.len(), "retracted");
+            self.retracted.expect(key.id, until);
+            self.outboxes.push(gateway, DecodeToGateway::Retracted(key));
+            self.keep(sequence);
+            self.meter.retracted();
+        }
+    }
+
+    fn load(&self) -> Load {
+        let tickets = self.tickets.counts();
+        Load {
+            pages_available: self.pool.available(),
+            queued: (tickets.granted + tickets.opened) as u32,
+            tokens: self.sequences.iter().map(|sequence| sequence.written).sum(),
+            running: self.sequences.len() as u32,
+        }
+    }
+
+    fn report(&mut self) {
+        let (load, now) = (self.load(), self.now());
+        if load != self.reported.0 && now >= self.reported.1 + REPORT_EVERY {
+            self.reported = (load, now);
+            self.outboxes.push_all(&DecodeToGateway::Load(load));
+            self.meter.report(&self.pool.counts(), self.tickets.counts(), load);
+        }
+    }
+}
+
+fn running((slot, sequence): (usize, &Sequence)) -> Running {
+    Running {
+        slot,
+        arrival: slot as u64, // kept oldest first
+        tokens: sequence.written,
+        pages_held: sequence.pages_held(),
+        credit: sequence.credit.len(),
+    }
+}

@@ -1,0 +1,163 @@
+//! The model, its pages, and who this server is: what a role needs before its loop can run.
+
+use crate::settings::{BadSetting, Config};
+use crate::transports::Plan;
+use checkpoint::Checkpoint;
+use kv_transfer::loopback::Hub;
+use kv_transfer::{Source, Target, TransferError};
+use link::{Local, identity};
+use model::cpu::{CpuEngine, EngineConfig, geometry};
+use model::engine::Engine;
+use model::load::LoadError;
+use shared::kv::KvGeometry;
+use shared::pool::Pool;
+use shared::radix::RadixCache;
+use shared::wire::handshake::{Capacity, Layout, Role};
+use std::io;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// Why a server cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A setting.
+    #[error("{0}")]
+    Setting(#[from] BadSetting),
+    /// The model's files.
+    #[error("{0}")]
+    Checkpoint(#[from] checkpoint::Error),
+    /// The model on this device.
+    #[error("{0}")]
+    Load(#[from] LoadError),
+    /// Transports.
+    #[error("{0}")]
+    Transfer(#[from] TransferError),
+    /// The system.
+    #[error("{0}")]
+    Io(#[from] io::Error),
+}
+
+/// A server's substance.
+pub struct Core {
+    /// Computes.
+    pub engine: Box<dyn Engine>,
+    /// Who holds which page.
+    pub pool: Pool,
+    /// Which pages hold which tokens.
+    pub cache: RadixCache,
+    /// This server to its peers.
+    pub local: Local,
+    /// What pages look like.
+    pub layout: Layout,
+    /// How much there is.
+    pub capacity: Capacity,
+}
+
+impl Core {
+    /// Loads a decode server's core: its pool lies where peers can write it.
+    ///
+    /// # Errors
+    /// [`StartError`], by name.
+    pub fn decode(
+        config: &Config,
+        hub: Option<Arc<Hub>>,
+    ) -> Result<(Self, Vec<Arc<dyn Target>>), StartError> {
+        let checkpoint = Checkpoint::open(&config.model)?;
+        let (geometry, pages) = pool_size(config, &checkpoint)?;
+        let mut plan = Plan::new(config, hub)?;
+        let (memory, region) = plan.target_memory(pages as usize * geometry.page_bytes())?.split();
+        let core = Self::load(config, &checkpoint, Role::Decode, (pages, memory))?;
+        let targets = plan.targets(config, &core.engine.pages(), region)?;
+        Ok((core, targets))
+    }
+
+    /// Loads a prefill server's core.
+    ///
+    /// # Errors
+    /// [`StartError`], by name.
+    pub fn prefill(
+        config: &Config,
+        hub: Option<Arc<Hub>>,
+    ) -> Result<(Self, Vec<Arc<dyn Source>>), StartError> {
+        let checkpoint = Checkpoint::open(&config.model)?;
+        let (geometry, pages) = pool_size(config, &checkpoint)?;
+        let plan = Plan::new(config, hub)?;
+        let (memory, region) = plan.source_memory(pages as usize * geometry.page_bytes())?.split();
+        let core = Self::load(config, &checkpoint, Role::Prefill, (pages, memory))?;
+        let sources = plan.sources(&core.engine.pages(), region)?;
+        Ok((core, sources))
+    }
+
+    fn load(
+        config: &Config,
+        checkpoint: &Checkpoint,
+        role: Role,
+        (pages, memory): (u32, Option<kernels::cpu::memory::HostMemory>),
+    ) -> Result<Self, StartError> {
+        let start = Instant::now();
+        let engine_config = EngineConfig {
+            dtype: config.dtype,
+            pages,
+            page_tokens: config.page_size,
+            threads: config.threads,
+            memory,
+        };
+        let mut tenth = 0;
+        let engine = CpuEngine::load(checkpoint, engine_config, &mut |done, all| {
+            let now = done * 10 / all.max(1);
+            if now > tenth {
+                tenth = now;
+                tracing::info!("loading weights: {} %", now * 10);
+            }
+        })?;
+        let store = engine.pages();
+        let model = engine.fingerprint();
+        let context = engine.context_length();
+        let context_length = config.context_length.map_or(context, |asked| asked.min(context));
+        if config.context_length.is_some_and(|asked| asked > context) {
+            tracing::warn!(asked = config.context_length, context, "context_length is the model's");
+        }
+        let seconds = start.elapsed().as_secs_f32();
+        tracing::info!(%role, pages, page_tokens = config.page_size, seconds, "model loaded");
+        Ok(Self {
+            pool: Pool::new(pages),
+            cache: RadixCache::new(config.page_size, config.eviction.build()),
+            local: Local {
+                identity: identity::draw(role, config.id.clone())?,
+                key: config.key.clone(),
+                layout: None,
+                timing: config.timing,
+            },
+            layout: Layout { model, geometry: *store.geometry(), tensor_parallel: 1 },
+            capacity: Capacity { pages, context_length, vocab: engine.vocab() },
+            engine: Box::new(engine),
+        })
+    }
+}
+
+/// Shape of a page and how many fit: a fraction of the memory that is available now, and no more
+/// than asked for.
+fn pool_size(config: &Config, checkpoint: &Checkpoint) -> Result<(KvGeometry, u32), StartError> {
+    let geometry = geometry(checkpoint.config(), config.page_size, config.dtype)?;
+    let budget = available_memory()? as f64 * config.mem_fraction;
+    let fit = (budget / geometry.page_bytes() as f64) as u64;
+    let asked = config.max_total_tokens.map(|tokens| u64::from(geometry.pages_for(tokens)));
+    let pages = asked.map_or(fit, |asked| asked.min(fit)).min(u64::from(u32::MAX)) as u32;
+    if pages < 2 {
+        let problem = format!(
+            "{} of the available memory holds {fit} pages of {} bytes; raise it",
+            config.mem_fraction,
+            geometry.page_bytes()
+        );
+        return Err(BadSetting::Value { name: "mem_fraction", problem }.into());
+    }
+    Ok((geometry, pages))
+}
+
+fn available_memory() -> io::Result<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo")?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
+    line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok())
+        .map(|kib| kib * 1024)
+        .ok_or_else(|| io::Error::other("/proc/meminfo names no MemAvailable"))
+}

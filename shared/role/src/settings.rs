@@ -1,0 +1,352 @@
+//! Settings of a prefill or decode server: a TOML file, and flags of the same names over it.
+
+use clap::Args;
+use link::{Stops, Timing};
+use serde::Deserialize;
+use shared::eviction::EvictionPolicy;
+use shared::ids::ServerId;
+use shared::kv::KvDtype;
+use shared::sched::prefill::PrefillPolicy;
+use shared::wire::handshake::RingKey;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+macro_rules! settings {
+    ($($(#[doc = $doc:literal])+ $name:ident: $type:ty,)*) => {
+        /// Every setting, each optional; file keys and flags have the same names (`_` is `-` in a
+        /// flag).
+        #[derive(Args, Clone, Debug, Default, Deserialize)]
+        #[serde(deny_unknown_fields)]
+        pub struct Settings {
+            $($(#[doc = $doc])+ #[arg(long)] pub $name: Option<$type>,)*
+        }
+
+        impl Settings {
+            /// These settings, and for those that are absent `below`.
+            fn over(self, below: Self) -> Self {
+                Self { $($name: self.$name.or(below.$name),)* }
+            }
+        }
+    };
+}
+
+settings! {
+    /// Name of this server, stable over restarts.
+    id: String,
+    /// Address for gateways and peers.
+    listen: SocketAddr,
+    /// Address for /health and /metrics; absent: none.
+    admin: SocketAddr,
+    /// File with the ring's key, 64 hex digits.
+    key_file: PathBuf,
+    /// Model: a folder of safetensors or a GGUF file.
+    model: PathBuf,
+    /// Keys, values and arithmetic: bf16 or f32 [default: bf16].
+    dtype: String,
+    /// Longest sequence, tokens [default: the model's].
+    context_length: u32,
+    /// Tokens of a page [default: 16].
+    page_size: u32,
+    /// Part of the available memory that pages may take, 0 to 1 [default: 0.1].
+    mem_fraction: f64,
+    /// Most tokens of the page pool [default: as many as fit].
+    max_total_tokens: u32,
+    /// Threads that compute [default: all cores].
+    threads: usize,
+    /// How pages travel: auto, ucx, tcp [default: auto].
+    transport: String,
+    /// Folder with libucp.so.0 [default: where the loader finds it].
+    ucx_dir: PathBuf,
+    /// Address for page data by TCP [default: the host of `listen`, any port].
+    data_listen: SocketAddr,
+    /// Address that peers use for page data, if not the bound one.
+    data_advertise: IpAddr,
+    /// Refuse a transport below this, MB/s [default: 0].
+    bandwidth_floor: u32,
+    /// Checksum every page that is shipped [default: false].
+    page_checksums: bool,
+    /// Which cached pages go first: lru or lfu [default: lru].
+    eviction: String,
+    /// Milliseconds between heartbeats [default: 200].
+    heartbeat_ms: u64,
+    /// A peer silent for so many milliseconds is lost [default: 1500].
+    silence_ms: u64,
+    /// Milliseconds that a transfer operation may take [default: 1500].
+    transfer_deadline_ms: u64,
+    /// Seconds that a drain may take [default: 30].
+    drain_seconds: u64,
+    /// Prefill: decode servers to join, host:port.
+    decode: StringList,
+    /// Prefill: most prompt tokens of a step [default: 512].
+    chunked_prefill_size: u32,
+    /// Prefill: requests that may wait [default: 4096].
+    max_queued: usize,
+    /// Prefill: order of admission, fcfs or lpm [default: lpm].
+    schedule_policy: String,
+    /// Decode: most sequences of a step [default: 64].
+    max_running_requests: usize,
+    /// Decode: tokens of growth reserved for a request [default: 512].
+    num_reserved_decode_tokens: u32,
+    /// Decode: seconds after which a ticket that was not opened expires [default: 300].
+    ticket_seconds: u64,
+    /// For tests: stop by SIGSTOP at this point, `POINT` or `POINT:N`.
+    stop_at: String,
+}
+
+/// A list in TOML, comma-separated in a flag.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(transparent)]
+pub struct StringList(pub Vec<String>);
+
+impl FromStr for StringList {
+    type Err = std::convert::Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
+        Ok(Self(items.map(str::to_owned).collect()))
+    }
+}
+
+/// A setting that cannot be used, with the cure.
+#[derive(Debug, thiserror::Error)]
+pub enum BadSetting {
+    /// The file cannot be read.
+    #[error("cannot read {path}: {error}")]
+    Unreadable {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        error: std::io::Error,
+    },
+    /// The file is not what it should be; the message names line and key.
+    #[error("{path}: {error}")]
+    Syntax {
+        /// Which.
+        path: PathBuf,
+        /// What is wrong where.
+        error: Box<toml::de::Error>,
+    },
+    /// A value that does not fit, or is missing.
+    #[error("{name}: {problem}")]
+    Value {
+        /// The setting.
+        name: &'static str,
+        /// What is wrong and what would do.
+        problem: String,
+    },
+}
+
+fn bad(name: &'static str, problem: impl Into<String>) -> BadSetting {
+    BadSetting::Value { name, problem: problem.into() }
+}
+
+/// Exact values, checked.
+#[derive(Clone, Debug)]
+#[expect(missing_docs, reason = "each field is the setting of the same name")]
+pub struct Config {
+    pub id: ServerId,
+    pub listen: SocketAddr,
+    pub admin: Option<SocketAddr>,
+    pub key: RingKey,
+    pub model: PathBuf,
+    pub dtype: KvDtype,
+    pub context_length: Option<u32>,
+    pub page_size: u32,
+    pub mem_fraction: f64,
+    pub max_total_tokens: Option<u32>,
+    pub threads: Option<usize>,
+    pub transport: TransportChoice,
+    pub ucx_dir: Option<PathBuf>,
+    pub data_listen: SocketAddr,
+    pub data_advertise: Option<IpAddr>,
+    pub bandwidth_floor: u32,
+    pub page_checksums: bool,
+    pub eviction: EvictionPolicy,
+    pub timing: Timing,
+    pub transfer_deadline: Duration,
+    pub drain: Duration,
+    pub decode: Vec<String>,
+    pub chunk_tokens: u32,
+    pub max_queued: usize,
+    pub policy: PrefillPolicy,
+    pub batch_max: usize,
+    pub growth_tokens: u32,
+    pub ticket_life: Duration,
+    pub stops: Stops,
+}
+
+/// Which transports may be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TransportChoice {
+    /// The best that works.
+    Auto,
+    /// UCX or none.
+    Ucx,
+    /// TCP or none.
+    Tcp,
+    /// Within this process, for the ring in one process.
+    Loopback,
+}
+
+impl Settings {
+    /// Reads `file`, if given, below these settings, and checks the whole.
+    ///
+    /// # Errors
+    /// [`BadSetting`] with the name, the value and the cure.
+    pub fn resolve(self, file: Option<&Path>) -> Result<Config, BadSetting> {
+        let below = match file {
+            None => Self::default(),
+            Some(path) => {
+                let text = std::fs::read_to_string(path)
+                    .map_err(|error| BadSetting::Unreadable { path: path.into(), error })?;
+                toml::from_str(&text).map_err(|error| BadSetting::Syntax {
+                    path: path.into(),
+                    error: Box::new(error),
+                })?
+            }
+        };
+        self.over(below).check()
+    }
+
+    fn check(self) -> Result<Config, BadSetting> {
+        let missing = |name| bad(name, "is not set, and there is no default");
+        let listen = self.listen.ok_or_else(|| missing("listen"))?;
+        let key_file = self.key_file.ok_or_else(|| missing("key_file"))?;
+        let mem_fraction = self.mem_fraction.unwrap_or(0.1);
+        if !(mem_fraction > 0.0 && mem_fraction <= 1.0) {
+            return Err(bad("mem_fraction", format!("{mem_fraction} is not in (0, 1]")));
+        }
+        let id = self.id.ok_or_else(|| missing("id"))?;
+        Ok(Config {
+            id: ServerId::new(id).map_err(|e| bad("id", e.to_string()))?,
+            listen,
+            admin: self.admin,
+            key: read_key(&key_file)?,
+            model: self.model.ok_or_else(|| missing("model"))?,
+            dtype: dtype(self.dtype.as_deref())?,
+            context_length: at_least_one("context_length", self.context_length)?,
+            page_size: at_least_one("page_size", self.page_size)?.unwrap_or(16),
+            mem_fraction,
+            max_total_tokens: at_least_one("max_total_tokens", self.max_total_tokens)?,
+            threads: at_least_one("threads", self.threads)?,
+            transport: transport(self.transport.as_deref())?,
+            ucx_dir: self.ucx_dir,
+            data_listen: self.data_listen.unwrap_or(SocketAddr::new(listen.ip(), 0)),
+            data_advertise: self.data_advertise,
+            bandwidth_floor: self.bandwidth_floor.unwrap_or(0),
+            page_checksums: self.page_checksums.unwrap_or(false),
+            eviction: parse("eviction", self.eviction)?.unwrap_or_default(),
+            timing: timing(self.heartbeat_ms, self.silence_ms)?,
+            transfer_deadline: Duration::from_millis(self.transfer_deadline_ms.unwrap_or(1500)),
+            drain: Duration::from_secs(self.drain_seconds.unwrap_or(30)),
+            decode: self.decode.unwrap_or_default().0,
+            chunk_tokens: at_least_one("chunked_prefill_size", self.chunked_prefill_size)?
+                .unwrap_or(512),
+            max_queued: at_least_one("max_queued", self.max_queued)?.unwrap_or(4096),
+            policy: parse("schedule_policy", self.schedule_policy)?.unwrap_or(PrefillPolicy::Lpm),
+            batch_max: at_least_one("max_running_requests", self.max_running_requests)?
+                .unwrap_or(64),
+            growth_tokens: self.num_reserved_decode_tokens.unwrap_or(512),
+            ticket_life: Duration::from_secs(self.ticket_seconds.unwrap_or(300)),
+            stops: parse("stop_at", self.stop_at)?.unwrap_or_default(),
+        })
+    }
+}
+
+fn read_key(path: &Path) -> Result<RingKey, BadSetting> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|e| bad("key_file", format!("cannot read {}: {e}", path.display())))?;
+    RingKey::from_hex(&text).map_err(|e| bad("key_file", format!("{}: {e}", path.display())))
+}
+
+fn parse<T: FromStr<Err: ToString>>(
+    name: &'static str,
+    value: Option<String>,
+) -> Result<Option<T>, BadSetting> {
+    value.map(|text| text.parse().map_err(|e: T::Err| bad(name, e.to_string()))).transpose()
+}
+
+fn at_least_one<T: Default + PartialEq>(
+    name: &'static str,
+    value: Option<T>,
+) -> Result<Option<T>, BadSetting> {
+    match value {
+        Some(zero) if zero == T::default() => Err(bad(name, "0 does not fit; want at least 1")),
+        other => Ok(other),
+    }
+}
+
+fn dtype(name: Option<&str>) -> Result<KvDtype, BadSetting> {
+    match name {
+        None | Some("bf16") => Ok(KvDtype::Bf16),
+        Some("f32") => Ok(KvDtype::F32),
+        Some(other) => Err(bad("dtype", format!("{other:?} is not known; want bf16 or f32"))),
+    }
+}
+
+fn transport(name: Option<&str>) -> Result<TransportChoice, BadSetting> {
+    match name {
+        None | Some("auto") => Ok(TransportChoice::Auto),
+        Some("ucx") => Ok(TransportChoice::Ucx),
+        Some("tcp") => Ok(TransportChoice::Tcp),
+        Some(other) => Err(bad("transport", format!("{other:?}: want auto, ucx or tcp"))),
+    }
+}
+
+fn timing(heartbeat_ms: Option<u64>, silence_ms: Option<u64>) -> Result<Timing, BadSetting> {
+    let default = Timing::default();
+    let ms = |value: Option<u64>, or| value.map_or(or, Duration::from_millis);
+    let heartbeat = ms(heartbeat_ms, default.heartbeat);
+    let silence = ms(silence_ms, default.silence);
+    if heartbeat.is_zero() || silence < heartbeat * 2 {
+        return Err(bad(
+            "silence_ms",
+            "want heartbeat_ms above 0 and silence_ms at least twice it",
+        ));
+    }
+    Ok(Timing { heartbeat, silence, ..default })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(text: &str) -> Result<Config, String> {
+        let folder = tempfile::tempdir().unwrap();
+        let key = folder.path().join("key");
+        std::fs::write(&key, "11".repeat(32)).unwrap();
+        let file = folder.path().join("server.toml");
+        std::fs::write(&file, text.replace("KEY", key.to_str().unwrap())).unwrap();
+        Settings::default().resolve(Some(&file)).map_err(|e| e.to_string())
+    }
+
+    const LEAST: &str = "id = \"p\"\nlisten = \"127.0.0.1:1\"\nkey_file = \"KEY\"\nmodel = \"m\"\n";
+
+    #[test]
+    fn the_least_file_has_defaults_and_flags_go_over_it() {
+        let config = check(LEAST).unwrap();
+        assert_eq!((config.page_size, config.transport), (16, TransportChoice::Auto));
+        let flags = Settings { page_size: Some(32), ..Settings::default() };
+        let file = Settings { page_size: Some(8), threads: Some(3), ..Settings::default() };
+        let both = flags.over(file);
+        assert_eq!((both.page_size, both.threads), (Some(32), Some(3)));
+    }
+
+    #[test]
+    fn what_does_not_fit_is_named() {
+        let fails = |more: &str, words: &[&str]| {
+            let error = check(&format!("{LEAST}{more}\n")).unwrap_err();
+            assert!(words.iter().all(|word| error.contains(word)), "{error}");
+        };
+        fails("page_sice = 4", &["page_sice", "page_size"]);
+        fails("page_size = 0", &["page_size", "at least 1"]);
+        fails("dtype = \"int4\"", &["dtype", "int4", "bf16"]);
+        fails("mem_fraction = 1.5", &["mem_fraction", "1.5"]);
+        fails("transport = \"rdma\"", &["transport", "rdma", "tcp"]);
+        fails("silence_ms = 10", &["silence_ms"]);
+        fails("stop_at = \"nowhere\"", &["stop_at", "nowhere", "decode-landed"]);
+        assert!(check("").unwrap_err().contains("listen"));
+    }
+}

@@ -1,0 +1,46 @@
+//! When to drain: SIGTERM or SIGINT, or a word from whoever runs the role in its own process.
+
+use std::io;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+/// Tells a role to drain. Dropping it tells too.
+#[derive(Debug)]
+pub struct Trigger(watch::Sender<bool>);
+
+/// What a role waits on.
+#[derive(Clone, Debug)]
+pub struct Shutdown(watch::Receiver<bool>);
+
+/// A trigger and what it triggers.
+pub fn pair() -> (Trigger, Shutdown) {
+    let (sender, receiver) = watch::channel(false);
+    (Trigger(sender), Shutdown(receiver))
+}
+
+impl Trigger {
+    /// Says it.
+    pub fn pull(&self) {
+        self.0.send_replace(true);
+    }
+}
+
+impl Shutdown {
+    /// Returns once the trigger is pulled or dropped. Cancel safe.
+    pub async fn wait(&mut self) {
+        drop(self.0.wait_for(|pulled| *pulled).await);
+    }
+}
+
+/// Returns at the first SIGTERM or SIGINT. Must be called within a tokio runtime.
+///
+/// # Errors
+/// If the handlers cannot be installed.
+pub async fn signalled() -> io::Result<()> {
+    let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = int.recv() => {}
+    }
+    Ok(())
+}
