@@ -1,0 +1,167 @@
+//! Bad input: the status, OpenAI's error object and the field's name.
+
+use crate::support::Gateway;
+use serde_json::{Value, json};
+
+async fn check(gateway: &Gateway, path: &str, body: &Value, status: u16, param: Value) {
+    let answer = gateway.post(path, &body.to_string()).await;
+    assert_eq!(answer.status, status, "{path} {body}: {}", answer.body);
+    assert_eq!(answer.error()["param"], param, "{path} {body}: {}", answer.body);
+    assert!(answer.error()["message"].is_string());
+}
+
+#[tokio::test]
+async fn completions_name_the_field() {
+    let gateway = Gateway::start(|_| {}).await;
+    let cases = [
+        (json!({}), "prompt"),
+        (json!({"prompt": ""}), "prompt"),
+        (json!({"prompt": []}), "prompt"),
+        (json!({"prompt": ["a", 3]}), "prompt[1]"),
+        (json!({"prompt": [1, "a"]}), "prompt[1]"),
+        (json!({"prompt": [1, 2, 512]}), "prompt[2]"),
+        (json!({"prompt": [[1], [-1]]}), "prompt[1][0]"),
+        (json!({"prompt": ["a", ""]}), "prompt[1]"),
+        (json!({"prompt": {"a": 1}}), "prompt"),
+        (json!({"prompt": "a", "model": 3}), "model"),
+        (json!({"prompt": "a", "temperature": "hot"}), "temperature"),
+        (json!({"prompt": "a", "temperature": 2.1}), "temperature"),
+        (json!({"prompt": "a", "temperature": -0.1}), "temperature"),
+        (json!({"prompt": "a", "top_p": 0}), "top_p"),
+        (json!({"prompt": "a", "top_p": 1.5}), "top_p"),
+        (json!({"prompt": "a", "top_k": -2}), "top_k"),
+        (json!({"prompt": "a", "min_p": 1.1}), "min_p"),
+        (json!({"prompt": "a", "max_tokens": 0}), "max_tokens"),
+        (json!({"prompt": "a", "max_tokens": -1}), "max_tokens"),
+        (json!({"prompt": "a", "max_tokens": 1.5}), "max_tokens"),
+        (json!({"prompt": "a", "max_tokens": 2048}), "max_tokens"),
+        (json!({"prompt": "a", "max_tokens": 5_000_000_000_u64}), "max_tokens"),
+        (json!({"prompt": "a", "max_tokens": 4, "min_tokens": 5}), "min_tokens"),
+        (json!({"prompt": "a", "stop": ""}), "stop[0]"),
+        (json!({"prompt": "a", "stop": ["x", 3]}), "stop[1]"),
+        (json!({"prompt": "a", "stop": "x".repeat(1025)}), "stop[0]"),
+        (json!({"prompt": "a", "stop": vec!["x"; 65]}), "stop"),
+        (json!({"prompt": "a", "stop_token_ids": [5, 512]}), "stop_token_ids[1]"),
+        (json!({"prompt": "a", "logprobs": 21}), "logprobs"),
+        (json!({"prompt": "a", "logprobs": true}), "logprobs"),
+        (json!({"prompt": "a", "cache_salt": "x".repeat(257)}), "cache_salt"),
+        (json!({"prompt": "a", "stream_options": {"include_usage": true}}), "stream_options"),
+        (
+            json!({"prompt": "a", "stream": true, "stream_options": {"include_usage": 1}}),
+            "stream_options.include_usage",
+        ),
+        (json!({"prompt": "a", "n": 2}), "n"),
+        (json!({"prompt": "a", "best_of": 2}), "best_of"),
+        (json!({"prompt": "a", "echo": true}), "echo"),
+        (json!({"prompt": "a", "suffix": "b"}), "suffix"),
+        (json!({"prompt": "a", "logit_bias": {"5": 1}}), "logit_bias"),
+        (json!({"prompt": "a", "presence_penalty": 0.5}), "presence_penalty"),
+        (json!({"prompt": "a", "frequency_penalty": 0.5}), "frequency_penalty"),
+        (json!({"prompt": "a", "repetition_penalty": 1.1}), "repetition_penalty"),
+        (json!({"prompt": "a", "response_format": {"type": "json_object"}}), "response_format"),
+    ];
+    for (body, param) in cases {
+        check(&gateway, "/v1/completions", &body, 400, json!(param)).await;
+    }
+    let model = json!({"prompt": "a", "model": "gpt-4"});
+    check(&gateway, "/v1/completions", &model, 404, json!("model")).await;
+}
+
+#[tokio::test]
+async fn chat_and_generate_name_the_field() {
+    let gateway = Gateway::start(|_| {}).await;
+    let hi = json!([{"role": "user", "content": "hi"}]);
+    let tool = json!([{"type": "function", "function": {"name": "f"}}]);
+    let cases = [
+        (json!({}), "messages"),
+        (json!({"messages": []}), "messages"),
+        (
+            json!({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}),
+            "messages[0].content[0].type",
+        ),
+        (json!({"messages": hi, "tools": tool}), "tools"),
+        (json!({"messages": hi, "tools": tool, "tool_choice": "required"}), "tool_choice"),
+        (json!({"messages": hi, "top_logprobs": 2}), "top_logprobs"),
+        (json!({"messages": hi, "logprobs": 1}), "logprobs"),
+        (json!({"messages": hi, "chat_template": "x"}), "chat_template"),
+        (json!({"messages": hi, "continue_final_message": true}), "continue_final_message"),
+        (json!({"messages": hi, "chat_template_kwargs": []}), "chat_template_kwargs"),
+        (json!({"messages": hi, "max_completion_tokens": 4000}), "max_tokens"),
+    ];
+    for (body, param) in cases {
+        check(&gateway, "/v1/chat/completions", &body, 400, json!(param)).await;
+    }
+    let cases = [
+        (json!({}), "text"),
+        (json!({"text": "a", "input_ids": [1]}), "text"),
+        (json!({"input_ids": [1, 600]}), "input_ids[1]"),
+        (
+            json!({"text": "a", "sampling_params": {"temperature": "x"}}),
+            "sampling_params.temperature",
+        ),
+        (json!({"text": "a", "sampling_params": {"regex": "x"}}), "sampling_params.regex"),
+        (
+            json!({"text": "a", "sampling_params": {"max_new_tokens": 9999}}),
+            "sampling_params.max_new_tokens",
+        ),
+        (json!({"text": "a", "sampling_params": []}), "sampling_params"),
+        (json!({"text": "a", "return_logprob": true, "logprob_start_len": 0}), "logprob_start_len"),
+        (json!({"text": "a", "image_data": "x"}), "image_data"),
+    ];
+    for (body, param) in cases {
+        check(&gateway, "/generate", &body, 400, json!(param)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_prompt_that_cannot_fit_is_refused_with_openais_code() {
+    let gateway = Gateway::start(|_| {}).await;
+    for prompt in [json!("word ".repeat(3000)), json!(vec![7; 2048])] {
+        let body = json!({"prompt": prompt, "max_tokens": 1});
+        let answer = gateway.post("/v1/completions", &body.to_string()).await;
+        assert_eq!(answer.status, 400, "{}", answer.body);
+        assert_eq!(answer.error()["code"], "context_length_exceeded");
+        assert_eq!(answer.error()["param"], "prompt");
+    }
+}
+
+#[tokio::test]
+async fn neutral_values_and_unknown_fields_pass_and_meet_an_empty_fleet() {
+    let gateway = Gateway::start(|_| {}).await;
+    let body = json!({
+        "model": "tiny", "prompt": "a", "n": 1, "best_of": 1, "logprobs": null, "echo": false,
+        "suffix": null, "stop": null, "presence_penalty": 0, "frequency_penalty": 0.0,
+        "repetition_penalty": 1.0, "logit_bias": {}, "user": "u", "no_such_field": {"a": [1]},
+        "top_k": -1, "seed": -1, "stream": false, "stream_options": null, "max_tokens": 3,
+        "response_format": {"type": "text"},
+    });
+    let answer = gateway.post("/v1/completions", &body.to_string()).await;
+    assert_eq!(answer.status, 503, "{}", answer.body);
+    assert_eq!(answer.error()["code"], "not_ready");
+    assert!(answer.head.contains("retry-after: 1"), "{}", answer.head);
+    let body = json!({
+        "messages": [{"role": "user", "content": [{"type": "text", "text": "hi"}]}], "tools": [],
+        "tool_choice": "none", "logprobs": false, "top_logprobs": 0, "stream": true,
+        "stream_options": {"include_usage": true, "continuous_usage_stats": true},
+        "max_completion_tokens": 5, "max_tokens": null,
+    });
+    let answer = gateway.post("/v1/chat/completions", &body.to_string()).await;
+    assert_eq!(answer.status, 503, "{}", answer.body);
+    let body = json!({"input_ids": [[1, 2], [3]], "rid": ["x", "y"], "return_logprob": false,
+        "logprob_start_len": -1, "sampling_params": {"top_k": 1 << 30, "n": 1}});
+    let answer = gateway.post("/generate", &body.to_string()).await;
+    assert_eq!(answer.status, 503, "{}", answer.body);
+}
+
+#[tokio::test]
+async fn broken_json_tells_the_position() {
+    let gateway = Gateway::start(|_| {}).await;
+    for (body, part) in [("{\"prompt\": \"a\",}", "column 16"), ("", "EOF"), ("[]", "JSON object")]
+    {
+        let answer = gateway.post("/v1/completions", body).await;
+        assert_eq!(answer.status, 400);
+        let error = answer.error();
+        assert!(error["message"].as_str().unwrap().contains(part), "{error}");
+        assert_eq!(error["param"], Value::Null);
+    }
+}

@@ -1,0 +1,217 @@
+//! Answers, whole and streamed, from events as the fleet sends them.
+
+use crate::support::model;
+use axum::body::to_bytes;
+use axum::response::Response;
+use gateway::error::ApiError;
+use gateway::metrics::Timing;
+use gateway::model::Model;
+use gateway::native::{GenerateShape, WithText};
+use gateway::openai::Head;
+use gateway::openai::chat::ChatShape;
+use gateway::openai::completions::CompletionShape;
+use gateway::openai::knobs::Delivery;
+use gateway::ring::{Answer, Done, Event, Failure, FailureKind, Limits};
+use gateway::stream::{Shape, Speaking, events, outputs, whole};
+use gateway::transcript::Transcript;
+use gateway::validate::{Ask, Dialect, Knobs};
+use shared::ids::{Epoch, RequestId, TokenId};
+use shared::request::{Finish, Token};
+use std::sync::Arc;
+use std::time::Instant;
+use tokio::sync::mpsc;
+
+const LIMITS: Limits = Limits { context_length: 100, pool_tokens: 100, vocab: 512 };
+const DIALECT: Dialect = Dialect {
+    max_tokens: "max_tokens",
+    min_tokens: "min_tokens",
+    default_tokens: None,
+    model_defaults: true,
+};
+
+fn token(id: u32) -> Token {
+    let top = vec![(TokenId::new(id), -0.5), (TokenId::new(5), f32::NEG_INFINITY)];
+    Token { id: TokenId::new(id), logprob: -0.5, top }
+}
+
+fn tokens(model: &Model, text: &str) -> Vec<Token> {
+    let ids = model.tokenizer.encode(text, false).unwrap();
+    ids.into_iter().map(|id| token(id.get())).collect()
+}
+
+fn done(finish: Finish) -> Event {
+    Event::Finished(Done { finish, cached_tokens: 2 })
+}
+
+/// An output that says `events`, then ends. The receiver tells whether the answer was dropped.
+fn speaking(
+    model: &Arc<Model>,
+    knobs: Knobs,
+    index: usize,
+    said: Vec<Event>,
+) -> (Speaking, mpsc::Sender<Event>) {
+    let ask = Ask::new(knobs, DIALECT, model, LIMITS, || 1).unwrap();
+    let request = ask.request([1, 2, 3].map(TokenId::new).to_vec()).unwrap();
+    let transcript = Transcript::new(index, &ask, &request, model.tokenizer.pieces());
+    let (sender, receiver) = mpsc::channel(16);
+    for event in said {
+        sender.try_send(event).unwrap();
+    }
+    let answer = Answer::new(RequestId::new(Epoch::new(1), index as u64), receiver);
+    (Speaking { answer, transcript, timing: Timing::new(Instant::now(), 3) }, sender)
+}
+
+fn head(model: &Arc<Model>, id: &str) -> Head {
+    Head { id: id.into(), created: 7, model: Arc::clone(model) }
+}
+
+async fn text(response: Result<Response, ApiError>) -> String {
+    let bytes = to_bytes(response.unwrap().into_body(), 1 << 20).await.unwrap();
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+async fn streamed(said: Vec<Speaking>, shape: impl Shape) -> String {
+    let count = said.len();
+    text(events(outputs(said, ()), count, shape).await).await
+}
+
+#[tokio::test]
+async fn chat_whole_and_streamed() {
+    let model = model();
+    let said = |model| {
+        vec![
+            Event::Tokens(tokens(model, "Hé")),
+            Event::Tokens(tokens(model, " you")),
+            Event::Tokens(vec![token(2)]),
+            done(Finish::Stop),
+        ]
+    };
+    let (one, _sender) = speaking(&model, Knobs::default(), 0, said(&model));
+    let mut shape = ChatShape::new(head(&model, "chatcmpl-1"), Delivery::default(), false);
+    let body = text(whole(outputs(vec![one], ()), 1, &mut shape).await).await;
+    insta::assert_snapshot!(body);
+
+    let (one, _sender) = speaking(&model, Knobs::default(), 0, said(&model));
+    let delivery = Delivery { stream: true, include_usage: true, continuous_usage: false };
+    let shape = ChatShape::new(head(&model, "chatcmpl-1"), delivery, false);
+    insta::assert_snapshot!(streamed(vec![one], shape).await);
+}
+
+#[tokio::test]
+async fn chat_logprobs() {
+    let model = model();
+    let said = vec![Event::Tokens(tokens(&model, "é")), done(Finish::Length)];
+    let knobs = Knobs { logprobs: Some(1), ..Knobs::default() };
+    let (one, _sender) = speaking(&model, knobs, 0, said);
+    let mut shape = ChatShape::new(head(&model, "chatcmpl-1"), Delivery::default(), true);
+    let body = text(whole(outputs(vec![one], ()), 1, &mut shape).await).await;
+    insta::assert_snapshot!(body);
+}
+
+#[tokio::test]
+async fn completions_of_two_prompts_keep_their_indexes() {
+    let model = model();
+    let said = |text| vec![Event::Tokens(tokens(&model, text)), done(Finish::Length)];
+    let make = || {
+        let (a, hold_a) = speaking(&model, Knobs::default(), 0, said("ab"));
+        let (b, hold_b) = speaking(&model, Knobs::default(), 1, said("c"));
+        (vec![a, b], hold_a, hold_b)
+    };
+    let (both, ..) = make();
+    let mut shape = CompletionShape::new(head(&model, "cmpl-1"), Delivery::default(), 2)
+        .with_logprobs(true, true);
+    let body = text(whole(outputs(both, ()), 2, &mut shape).await).await;
+    insta::assert_snapshot!(body);
+
+    let (both, ..) = make();
+    let delivery = Delivery { stream: true, include_usage: true, continuous_usage: true };
+    let shape = CompletionShape::new(head(&model, "cmpl-1"), delivery, 2);
+    let body = streamed(both, shape).await;
+    let mut lines: Vec<&str> = body.split_terminator("\n\n").collect();
+    assert_eq!(lines.pop(), Some("data: [DONE]"));
+    assert!(lines.pop().unwrap().contains("\"choices\":[],\"usage\":{\"prompt_tokens\":6"));
+    assert_eq!(lines.iter().filter(|line| line.contains("\"index\":1")).count(), 2);
+    assert!(lines.iter().all(|line| line.contains("\"usage\":{\"prompt_tokens\":3")));
+}
+
+#[tokio::test]
+async fn generate_is_cumulative_and_reports_ids() {
+    let model = model();
+    let said = vec![
+        Event::Tokens(tokens(&model, "a")),
+        Event::Tokens(vec![tokens(&model, "b").remove(0), token(2)]),
+        done(Finish::Stop),
+    ];
+    let knobs = Knobs { logprobs: Some(2), ..Knobs::default() };
+    let (one, _sender) = speaking(&model, knobs, 0, said);
+    let pieces = Arc::clone(model.tokenizer.pieces());
+    let shape = GenerateShape::new("rid".into(), Instant::now(), pieces, 1)
+        .with(false, Some(WithText(true)));
+    let body = streamed(vec![one], shape).await;
+    let latency = body.split("\"e2e_latency\":").nth(1).unwrap();
+    let latency = &latency[..latency.find('}').unwrap()];
+    insta::assert_snapshot!(body.replace(latency, "LATENCY"));
+}
+
+#[tokio::test]
+async fn a_stop_string_ends_the_output_and_drops_the_answer() {
+    let model = model();
+    let said = vec![
+        Event::Tokens(tokens(&model, "one ST")),
+        Event::Tokens([tokens(&model, "OP"), tokens(&model, " overrun")].concat()),
+    ];
+    let counted = tokens(&model, "one ST").len() + tokens(&model, "OP").len();
+    let knobs = Knobs { stop: vec!["STOP".into()], ..Knobs::default() };
+    let (one, sender) = speaking(&model, knobs, 0, said);
+    let mut shape = ChatShape::new(head(&model, "chatcmpl-1"), Delivery::default(), false);
+    let body = text(whole(outputs(vec![one], ()), 1, &mut shape).await).await;
+    let body: serde_json::Value = serde_json::from_str(&body).unwrap();
+    assert_eq!(body["choices"][0]["message"]["content"], "one ");
+    assert_eq!(body["choices"][0]["finish_reason"], "stop");
+    assert_eq!(body["choices"][0]["stop_reason"], "STOP");
+    assert_eq!(body["usage"]["completion_tokens"], counted);
+    assert!(sender.is_closed(), "the fleet sees that nobody listens");
+}
+
+#[tokio::test]
+async fn min_tokens_keeps_stop_strings_from_matching() {
+    let model = model();
+    let said = vec![Event::Tokens(tokens(&model, "xxyx")), done(Finish::Length)];
+    let knobs = Knobs { stop: vec!["x".into()], min_tokens: 2, ..Knobs::default() };
+    assert_eq!(tokens(&model, "xxyx").len(), 4, "a token a letter");
+    let (one, _sender) = speaking(&model, knobs, 0, said);
+    let mut shape = CompletionShape::new(head(&model, "cmpl-1"), Delivery::default(), 1);
+    let body = text(whole(outputs(vec![one], ()), 1, &mut shape).await).await;
+    assert!(body.contains("\"text\":\"xxy\""), "{body}");
+}
+
+#[tokio::test]
+async fn failures_are_a_status_before_the_first_token_and_an_event_after() {
+    let model = model();
+    let failure = || Failure { kind: FailureKind::PeerLost, message: "decode-0 is lost".into() };
+    let shape = || ChatShape::new(head(&model, "chatcmpl-1"), Delivery::default(), false);
+    let (one, _sender) = speaking(&model, Knobs::default(), 0, vec![Event::Failed(failure())]);
+    let error = events(outputs(vec![one], ()), 1, shape()).await.unwrap_err();
+    assert_eq!(error.status().as_u16(), 502);
+
+    let said = vec![Event::Tokens(tokens(&model, "a")), Event::Failed(failure())];
+    let (one, _sender) = speaking(&model, Knobs::default(), 0, said);
+    let body = streamed(vec![one], shape()).await;
+    let mut lines = body.trim_end().rsplit("\n\n");
+    assert_eq!(lines.next(), Some("data: [DONE]"));
+    let error = lines.next().unwrap();
+    assert!(error.starts_with("data: {\"error\":{\"message\":\"decode-0 is lost\""), "{error}");
+}
+
+#[tokio::test]
+async fn a_dropped_body_drops_every_answer() {
+    let model = model();
+    let said = || vec![Event::Tokens(tokens(&model, "a"))];
+    let (a, hold_a) = speaking(&model, Knobs::default(), 0, said());
+    let (b, hold_b) = speaking(&model, Knobs::default(), 1, said());
+    let shape = CompletionShape::new(head(&model, "cmpl-1"), Delivery::default(), 2);
+    let response = events(outputs(vec![a, b], ()), 2, shape).await.unwrap();
+    assert!(!hold_a.is_closed() && !hold_b.is_closed());
+    drop(response);
+    assert!(hold_a.is_closed() && hold_b.is_closed());
+}
