@@ -12,3 +12,6 @@
 pub mod cpu;
 pub mod ops;
 pub mod oracle;
+
+#[cfg(test)]
+mod parity;

@@ -95,6 +95,11 @@ impl Cpu {
         &self.pool
     }
 
+    /// Reads a matrix and does nothing with it but sum it: the floor of [`Ops::linear`].
+    pub fn sum(&self, matrix: &Matrix) -> f64 {
+        matrix.sum(&self.pool, self.level)
+    }
+
     /// Rows of an item when `rows` rows of `width` are spread over the threads.
     fn rows_per_item(&self, rows: usize, width: usize) -> usize {
         if rows * width < SERIAL {
@@ -250,46 +255,34 @@ impl Cpu {
     }
 
     fn attention_as<E: Element>(&self, args: Attention<'_, Self>) {
-        let CpuPages { memory, shape, .. } = args.pages;
-        let (dim, group) = (shape.head_dim, args.heads / shape.kv_heads);
-        let (qkv, scale, layer) = (args.qkv, args.scale, args.layer);
-        assert_eq!(args.out.width, args.heads * dim, "attention");
-        let width = args.out.width;
-        let mut out = Tile::new(args.out.rows_mut(args.batch.host.tokens.len()), width);
+        let Attention { qkv, heads, scale, batch, layer, pages, out } = args;
+        let CpuPages { memory, shape, .. } = pages;
+        let (width, group) = (out.width, heads / shape.kv_heads);
+        assert_eq!(width, heads * shape.head_dim, "attention");
+        let mut rest = Tile::new(out.rows_mut(batch.host.tokens.len()), width);
         let mut items = Vec::new();
-        for segment in &args.batch.host.segments {
-            let table = args.batch.table(segment, shape.page_tokens);
-            let tokens =
-                if segment.len <= ROW_TOKENS { 1 } else { tile::tokens_of(group).min(segment.len) };
+        for segment in &batch.host.segments {
+            let table = batch.table(segment, shape.page_tokens);
+            let tokens = if segment.len <= ROW_TOKENS { 1 } else { tile::tokens_of(group) };
             for offset in (0..segment.len).step_by(tokens) {
-                let rows = out.take_rows(tokens.min(segment.len - offset));
-                for (head, out) in rows.columns(group * dim).enumerate() {
+                let rows = rest.take_rows(tokens.min(segment.len - offset));
+                for (head, out) in rows.columns(group * shape.head_dim).enumerate() {
                     let keys = Keys { memory, shape: *shape, layer, head, table };
-                    items.push((keys, segment.first + offset, segment.start + offset, out));
+                    let q = &qkv.data[(segment.first + offset) * qkv.width..];
+                    items.push((keys, q, segment.start + offset, out));
                 }
             }
         }
         // Later tiles see more keys: the largest first, so that the threads end together.
-        self.pool.for_each(items.into_iter().rev(), |(keys, first, start, mut out)| {
-            let q = &qkv.data[first * qkv.width..];
-            let (tokens, column, element) = (out.rows(), keys.head * group * dim, PhantomData::<E>);
-            if tokens == 1 {
-                let (q, out) = (&q[column..][..group * dim], out.row(0));
+        self.pool.for_each(items.into_iter().rev(), |(keys, q, start, mut out)| {
+            let (stride, column) = (qkv.width, keys.head * out.width());
+            let element = PhantomData::<E>;
+            if out.rows() == 1 {
+                let (q, out) = (&q[column..][..out.width()], out.row(0));
                 self.level.run(row::Row { keys, visible: start + 1, q, scale, out, element });
             } else {
-                let stride = qkv.width;
-                self.level.run(tile::Tile {
-                    keys,
-                    start,
-                    tokens,
-                    q,
-                    stride,
-                    column,
-                    group,
-                    scale,
-                    out,
-                    element,
-                });
+                let q = tile::Queries { rows: q, stride, column, group };
+                self.level.run(tile::Tile { keys, start, q, scale, out, element });
             }
         });
     }

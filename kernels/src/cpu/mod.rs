@@ -13,6 +13,7 @@ mod attention;
 mod backend;
 mod batch;
 mod element;
+mod floor;
 mod gemm;
 mod linear;
 mod norm;

@@ -8,7 +8,7 @@ use crate::load::{LoadError, LoadPlan, Progress, load};
 use crate::sample::{Drawn, draw};
 use checkpoint::{Checkpoint, ModelConfig};
 use kernels::cpu::memory::HostMemory;
-use kernels::cpu::{Cpu, CpuPages, Softmax};
+use kernels::cpu::{Cpu, CpuPages, Matrix, Softmax};
 use kernels::ops::{OpError, Ops};
 use shared::kv::{KvDtype, KvGeometry, PageStore};
 use shared::request::Token;
@@ -123,9 +123,14 @@ impl CpuEngine {
         &self.kv
     }
 
-    /// The backend, for measurements on its threads.
-    pub fn backend(&self) -> &Cpu {
-        &self.cpu
+    /// Bytes of weights that a step of one token reads.
+    pub fn weight_bytes(&self) -> usize {
+        self.model.matrices().map(Matrix::bytes).sum()
+    }
+
+    /// Reads those bytes on the engine's threads and only sums them: the floor of a step's time.
+    pub fn sum_weights(&self) -> f64 {
+        self.model.matrices().map(|matrix| self.cpu.sum(matrix)).sum()
     }
 
     /// Logits of the sampled rows of the last launched step, `[sampled][vocab]`.

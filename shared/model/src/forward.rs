@@ -149,6 +149,15 @@ pub struct Step {
 }
 
 impl<O: Ops> Model<O> {
+    /// Every matrix that a step of one token reads, once each.
+    pub fn matrices(&self) -> impl Iterator<Item = &O::Matrix> {
+        let layers = self.layers.iter().flat_map(|layer| {
+            let (attention, mlp) = (&layer.attention, &layer.mlp);
+            [&attention.qkv, &attention.out, &mlp.gate_up, &mlp.down]
+        });
+        layers.chain([self.head.as_ref().unwrap_or(&self.embedding)])
+    }
+
     /// Computes a step: keys and values of the new tokens go to `pages`, logits of the sampled ones
     /// to `scratch.logits`.
     ///

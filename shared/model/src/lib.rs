@@ -20,5 +20,8 @@ mod batch;
 pub mod cpu;
 pub mod reference;
 
+#[cfg(test)]
+mod golden;
+
 pub use cpu::{CpuEngine, EngineConfig};
 pub use load::LoadError;

@@ -21,16 +21,20 @@ pub fn tokens_of(group: usize) -> usize {
     ROWS.div_ceil(group)
 }
 
-/// Attention of `tokens` tokens; the first sees the keys at `0..=start`.
-pub struct Tile<'a, E> {
-    pub keys: Keys<'a>,
-    pub start: usize,
-    pub tokens: usize,
-    /// Rows of queries, `stride` apart, each with `group` heads of this key head at `column`.
-    pub q: &'a [f32],
+/// Rows of queries, `stride` apart, each with `group` heads of the key head at `column`.
+#[derive(Clone, Copy)]
+pub struct Queries<'a> {
+    pub rows: &'a [f32],
     pub stride: usize,
     pub column: usize,
     pub group: usize,
+}
+
+/// Attention of as many tokens as `out` has rows; the first sees the keys at `0..=start`.
+pub struct Tile<'a, E> {
+    pub keys: Keys<'a>,
+    pub start: usize,
+    pub q: Queries<'a>,
     pub scale: f32,
     /// `[tokens][group * head_dim]`.
     pub out: Out<'a>,
@@ -62,7 +66,8 @@ impl<E: Element> Kernel for Tile<'_, E> {
     #[inline(always)]
     fn run<S: Simd>(mut self, simd: S) {
         let dim = self.keys.shape.head_dim;
-        let rows = self.tokens * self.group;
+        let (tokens, group) = (self.out.rows(), self.q.group);
+        let rows = tokens * group;
         let size = block_rows(rows);
         let q = self.packed_queries(size);
         let mut acc = vec![0.0; rows * dim];
@@ -73,7 +78,7 @@ impl<E: Element> Kernel for Tile<'_, E> {
             scores: [[0.0; KEYS]; BLOCK],
             weights: [0.0; KEYS * BLOCK],
         };
-        let visible = self.start + self.tokens;
+        let visible = self.start + tokens;
         for first in (0..visible).step_by(KEYS) {
             let span = Span { first, len: KEYS.min(visible - first) };
             self.fill(&mut scratch, span);
@@ -94,8 +99,8 @@ impl<E: Element> Kernel for Tile<'_, E> {
         }
         for (row, (acc, online)) in acc.chunks_exact_mut(dim).zip(&online).enumerate() {
             online.finish(acc);
-            let head = row % self.group;
-            self.out.row(row / self.group)[head * dim..][..dim].copy_from_slice(acc);
+            let head = row % group;
+            self.out.row(row / group)[head * dim..][..dim].copy_from_slice(acc);
         }
     }
 }
@@ -112,9 +117,10 @@ impl<E: Element> Tile<'_, E> {
     /// Queries, scaled, in row blocks: `[block][head_dim][row of the block]`.
     fn packed_queries(&self, size: usize) -> Vec<f32> {
         let dim = self.keys.shape.head_dim;
-        let mut flat = Vec::with_capacity(self.tokens * self.group * dim);
-        for row in self.q.chunks(self.stride).take(self.tokens) {
-            let heads = &row[self.column..][..self.group * dim];
+        let Queries { rows, stride, column, group } = self.q;
+        let mut flat = Vec::with_capacity(self.out.rows() * group * dim);
+        for row in rows.chunks(stride).take(self.out.rows()) {
+            let heads = &row[column..][..group * dim];
             flat.extend(heads.iter().map(|x| x * self.scale));
         }
         let mut packed = Vec::new();
@@ -165,7 +171,7 @@ impl<E: Element> Tile<'_, E> {
         let mut kept = [0.0; M];
         for m in 0..M {
             let scores = &mut scratch.scores[m];
-            let position = self.start + (at.row + m) / self.group;
+            let position = self.start + (at.row + m) / self.q.group;
             let visible = (position + 1).saturating_sub(at.span.first).min(KEYS);
             scores[visible..].fill(f32::MIN);
             kept[m] = online[m].weigh(simd, scores);

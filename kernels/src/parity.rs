@@ -1,12 +1,12 @@
 //! Every op of every backend against the oracle: random shapes with odd tails, outputs and unused
 //! pages poisoned with NaN.
 
+use crate::cpu::memory::{HostMemory, PageMemory, PageShape};
+use crate::cpu::simd::Level;
+use crate::cpu::{Cpu, CpuPages, KvElement, Softmax};
+use crate::ops::*;
+use crate::oracle::{Oracle, OraclePages};
 use half::bf16;
-use kernels::cpu::memory::{HostMemory, PageMemory, PageShape};
-use kernels::cpu::simd::Level;
-use kernels::cpu::{Cpu, CpuPages, KvElement, Softmax};
-use kernels::ops::*;
-use kernels::oracle::{Oracle, OraclePages};
 use std::sync::Arc;
 
 /// A fixed sequence that looks random (splitmix64).
@@ -106,7 +106,7 @@ fn linear_layers() {
                 let host = HostMatrix { rows: outputs, cols: inputs, weights };
                 let bias = biased.then(|| random.vec(outputs));
                 let what = format!("{count}x{inputs}x{outputs} bf16 {half}");
-                parity!(what, 1e-5, |ops| linear(ops, &x, &host, bias.as_ref()));
+                parity!(what, 4e-5, |ops| linear(ops, &x, &host, bias.as_ref()));
             }
         }
     }
