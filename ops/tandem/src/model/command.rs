@@ -54,8 +54,14 @@ fn inspect(path: &Path, tensors: bool) -> anyhow::Result<()> {
     let config = model.config();
     println!("model      {}", path.display());
     println!("family     {}", config.family);
-    println!("layers     {} of width {}, mlp {}", config.layers, config.hidden, config.intermediate);
-    println!("heads      {} query, {} key/value, size {}", config.heads, config.kv_heads, config.head_dim);
+    println!(
+        "layers     {} of width {}, mlp {}",
+        config.layers, config.hidden, config.intermediate
+    );
+    println!(
+        "heads      {} query, {} key/value, size {}",
+        config.heads, config.kv_heads, config.head_dim
+    );
     println!("vocabulary {}{}", config.vocab, if config.tied { ", tied" } else { "" });
     println!("context    {} tokens, rope theta {}", config.max_positions, config.rope_theta);
     println!("weights    {}", storage(&model)?);

@@ -11,7 +11,7 @@ use anyhow::{Context, bail, ensure};
 use indicatif::ProgressBar;
 use ring::digest::{Context as Digest, SHA1_FOR_LEGACY_USE_ONLY, SHA256};
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Seek, Write};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use ureq::Body;
 use ureq::http::{Response, StatusCode};
@@ -21,7 +21,7 @@ const TRIES: u32 = 5;
 const BUFFER: usize = 1 << 18;
 
 /// A file and where it goes.
-pub struct Download<'a> {
+pub(super) struct Download<'a> {
     pub hub: &'a Hub,
     pub id: &'a HubId,
     pub commit: &'a str,
@@ -32,7 +32,7 @@ pub struct Download<'a> {
 
 impl Download<'_> {
     /// Runs steps 1 to 4. A file that is there under its final name is taken as it is.
-    pub fn run(&self, bar: &ProgressBar) -> anyhow::Result<()> {
+    pub(super) fn run(&self, bar: &ProgressBar) -> anyhow::Result<()> {
         let size = self.size();
         if self.to.exists() {
             bar.inc(size.unwrap_or(0));
@@ -83,24 +83,15 @@ impl Download<'_> {
 
     /// One request; `have` follows what is in `out`, however it ends.
     fn pass(&self, out: &mut File, have: &mut u64, bar: &ProgressBar) -> anyhow::Result<Pass> {
+        out.set_len(*have)?; // a write that failed may have left a piece
         let url = self.hub.file_url(self.id, self.commit, &self.file.name);
         let response = self.hub.get(&url, *have)?;
         match response.status() {
             StatusCode::PARTIAL_CONTENT if starts_at(&response, *have) => {}
-            StatusCode::OK | StatusCode::PARTIAL_CONTENT => {
-                // From the beginning, asked for or not.
-                out.set_len(0)?;
-                bar.set_position(bar.position().saturating_sub(*have));
-                *have = 0;
-                if response.status() == StatusCode::PARTIAL_CONTENT {
-                    return Ok(Pass::Broken("a range that was not asked for".to_owned()));
-                }
-            }
-            StatusCode::RANGE_NOT_SATISFIABLE => {
-                out.set_len(0)?;
-                bar.set_position(bar.position().saturating_sub(*have));
-                *have = 0;
-                return Ok(Pass::Broken("nothing at that range".to_owned()));
+            StatusCode::OK => from_the_beginning(out, have, bar)?,
+            StatusCode::PARTIAL_CONTENT | StatusCode::RANGE_NOT_SATISFIABLE => {
+                from_the_beginning(out, have, bar)?;
+                return Ok(Pass::Broken("the hub has another range than was asked for".to_owned()));
             }
             busy if busy.is_server_error() || busy == StatusCode::TOO_MANY_REQUESTS => {
                 return Ok(Pass::Broken(format!("the hub answered {busy}")));
@@ -167,19 +158,27 @@ enum Pass {
     Refused(StatusCode),
 }
 
+fn from_the_beginning(out: &mut File, have: &mut u64, bar: &ProgressBar) -> anyhow::Result<()> {
+    out.set_len(0)?;
+    bar.set_position(bar.position().saturating_sub(*have));
+    *have = 0;
+    Ok(())
+}
+
 /// `content-range: bytes FROM-TO/SIZE` begins where it was asked to.
 fn starts_at(response: &Response<Body>, have: u64) -> bool {
     let range = response.headers().get("content-range").and_then(|range| range.to_str().ok());
-    let from = range.and_then(|range| range.strip_prefix("bytes ")?.split('-').next()?.parse().ok());
+    let from =
+        range.and_then(|range| range.strip_prefix("bytes ")?.split('-').next()?.parse().ok());
     from == Some(have)
 }
 
 /// Of the whole file, in hexadecimal.
-pub fn sha256(path: &Path) -> anyhow::Result<String> {
+pub(super) fn sha256(path: &Path) -> anyhow::Result<String> {
     digest(path, Digest::new(&SHA256))
 }
 
-fn git_blob_id(path: &Path, len: u64) -> anyhow::Result<String> {
+pub(super) fn git_blob_id(path: &Path, len: u64) -> anyhow::Result<String> {
     let mut context = Digest::new(&SHA1_FOR_LEGACY_USE_ONLY);
     context.update(format!("blob {len}\0").as_bytes());
     digest(path, context)
@@ -187,7 +186,6 @@ fn git_blob_id(path: &Path, len: u64) -> anyhow::Result<String> {
 
 fn digest(path: &Path, mut context: Digest) -> anyhow::Result<String> {
     let mut file = File::open(path)?;
-    file.rewind()?;
     let mut buffer = vec![0; BUFFER];
     loop {
         match file.read(&mut buffer)? {

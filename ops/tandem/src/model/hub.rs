@@ -35,7 +35,8 @@ impl HubId {
     pub fn parse(text: &str) -> anyhow::Result<Self> {
         let (repository, revision) = text.split_once('@').unwrap_or((text, "main"));
         let plain = |part: &str, more: &str| {
-            let allowed = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c) || more.contains(c);
+            let allowed =
+                |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c) || more.contains(c);
             let path = part.split('/').all(|part| !part.is_empty() && !part.starts_with('.'));
             path && part.len() <= 200 && part.chars().all(allowed)
         };
@@ -178,7 +179,7 @@ impl Hub {
 
 fn roots(settings: &Settings) -> anyhow::Result<RootCerts> {
     let Some(path) = settings.certificates() else { return Ok(RootCerts::WebPki) };
-    let pem = std::fs::read(path).with_context(|| format!("SSL_CERT_FILE {}", path.display()))?;
+    let pem = std::fs::read(&path).with_context(|| format!("SSL_CERT_FILE {}", path.display()))?;
     let certificates: Vec<Certificate<'static>> = parse_pem(&pem)
         .filter_map(|item| match item {
             Ok(PemItem::Certificate(certificate)) => Some(certificate),

@@ -2,23 +2,27 @@
 //! Face tools know.
 
 use anyhow::{Context, bail};
+use clap::builder::FalseyValueParser;
 use clap::{Args, Parser};
-use std::path::{Path, PathBuf};
+use std::ffi::OsString;
+use std::path::PathBuf;
 use std::time::Duration;
+
+const HUB: &str = "https://huggingface.co";
 
 /// Where models are kept and fetched from.
 #[derive(Args, Debug, Clone)]
 pub struct Settings {
     /// Folder of fetched models [default: `$XDG_CACHE_HOME/tandem` or `~/.cache/tandem`].
     #[arg(long, value_name = "DIR", env = "TANDEM_CACHE")]
-    cache: Option<PathBuf>,
+    cache: Option<OsString>,
 
     /// Ask the hub again for a revision that is already in the cache.
     #[arg(long)]
     pub refresh: bool,
 
     /// Address of the hub.
-    #[arg(long, value_name = "URL", env = "HF_ENDPOINT", default_value = "https://huggingface.co")]
+    #[arg(long, value_name = "URL", env = "HF_ENDPOINT", default_value = HUB)]
     endpoint: String,
 
     /// Token for private and gated models; better given as a variable than as an option.
@@ -26,25 +30,24 @@ pub struct Settings {
     hf_token: Option<String>,
 
     /// Use no network: only what is in the cache.
-    #[arg(long, env = "HF_HUB_OFFLINE", value_parser = clap::builder::BoolishValueParser::new())]
-    #[arg(num_args = 0, default_value_t = false, default_missing_value = "true")]
+    #[arg(long, env = "HF_HUB_OFFLINE", value_parser = FalseyValueParser::new())]
     pub offline: bool,
 
     /// Certificates to trust in place of the built-in ones, as PEM.
     #[arg(long, value_name = "FILE", env = "SSL_CERT_FILE", hide = true)]
-    certificates: Option<PathBuf>,
+    certificates: Option<OsString>,
 
     #[arg(long, env = "HF_HUB_CACHE", hide = true, hide_env = true)]
-    hf_hub_cache: Option<PathBuf>,
+    hf_hub_cache: Option<OsString>,
 
     #[arg(long, env = "HF_HOME", hide = true, hide_env = true)]
-    hf_home: Option<PathBuf>,
+    hf_home: Option<OsString>,
 
     #[arg(long, env = "XDG_CACHE_HOME", hide = true, hide_env = true)]
-    cache_home: Option<PathBuf>,
+    cache_home: Option<OsString>,
 
     #[arg(long, env = "HOME", hide = true, hide_env = true)]
-    home: Option<PathBuf>,
+    home: Option<OsString>,
 
     /// Longest wait for a connection, in seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 3.0, hide = true)]
@@ -78,30 +81,33 @@ impl Settings {
 
     /// Tandem's own folder of models.
     pub(super) fn cache(&self) -> anyhow::Result<PathBuf> {
-        let named = self.cache.clone();
-        named.or_else(|| Some(self.user_cache()?.join("tandem"))).context(
+        let default = || Some(self.user_cache()?.join("tandem"));
+        given(self.cache.as_ref()).or_else(default).context(
             "no place to keep models: set HOME or XDG_CACHE_HOME, or give a folder by --cache",
         )
     }
 
     /// The hub cache of the Hugging Face tools, which is only read.
     pub(super) fn shared_cache(&self) -> Option<PathBuf> {
-        self.hf_hub_cache.clone().or_else(|| Some(self.hf_home()?.join("hub")))
+        given(self.hf_hub_cache.as_ref()).or_else(|| Some(self.hf_home()?.join("hub")))
     }
 
     fn hf_home(&self) -> Option<PathBuf> {
-        self.hf_home.clone().or_else(|| Some(self.user_cache()?.join("huggingface")))
+        given(self.hf_home.as_ref()).or_else(|| Some(self.user_cache()?.join("huggingface")))
     }
 
     /// A relative `XDG_CACHE_HOME` is to be ignored, by its specification.
     fn user_cache(&self) -> Option<PathBuf> {
-        let named = self.cache_home.clone().filter(|path| path.is_absolute());
-        named.or_else(|| Some(self.home.as_ref()?.join(".cache")))
+        let named = given(self.cache_home.as_ref()).filter(|path| path.is_absolute());
+        named.or_else(|| Some(given(self.home.as_ref())?.join(".cache")))
     }
 
     /// The hub's address without a slash at its end.
     pub(super) fn endpoint(&self) -> anyhow::Result<&str> {
-        let endpoint = self.endpoint.trim_end_matches('/');
+        let endpoint = match self.endpoint.trim_end_matches('/') {
+            "" => HUB,
+            given => given,
+        };
         if !(endpoint.starts_with("https://") || endpoint.starts_with("http://")) {
             bail!("HF_ENDPOINT is `{endpoint}`; it must be an http:// or https:// address");
         }
@@ -111,13 +117,14 @@ impl Settings {
     /// The token, by option or variable, else as the Hugging Face tools' login left it.
     pub(super) fn token(&self) -> Option<String> {
         let clean = |token: String| Some(token.trim().to_owned()).filter(|token| !token.is_empty());
-        self.hf_token.clone().and_then(clean).or_else(|| {
-            std::fs::read_to_string(self.hf_home()?.join("token")).ok().and_then(clean)
-        })
+        self.hf_token
+            .clone()
+            .and_then(clean)
+            .or_else(|| std::fs::read_to_string(self.hf_home()?.join("token")).ok().and_then(clean))
     }
 
-    pub(super) fn certificates(&self) -> Option<&Path> {
-        self.certificates.as_deref()
+    pub(super) fn certificates(&self) -> Option<PathBuf> {
+        given(self.certificates.as_ref())
     }
 
     pub(super) fn connect_timeout(&self) -> Duration {
@@ -127,4 +134,9 @@ impl Settings {
     pub(super) fn pause(&self) -> Duration {
         Duration::try_from_secs_f64(self.pause_seconds).unwrap_or(Duration::from_secs(1))
     }
+}
+
+/// An empty variable counts as one that is not set.
+fn given(path: Option<&OsString>) -> Option<PathBuf> {
+    path.filter(|path| !path.is_empty()).map(PathBuf::from)
 }

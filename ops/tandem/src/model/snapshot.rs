@@ -23,7 +23,8 @@ const TOKENIZER: &str = "tokenizer.json";
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 /// Beside the weights, taken where they are there.
-const OPTIONAL: [&str; 3] = ["tokenizer_config.json", "generation_config.json", "chat_template.jinja"];
+const OPTIONAL: [&str; 3] =
+    ["tokenizer_config.json", "generation_config.json", "chat_template.jinja"];
 
 /// A folder with `id`'s files.
 pub fn resolve(id: &HubId, settings: &Settings) -> anyhow::Result<PathBuf> {
@@ -92,7 +93,7 @@ fn fetch(id: &HubId, hub: &Hub, listing: &Listing, repository: &Path) -> anyhow:
         fs::rename(&gathering, &done).with_context(at)?;
     }
     let reference = reference(id, repository);
-    let written = reference.with_added_extension("part");
+    let written = repository.join("refs").join(".part");
     fs::write(&written, &listing.commit).with_context(at)?;
     fs::rename(&written, &reference).with_context(at)?;
     say(&format!("{id}: fetched from the hub, {}", done.display()));
@@ -116,7 +117,8 @@ fn gather(id: &HubId, hub: &Hub, listing: &Listing, folder: &Path) -> anyhow::Re
         let to = folder.join(&file.name);
         Download { hub, id, commit: &listing.commit, file, to }.run(&bar)
     };
-    let (small, weights) = (small_files(id, listing)?, find(listing, INDEX).or(find(listing, SINGLE)));
+    let (small, weights) =
+        (small_files(id, listing)?, find(listing, INDEX).or(find(listing, SINGLE)));
     let Some(weights) = weights else { bail!("{}", no_safetensors(id, listing)) };
     bar.set_length(small.iter().chain([&weights]).filter_map(|file| size(file)).sum());
     for file in small.into_iter().chain([weights]) {
@@ -126,7 +128,9 @@ fn gather(id: &HubId, hub: &Hub, listing: &Listing, folder: &Path) -> anyhow::Re
         let index = fs::read(folder.join(INDEX)).context("read the index of the weights")?;
         let shards: Vec<_> = shards(folder, &index)?
             .iter()
-            .map(|shard| find(listing, shard).with_context(|| format!("{id} lacks its own {shard}")))
+            .map(|shard| {
+                find(listing, shard).with_context(|| format!("{id} lacks its own {shard}"))
+            })
             .collect::<Result<_, _>>()?;
         bar.inc_length(shards.iter().filter_map(|file| size(file)).sum());
         for shard in shards {
