@@ -77,29 +77,29 @@ settings! {
     /// Times a request is sent round again when a server fails it [0].
     retries: u32,
     /// Largest request body, bytes; larger ones get 413 [16777216].
-    body_bytes_max: usize,
+    max_body_bytes: usize,
     /// Connections at once; more wait to be accepted [4096].
-    connections_max: usize,
+    max_connections: usize,
     /// From a connection's or request's start to the end of its headers, ms [10000].
-    headers_ms_max: u64,
+    headers_ms: u64,
     /// From the headers to the end of the body, ms [30000].
-    body_ms_max: u64,
-    /// From SIGTERM to the end of the last stream, ms [30000].
-    drain_ms_max: u64,
+    body_ms: u64,
+    /// From SIGTERM to the end of the last stream, seconds [30].
+    drain_seconds: u64,
     /// Waiting for a ticket, ms [120000].
-    queue_ms_max: u64,
+    queue_ms: u64,
     /// From the ticket to the first token, ms [300000].
-    first_token_ms_max: u64,
+    first_token_ms: u64,
     /// Between two tokens, ms [60000].
-    next_token_ms_max: u64,
+    next_token_ms: u64,
     /// For servers to acknowledge a cancel or a flush, ms [2000].
-    acknowledge_ms_max: u64,
+    acknowledge_ms: u64,
     /// For a server's handshake, ms [2000].
-    handshake_ms_max: u64,
+    handshake_ms: u64,
     /// Between heartbeats to servers, ms [200].
     heartbeat_ms: u64,
-    /// A server that is silent for longer is lost, ms [1500].
-    silence_ms_max: u64,
+    /// A server silent for so long is lost, ms [1500].
+    silence_ms: u64,
 }
 
 /// The gateway's configuration, checked.
@@ -128,8 +128,8 @@ pub struct Config {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[expect(missing_docs, reason = "each field is documented as a setting")]
 pub struct HttpLimits {
-    pub body_bytes_max: usize,
-    pub connections_max: usize,
+    pub max_body_bytes: usize,
+    pub max_connections: usize,
     pub headers_max: Duration,
     pub body_max: Duration,
     pub drain_max: Duration,
@@ -219,11 +219,11 @@ impl Config {
         }
         let listen = settings.listen.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 8000)));
         let http = HttpLimits {
-            body_bytes_max: at_least_1("body_bytes_max", settings.body_bytes_max, 16 << 20)?,
-            connections_max: at_least_1("connections_max", settings.connections_max, 4096)?,
-            headers_max: ms(settings.headers_ms_max, Duration::from_secs(10)),
-            body_max: ms(settings.body_ms_max, Duration::from_secs(30)),
-            drain_max: ms(settings.drain_ms_max, Duration::from_secs(30)),
+            max_body_bytes: at_least_1("max_body_bytes", settings.max_body_bytes, 16 << 20)?,
+            max_connections: at_least_1("max_connections", settings.max_connections, 4096)?,
+            headers_max: ms(settings.headers_ms, Duration::from_secs(10)),
+            body_max: ms(settings.body_ms, Duration::from_secs(30)),
+            drain_max: Duration::from_secs(settings.drain_seconds.unwrap_or(30)),
         };
         let (link, own) = (Timing::default(), Deadlines::default());
         Ok(Self {
@@ -242,15 +242,15 @@ impl Config {
             retries: settings.retries.unwrap_or(0),
             http,
             timing: Timing {
-                handshake: ms(settings.handshake_ms_max, link.handshake),
+                handshake: ms(settings.handshake_ms, link.handshake),
                 heartbeat: ms(settings.heartbeat_ms, link.heartbeat),
-                silence: ms(settings.silence_ms_max, link.silence),
+                silence: ms(settings.silence_ms, link.silence),
             },
             deadlines: Deadlines {
-                queue: ms(settings.queue_ms_max, own.queue),
-                first_token: ms(settings.first_token_ms_max, own.first_token),
-                next_token: ms(settings.next_token_ms_max, own.next_token),
-                acknowledge: ms(settings.acknowledge_ms_max, own.acknowledge),
+                queue: ms(settings.queue_ms, own.queue),
+                first_token: ms(settings.first_token_ms, own.first_token),
+                next_token: ms(settings.next_token_ms, own.next_token),
+                acknowledge: ms(settings.acknowledge_ms, own.acknowledge),
             },
         })
     }
@@ -324,7 +324,7 @@ mod tests {
         assert_eq!(config.prefill, ["a:1", "b:2"]);
         assert_eq!(config.decode, ["c:3", "d:4"]);
         assert_eq!(config.listen.to_string(), "127.0.0.1:8000");
-        assert_eq!(config.http.body_bytes_max, 16 << 20);
+        assert_eq!(config.http.max_body_bytes, 16 << 20);
     }
 
     #[test]

@@ -114,7 +114,8 @@ mod tests {
             let whole = String::from_utf8_lossy(&bytes).into_owned();
             let unfinished = (1..=3.min(bytes.len())).any(|n| {
                 let tail = &bytes[bytes.len() - n..];
-                std::str::from_utf8(tail).is_err_and(|e| e.valid_up_to() == 0 && e.error_len().is_none())
+                let error = std::str::from_utf8(tail).err();
+                error.is_some_and(|e| e.valid_up_to() == 0 && e.error_len().is_none())
             });
             let expected = if unfinished { whole.strip_suffix('\u{FFFD}').unwrap() } else { &whole };
             prop_assert_eq!(stream(&ids, true), expected);

@@ -159,7 +159,7 @@ pub fn random() -> u64 {
 /// # Errors
 /// Too large, too slow, cut off, or not a JSON object.
 pub async fn fields(app: &App, body: Body) -> Result<Fields, ApiError> {
-    let limit = app.limits.body_bytes_max;
+    let limit = app.limits.max_body_bytes;
     let read = Limited::new(body, limit).collect();
     let bytes: Bytes = match tokio::time::timeout(app.limits.body_max, read).await {
         Ok(Ok(collected)) => collected.to_bytes(),

@@ -3,8 +3,8 @@
 //! With bytes a token, detokenising is appending: O(1) a token, exact, and no window of earlier
 //! tokens has to be decoded again. The rules are those of the file's decoder:
 //!
-//! - *byte-level* (Qwen, Llama 3, `SmolLM2`): each character stands for one byte, by GPT-2's table; a
-//!   token with a character outside the table stands for its own UTF-8;
+//! - *byte-level* (Qwen, Llama 3, `SmolLM2`): each character stands for one byte, by GPT-2's
+//!   table; a token with a character outside the table stands for its own UTF-8;
 //! - *byte-fallback* (Llama 2, Mistral, Gemma): `<0xE2>` is a byte, `▁` a space, and a space that
 //!   opens the output is dropped where the decoder says so.
 

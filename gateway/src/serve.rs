@@ -1,6 +1,6 @@
 //! Accepting connections, and the drain.
 //!
-//! 1. Accept, at most `connections_max` at once; each connection is a task of its own.
+//! 1. Accept, at most `max_connections` at once; each connection is a task of its own.
 //! 2. When `shutdown` resolves: `/ready` says no, the port closes, idle connections close, busy
 //!    ones finish their answer.
 //! 3. After `drain_max` what is left is dropped, which cancels its requests on the servers.
@@ -33,7 +33,7 @@ pub async fn serve(
     server.http2().timer(TokioTimer::new()).keep_alive_interval(Some(app.limits.headers_max));
     let service = TowerToHyperService::new(router(Arc::clone(&app)));
     let graceful = GracefulShutdown::new();
-    let places = Arc::new(Semaphore::new(app.limits.connections_max));
+    let places = Arc::new(Semaphore::new(app.limits.max_connections));
     let mut connections = JoinSet::new();
     let mut fold = tokio::time::interval(FOLD_EVERY);
     tokio::pin!(shutdown);

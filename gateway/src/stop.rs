@@ -125,9 +125,10 @@ mod tests {
             cuts in proptest::collection::vec(any::<proptest::sample::Index>(), 0..8),
             include: bool,
         ) {
-            let borders: Vec<usize> = text.char_indices().map(|(i, _)| i).chain([text.len()]).collect();
-            let mut cuts: Vec<usize> = cuts.iter().map(|cut| borders[cut.index(borders.len())]).collect();
-            cuts.extend([0, text.len()]);
+            let borders = text.char_indices().map(|(at, _)| at).chain([text.len()]);
+            let borders: Vec<usize> = borders.collect();
+            let cuts = cuts.iter().map(|cut| borders[cut.index(borders.len())]);
+            let mut cuts: Vec<usize> = cuts.chain([0, text.len()]).collect();
             cuts.sort_unstable();
             let pieces: Vec<&str> = cuts.windows(2).map(|w| &text[w[0]..w[1]]).collect();
             prop_assert_eq!(run(&pieces, &stops, include), naive(&text, &stops, include));

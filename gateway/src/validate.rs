@@ -2,7 +2,8 @@
 //!
 //! 1. `openai/` and `native.rs` read an API's fields into [`Knobs`]: what the client said, typed.
 //! 2. [`Ask::new`] checks the ranges and fills in the model's defaults; a field that is known,
-//!    would change the result and is not implemented is refused by name ([`refuse_unless_neutral`]).
+//!    would change the result and is not implemented is refused by name
+//!    ([`refuse_unless_neutral`]).
 //! 3. [`Ask::request`] joins an `Ask` with a prompt's ids into a [`Request`] that fits the fleet.
 //!
 //! An explicit value wins over `generation_config.json`, which wins over the API's own default.

@@ -64,7 +64,9 @@ pub(super) fn strftime(format: &str, unix_s: u64) -> String {
 
 /// (year, month, day, day of the year) of a day counted from 1970-01-01.
 fn date(mut days: u64) -> (u64, u64, u64, u64) {
-    let leap = |year: u64| year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+    let leap = |year: u64| {
+        year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400))
+    };
     let cycles = days / 146_097; // days of 400 years
     days %= 146_097;
     let mut year = 1970 + 400 * cycles;

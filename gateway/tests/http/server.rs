@@ -81,7 +81,7 @@ async fn request_ids_are_echoed_or_made() {
 
 #[tokio::test]
 async fn a_body_too_large_is_413_whether_or_not_its_length_is_told() {
-    let gateway = Gateway::start(|settings| settings.body_bytes_max = Some(1000)).await;
+    let gateway = Gateway::start(|settings| settings.max_body_bytes = Some(1000)).await;
     let answer = gateway.post("/v1/completions", &"x".repeat(1001)).await;
     assert_eq!((answer.status, answer.error()["code"].clone()), (413, json!("body_too_large")));
     let mut stream = gateway.connect().await;
@@ -98,7 +98,7 @@ async fn a_body_too_large_is_413_whether_or_not_its_length_is_told() {
 #[tokio::test]
 async fn slow_headers_and_bodies_are_cut() {
     let short = |settings: &mut gateway::config::Settings| {
-        (settings.headers_ms_max, settings.body_ms_max) = (Some(50), Some(50));
+        (settings.headers_ms, settings.body_ms) = (Some(50), Some(50));
     };
     let gateway = Gateway::start(short).await;
     let mut stream = gateway.connect().await;
@@ -149,7 +149,7 @@ async fn the_drain_closes_idle_connections_and_cuts_slow_ones_at_its_deadline() 
     assert_eq!(gateway.stop().await, 0);
     assert!(tokio::net::TcpStream::connect(address).await.is_err());
 
-    let gateway = Gateway::start(|settings| settings.drain_ms_max = Some(50)).await;
+    let gateway = Gateway::start(|settings| settings.drain_seconds = Some(0)).await;
     let mut busy = gateway.connect().await;
     let head =
         b"POST /generate HTTP/1.1\r\nhost: x\r\ncontent-length: 10\r\nexpect: 100-continue\r\n\r\n";
