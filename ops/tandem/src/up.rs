@@ -86,6 +86,7 @@ fn serve(
         Ok(Up::Answered) => print_ready(options, fleet, folder.path()),
         Ok(Up::Interrupted) => {
             servers.stop()?;
+            println!("interrupted; everything is stopped");
             return Ok(ExitCode::FAILURE);
         }
         Err(error) => {

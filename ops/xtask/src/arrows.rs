@@ -22,6 +22,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("kv-transfer", &["shared", "kernels", "ucx-sys"]),
     ("model", &["shared", "checkpoint", "kernels"]),
     ("gateway", &["shared", "checkpoint", "link"]),
+    ("role", BELOW_ROLE),
     ("prefill-server", SERVER),
     ("decode-server", SERVER),
     ("tandem-bench", &["shared", "checkpoint", "model", "kernels", "kv-transfer"]),
@@ -29,7 +30,10 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("tandem-tests", EVERYTHING),
 ];
 
-const SERVER: &[&str] = &["shared", "checkpoint", "link", "model", "kernels", "kv-transfer"];
+const BELOW_ROLE: &[&str] = &["shared", "checkpoint", "link", "model", "kernels", "kv-transfer"];
+
+const SERVER: &[&str] =
+    &["shared", "checkpoint", "link", "model", "kernels", "kv-transfer", "role"];
 
 const EVERYTHING: &[&str] = &[
     "shared",
@@ -38,6 +42,7 @@ const EVERYTHING: &[&str] = &[
     "model",
     "kernels",
     "kv-transfer",
+    "role",
     "gateway",
     "prefill-server",
     "decode-server",

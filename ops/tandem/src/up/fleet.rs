@@ -32,8 +32,7 @@ pub struct Server {
 #[serde(untagged)]
 pub enum Role {
     Gateway(GatewayFile),
-    Prefill(PrefillFile),
-    Decode(DecodeFile),
+    Server(ServerFile),
     OneProcess(OneProcessFile),
 }
 
@@ -45,25 +44,22 @@ pub struct GatewayFile {
     served_model_name: String,
     prefill: Vec<SocketAddr>,
     decode: Vec<SocketAddr>,
+    drain_ms_max: u64,
 }
 
 #[derive(Serialize)]
-pub struct PrefillFile {
+pub struct ServerFile {
     id: String,
     listen: SocketAddr,
+    /// `/health` and `/metrics`.
+    admin: SocketAddr,
     model: PathBuf,
     dtype: Dtype,
     transport: Transport,
+    /// The decode servers that a prefill server writes to.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     decode: Vec<SocketAddr>,
-}
-
-#[derive(Serialize)]
-pub struct DecodeFile {
-    id: String,
-    listen: SocketAddr,
-    model: PathBuf,
-    dtype: Dtype,
-    transport: Transport,
+    drain_seconds: u64,
 }
 
 #[derive(Serialize)]
@@ -73,6 +69,9 @@ pub struct OneProcessFile {
     served_model_name: String,
     dtype: Dtype,
 }
+
+/// A drain ends before this command loses patience with it.
+const DRAIN_SECONDS: u64 = 8;
 
 /// A role's fields and the one that every role has.
 #[derive(Serialize)]
@@ -147,23 +146,32 @@ fn three_roles(
         let program = own.with_file_name(program);
         servers.push(Server { name, program, arguments: Vec::new(), role });
     };
-    let (model, dtype, transport) = (model.to_owned(), options.dtype, options.transport);
-    for (index, listen) in decode.iter().enumerate() {
-        let id = format!("decode-{index}");
-        let (listen, model) = (*listen, model.clone());
-        let file = DecodeFile { id: id.clone(), listen, model, dtype, transport };
-        add(id, "tandem-decode", Role::Decode(file));
+    let roles = [("decode", &decode, Vec::new()), ("prefill", &prefill, decode.clone())];
+    for (role, listens, peers) in roles {
+        for (index, listen) in listens.iter().enumerate() {
+            let file = ServerFile {
+                id: format!("{role}-{index}"),
+                listen: *listen,
+                admin: ports.take(0).context("find a free port")?,
+                model: model.to_owned(),
+                dtype: options.dtype,
+                transport: options.transport,
+                decode: peers.clone(),
+                drain_seconds: DRAIN_SECONDS,
+            };
+            add(file.id.clone(), &format!("tandem-{role}"), Role::Server(file));
+        }
     }
-    for (index, listen) in prefill.iter().enumerate() {
-        let id = format!("prefill-{index}");
-        let (listen, model, decode) = (*listen, model.clone(), decode.clone());
-        let file = PrefillFile { id: id.clone(), listen, model, dtype, transport, decode };
-        add(id, "tandem-prefill", Role::Prefill(file));
-    }
-    let id = "gateway".to_owned();
-    let served_model_name = options.served_model_name();
-    let file = GatewayFile { id: id.clone(), listen, model, served_model_name, prefill, decode };
-    add(id, "tandem-gateway", Role::Gateway(file));
+    let file = GatewayFile {
+        id: "gateway".to_owned(),
+        listen,
+        model: model.to_owned(),
+        served_model_name: options.served_model_name(),
+        prefill,
+        decode,
+        drain_ms_max: DRAIN_SECONDS * 1000,
+    };
+    add(file.id.clone(), "tandem-gateway", Role::Gateway(file));
     Ok(servers)
 }
 

@@ -46,6 +46,8 @@ impl<'f> Servers<'f> {
             .args(&server.arguments)
             .arg("--config")
             .arg(self.folder.config_path(&server.name))
+            // The log is read by people and by `grep`, not by a terminal.
+            .env("NO_COLOR", "1")
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)

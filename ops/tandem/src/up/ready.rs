@@ -21,7 +21,8 @@ const REPLY_BYTES_MAX: u64 = 4096;
 /// # Errors
 /// Where a server dies, or none is ready in time; both with the end of a log.
 pub fn wait(url: &str, servers: &mut Servers<'_>, interrupt: &Interrupt) -> anyhow::Result<bool> {
-    let style = ProgressStyle::with_template("{spinner} starting the servers ({elapsed}) {msg}")?;
+    let style =
+        ProgressStyle::with_template("{spinner} starting the servers ({elapsed}) {wide_msg}")?;
     let spinner = ProgressBar::new_spinner().with_style(style);
     spinner.enable_steady_tick(ASK_EVERY);
     let agent = agent(REPLY_MAX);
@@ -76,7 +77,7 @@ fn probe(agent: &ureq::Agent, url: &str) -> Result<(), String> {
 fn reason(body: &str) -> String {
     let json: Option<serde_json::Value> = serde_json::from_str(body).ok();
     let message = json.as_ref().and_then(|json| json["error"]["message"].as_str());
-    message.or_else(|| body.lines().next()).unwrap_or_default().chars().take(80).collect()
+    message.or_else(|| body.lines().next()).unwrap_or_default().to_owned()
 }
 
 #[cfg(test)]

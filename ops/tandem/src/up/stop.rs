@@ -36,9 +36,8 @@ pub fn run(folder: &RunFolder) -> anyhow::Result<ExitCode> {
         }
         folder.forget(&name);
     }
-    match stopped {
-        0 => println!("nothing to stop: no ring runs from {}", folder.path().display()),
-        count => println!("stopped {count} processes"),
+    if stopped == 0 {
+        println!("nothing to stop: no ring runs from {}", folder.path().display());
     }
     Ok(ExitCode::SUCCESS)
 }
