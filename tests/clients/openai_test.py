@@ -1,0 +1,235 @@
+"""The `openai` package against a running ring at TANDEM_URL. No model is needed to be clever: the
+tests look at shapes, counts, and at what must be equal."""
+
+import asyncio
+import json
+import os
+import unittest
+import urllib.error
+import urllib.request
+
+import openai
+
+URL = os.environ["TANDEM_URL"]
+MESSAGES = [{"role": "user", "content": "What is the capital of France?"}]
+
+
+def client(**options):
+    return openai.OpenAI(base_url=f"{URL}/v1", api_key="none", max_retries=0, **options)
+
+
+def post(path, body):
+    """Status and JSON of a route that the package does not know."""
+    data = json.dumps(body).encode()
+    request = urllib.request.Request(URL + path, data, {"content-type": "application/json"})
+    try:
+        with urllib.request.urlopen(request) as response:
+            return response.status, json.load(response)
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error)
+
+
+class Case(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.api = client()
+        cls.model = cls.api.models.list().data[0].id
+
+    def chat(self, **fields):
+        fields = {"max_tokens": 12, "temperature": 0, "messages": MESSAGES, **fields}
+        return self.api.chat.completions.create(model=self.model, **fields)
+
+    def complete(self, **fields):
+        fields = {"max_tokens": 12, "temperature": 0, "prompt": "The capital of", **fields}
+        return self.api.completions.create(model=self.model, **fields)
+
+
+class Models(Case):
+    def test_list_and_retrieve(self):
+        model = self.api.models.retrieve(self.model)
+        self.assertEqual((model.id, model.object), (self.model, "model"))
+        self.assertGreater(model.max_model_len, 0)
+
+    def test_another_model_is_not_found(self):
+        with self.assertRaises(openai.NotFoundError) as caught:
+            self.api.chat.completions.create(model="gpt-4", messages=MESSAGES)
+        self.assertEqual(caught.exception.code, "model_not_found")
+
+
+class Chat(Case):
+    def test_whole(self):
+        answer = self.chat()
+        choice = answer.choices[0]
+        self.assertEqual((choice.index, choice.message.role), (0, "assistant"))
+        self.assertIn(choice.finish_reason, ("stop", "length"))
+        self.assertTrue(answer.id.startswith("chatcmpl-"))
+        self.assertEqual(answer.model, self.model)
+        usage = answer.usage
+        self.assertEqual(usage.total_tokens, usage.prompt_tokens + usage.completion_tokens)
+        self.assertIsNotNone(usage.prompt_tokens_details.cached_tokens)
+
+    def test_stream_is_the_whole_in_pieces(self):
+        whole = self.chat()
+        chunks = list(self.chat(stream=True, stream_options={"include_usage": True}))
+        *deltas, last = chunks
+        self.assertEqual(last.choices, [])
+        self.assertEqual(last.usage.completion_tokens, whole.usage.completion_tokens)
+        self.assertEqual(deltas[0].choices[0].delta.role, "assistant")
+        text = "".join(chunk.choices[0].delta.content or "" for chunk in deltas)
+        self.assertEqual(text, whole.choices[0].message.content)
+        reasons = [chunk.choices[0].finish_reason for chunk in deltas]
+        self.assertEqual(reasons, [None] * (len(deltas) - 1) + [whole.choices[0].finish_reason])
+        self.assertEqual(len({chunk.id for chunk in chunks}), 1)
+
+    def test_stream_helper_accumulates(self):
+        with self.api.chat.completions.stream(
+            model=self.model, messages=MESSAGES, max_tokens=8, temperature=0
+        ) as stream:
+            for _ in stream:
+                pass
+            final = stream.get_final_completion()
+        whole = self.chat(max_tokens=8)
+        self.assertEqual(final.choices[0].message.content, whole.choices[0].message.content)
+
+    def test_without_stream_options_every_chunk_has_a_choice(self):
+        self.assertTrue(all(chunk.choices for chunk in self.chat(stream=True)))
+
+    def test_a_second_call_finds_the_prompt_cached(self):
+        long = [{"role": "user", "content": "once upon a time " * 40}]
+        first = self.chat(messages=long, max_tokens=4)
+        second = self.chat(messages=long, max_tokens=4)
+        self.assertGreater(second.usage.prompt_tokens_details.cached_tokens, 0)
+        self.assertEqual(first.choices[0].message.content, second.choices[0].message.content)
+
+    def test_content_parts_are_text(self):
+        parts = [{"role": "user", "content": [{"type": "text", "text": MESSAGES[0]["content"]}]}]
+        self.assertEqual(self.chat(messages=parts).choices[0].message.content,
+                         self.chat().choices[0].message.content)
+
+    def test_seed_repeats_and_absent_seed_varies(self):
+        hot = {"temperature": 1.5, "max_tokens": 24, "extra_body": {"ignore_eos": True}}
+        said = lambda **more: self.chat(**hot, **more).choices[0].message.content
+        self.assertEqual(said(seed=7), said(seed=7))
+        self.assertGreater(len({said() for _ in range(4)}), 1)
+
+    def test_logprobs(self):
+        answer = self.chat(logprobs=True, top_logprobs=3, max_tokens=4)
+        content = answer.choices[0].logprobs.content
+        self.assertEqual(len(content), answer.usage.completion_tokens)
+        for token in content:
+            self.assertLessEqual(token.logprob, 0)
+            self.assertEqual(len(token.top_logprobs), 3)
+            self.assertAlmostEqual(token.top_logprobs[0].logprob, token.logprob, places=4)
+            ranks = [top.logprob for top in token.top_logprobs]
+            self.assertEqual(ranks, sorted(ranks, reverse=True))
+
+    def test_max_tokens_bounds_and_ignore_eos_fills(self):
+        answer = self.chat(max_tokens=30, extra_body={"ignore_eos": True})
+        self.assertEqual(answer.usage.completion_tokens, 30)
+        self.assertEqual(answer.choices[0].finish_reason, "length")
+        newer = self.chat(max_tokens=openai.NOT_GIVEN, max_completion_tokens=1)
+        self.assertEqual(newer.usage.completion_tokens, 1)
+
+    def test_many_at_once(self):
+        async def ask_all():
+            api = openai.AsyncOpenAI(base_url=f"{URL}/v1", api_key="none", max_retries=0)
+            ask = lambda: api.chat.completions.create(
+                model=self.model, messages=MESSAGES, max_tokens=8, temperature=0)
+            answers = await asyncio.gather(*(ask() for _ in range(16)))
+            await api.close()
+            return answers
+
+        texts = {answer.choices[0].message.content for answer in asyncio.run(ask_all())}
+        self.assertEqual(len(texts), 1)
+
+
+class Completions(Case):
+    def test_whole_and_stream(self):
+        whole = self.complete()
+        self.assertTrue(whole.id.startswith("cmpl-"))
+        self.assertEqual(whole.object, "text_completion")
+        text = "".join(chunk.choices[0].text for chunk in self.complete(stream=True))
+        self.assertEqual(text, whole.choices[0].text)
+
+    def test_a_stop_string_ends_it(self):
+        fields = {"max_tokens": 24, "extra_body": {"ignore_eos": True}}
+        text = self.complete(**fields).choices[0].text
+        stop = text[len(text) // 2:][:3]
+        for stream in (False, True):
+            answer = self.complete(stop=stop, stream=stream, **fields)
+            chunks = list(answer) if stream else [answer]
+            self.assertEqual("".join(chunk.choices[0].text for chunk in chunks),
+                             text[:text.index(stop)])
+            self.assertEqual(chunks[-1].choices[0].finish_reason, "stop")
+
+    def test_token_ids_and_several_prompts(self):
+        _, tokens = post("/tokenize", {"prompt": "The capital of"})
+        one = self.complete().choices[0].text
+        self.assertEqual(self.complete(prompt=tokens["tokens"]).choices[0].text, one)
+        answer = self.complete(prompt=["The capital of", "Once"])
+        self.assertEqual([choice.index for choice in answer.choices], [0, 1])
+        self.assertEqual(answer.choices[0].text, one)
+        answer = self.complete(prompt=[tokens["tokens"]] * 2)
+        self.assertEqual([choice.text for choice in answer.choices], [one, one])
+
+    def test_sixteen_tokens_by_default(self):
+        answer = self.complete(max_tokens=openai.NOT_GIVEN, extra_body={"ignore_eos": True})
+        self.assertEqual(answer.usage.completion_tokens, 16)
+
+    def test_logprobs(self):
+        logprobs = self.complete(logprobs=2, max_tokens=3).choices[0].logprobs
+        self.assertEqual(len(logprobs.tokens), len(logprobs.token_logprobs))
+        for own, top in zip(logprobs.token_logprobs, logprobs.top_logprobs):
+            self.assertAlmostEqual(max(top.values()), own, places=4)
+
+
+class Errors(Case):
+    def refused(self, **fields):
+        with self.assertRaises(openai.BadRequestError) as caught:
+            self.complete(**fields)
+        return caught.exception
+
+    def test_the_field_is_named(self):
+        self.assertEqual(self.refused(temperature=3).param, "temperature")
+        self.assertEqual(self.refused(prompt="").param, "prompt")
+        self.assertEqual(self.refused(n=2).code, "unsupported_parameter")
+        self.assertEqual(self.refused(prompt=[10**9]).param, "prompt[0]")
+
+    def test_too_long(self):
+        self.assertEqual(self.refused(max_tokens=10**6).code, "context_length_exceeded")
+        self.assertEqual(self.refused(prompt="word " * 200_000).code, "context_length_exceeded")
+
+    def test_status_of_broken_json(self):
+        request = urllib.request.Request(f"{URL}/v1/completions", b"{", method="POST")
+        with self.assertRaises(urllib.error.HTTPError) as caught:
+            urllib.request.urlopen(request)
+        self.assertEqual(caught.exception.code, 400)
+
+    def test_a_client_that_leaves_frees_the_server(self):
+        for _ in range(3):
+            stream = self.complete(max_tokens=400, stream=True, extra_body={"ignore_eos": True})
+            next(iter(stream))
+            stream.close()
+        while True:  # `run` ends this if a request is never freed
+            with urllib.request.urlopen(f"{URL}/server_info") as response:
+                if json.load(response)["requests"] == 0:
+                    break
+
+
+class Native(Case):
+    def test_generate(self):
+        sampling = {"max_new_tokens": 5, "temperature": 0, "ignore_eos": True}
+        status, answer = post("/generate", {"text": "The capital of", "sampling_params": sampling})
+        self.assertEqual(status, 200, answer)
+        self.assertEqual(len(answer["output_ids"]), 5)
+        meta = answer["meta_info"]
+        self.assertEqual(meta["finish_reason"], {"type": "length", "length": 5})
+        self.assertEqual(meta["completion_tokens"], 5)
+        same = self.complete(max_tokens=5, extra_body={"ignore_eos": True})
+        self.assertEqual(answer["text"], same.choices[0].text)
+        _, batch = post("/generate", {"input_ids": [[5, 6], [7]], "sampling_params": sampling})
+        self.assertEqual([len(one["output_ids"]) for one in batch], [5, 5])
+
+
+if __name__ == "__main__":
+    unittest.main()
