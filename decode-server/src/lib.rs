@@ -52,7 +52,7 @@ pub async fn run(
     mut shutdown: Shutdown,
 ) -> Result<(), DecodeError> {
     let listener = TcpListener::bind(config.listen).await.map_err(StartError::Io)?;
-    let (core, targets) = tokio::task::block_in_place(|| Core::decode(&config, hub))?;
+    let (core, targets) = tokio::task::block_in_place(|| Core::decode(&config, hub.as_ref()))?;
     let (events, inbox) = mpsc::channel(INBOX);
     let identity = (core.local, core.layout, core.capacity);
     let door = Arc::new(Door::new(identity, targets, events.clone()));
@@ -72,7 +72,7 @@ pub async fn run(
         .map_err(StartError::Io)?;
     let address = listener.local_addr().map_err(StartError::Io)?;
     tracing::info!(id = %config.id, %address, "decode server ready");
-    drop(listening.send(address));
+    let _ = listening.send(address); // nobody may be waiting
     let accept = tokio::spawn(door.accept(listener));
     let result = tokio::select! {
         result = &mut ended => result,

@@ -4,20 +4,20 @@
 //! 1. It connects. An earlier connection of the same incarnation ends first.
 //! 2. Its first message is `Join`, which it sends only after its earlier writers are destroyed: the
 //!    proof that ends their quarantine.
-//! 3. It gets offers until a transport connects, is confirmed, and passes its self-test.
+//! 3. It gets an offer of every transport, answers with those that connect, and tests the one that
+//!    is chosen on scratch pages.
 //! 4. It opens tickets, writes, hands over.
 //! 5. The link ends. Its session is revoked; if the receiver does the writing that is the proof of
 //!    its end, otherwise its process is watched until it is dead or has unmapped the pool.
 
 use crate::inbox::Event;
-use kv_transfer::{Proof, SessionId, Target};
+use kv_transfer::{Proof, Session as Writing, Targets};
 use link::{LinkError, Local, Receiver, Sender, Session, answer};
-use role::transports::on_wire;
 use shared::ids::Epoch;
 use shared::pool::Owned;
 use shared::wire::handshake::{Capacity, Layout, Role};
 use shared::wire::messages::{
-    DecodeToGateway, DecodeToPrefill, GatewayToDecode, PageRun, PrefillToDecode, TransportKind,
+    DecodeToGateway, DecodeToPrefill, GatewayToDecode, PageRun, PrefillToDecode,
 };
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -39,7 +39,7 @@ pub(crate) struct Door {
     pub(crate) local: Local,
     pub(crate) layout: Layout,
     pub(crate) capacity: Capacity,
-    pub(crate) targets: Vec<Arc<dyn Target>>,
+    pub(crate) targets: Targets,
     pub(crate) inbox: mpsc::Sender<Event>,
     writers: Mutex<HashMap<Epoch, Arc<Writer>>>,
 }
@@ -56,7 +56,7 @@ struct Writer {
 impl Door {
     pub(crate) fn new(
         (local, layout, capacity): (Local, Layout, Capacity),
-        targets: Vec<Arc<dyn Target>>,
+        targets: Targets,
         inbox: mpsc::Sender<Event>,
     ) -> Self {
         Self { local, layout, capacity, targets, inbox, writers: Mutex::default() }
@@ -160,64 +160,45 @@ impl Door {
         why
     }
 
-    /// Offers transports until one works.
+    /// Agrees on a transport and has it tested.
     async fn join(
         &self,
         epoch: Epoch,
         sender: &Sender<DecodeToPrefill>,
         receiver: &mut Receiver<PrefillToDecode>,
-    ) -> Result<(Arc<dyn Target>, SessionId), LinkError> {
-        let mut able = expect_join(receiver.recv().await?)?;
+    ) -> Result<Writing, LinkError> {
+        let PrefillToDecode::Join = receiver.recv().await? else { return Err(out_of_turn("Join")) };
         self.tell(Event::WriterEnded(epoch)).await;
-        let mut tried = vec![];
-        for target in &self.targets {
-            let kind = on_wire(target.kind());
-            if !able.contains(&kind) {
-                tried.push(format!("{kind}: the prefill server does not have it"));
-                continue;
+        let writing = match self.agree(sender, receiver).await {
+            Ok(agreed) => agreed,
+            Err(LinkError::Protocol(reason)) => {
+                send(sender, DecodeToPrefill::NotJoined { reason: reason.clone() }).await?;
+                return Err(LinkError::Protocol(reason));
             }
-            let (offer, scratch) = match target.accept() {
-                Ok(offer) => (offer, self.scratch().await),
-                Err(error) => {
-                    tried.push(error.to_string());
-                    continue;
-                }
-            };
-            let session = offer.session;
-            let runs = PageRun::pack(scratch.iter().map(Owned::id));
-            send(sender, DecodeToPrefill::Offer { kind, offer: offer.bytes, scratch: runs })
-                .await?;
-            let reply = match receiver.recv().await? {
-                PrefillToDecode::Connected { reply, .. } => reply,
-                other => {
-                    able = expect_join(other)?;
-                    target.revoke(session);
-                    tried.push(format!("{kind}: the prefill server could not use it"));
-                    continue;
-                }
-            };
-            if let Err(error) = target.confirm(session, &reply) {
-                tried.push(error.to_string());
-                continue;
-            }
-            send(sender, DecodeToPrefill::Confirmed { kind }).await?;
-            match receiver.recv().await? {
-                PrefillToDecode::Joined { megabytes_per_second, .. } => {
-                    let why =
-                        if tried.is_empty() { "it is the best".into() } else { tried.join("; ") };
-                    tracing::info!(%epoch, transport = %kind, megabytes_per_second, %why, "pages by");
-                    return Ok((target.clone(), session));
-                }
-                other => {
-                    able = expect_join(other)?;
-                    target.revoke(session);
-                    tried.push(format!("{kind}: the self-test failed"));
-                }
-            }
-        }
-        let reason = tried.join("; ");
-        send(sender, DecodeToPrefill::NoOffer { reason: reason.clone() }).await?;
-        Err(LinkError::Protocol(format!("no transport works: {reason}")))
+            Err(other) => return Err(other),
+        };
+        let (writing, verdict) = writing;
+        let scratch = self.scratch().await;
+        let runs = PageRun::pack(scratch.iter().map(Owned::id));
+        send(sender, DecodeToPrefill::Verdict { verdict, scratch: runs }).await?;
+        let PrefillToDecode::Joined { megabytes_per_second } = receiver.recv().await? else {
+            return Err(out_of_turn("Joined"));
+        };
+        tracing::info!(%epoch, transport = %writing.report(), megabytes_per_second, "pages by");
+        Ok(writing)
+    }
+
+    async fn agree(
+        &self,
+        sender: &Sender<DecodeToPrefill>,
+        receiver: &mut Receiver<PrefillToDecode>,
+    ) -> Result<(Writing, Vec<u8>), LinkError> {
+        let offered = self.targets.offer().map_err(|e| LinkError::Protocol(e.to_string()))?;
+        send(sender, DecodeToPrefill::Offer(offered.bytes().to_vec())).await?;
+        let PrefillToDecode::Answer(answer) = receiver.recv().await? else {
+            return Err(out_of_turn("Answer"));
+        };
+        offered.settle(&answer).map_err(|e| LinkError::Protocol(e.to_string()))
     }
 
     async fn scratch(&self) -> Vec<Owned> {
@@ -227,8 +208,8 @@ impl Door {
     }
 
     /// Ends a lost writer's session and, once it is proven, tells the engine.
-    fn revoke(&self, epoch: Epoch, (target, session): (Arc<dyn Target>, SessionId)) {
-        let (proof, inbox) = (target.revoke(session), self.inbox.clone());
+    fn revoke(&self, epoch: Epoch, writing: Writing) {
+        let (proof, inbox) = (writing.revoke(), self.inbox.clone());
         tokio::spawn(async move {
             if let Proof::ProcessEnd(process) = proof {
                 tracing::warn!(%epoch, pid = process.pid(), "waiting for a lost writer's proven end");
@@ -245,11 +226,8 @@ impl Door {
     }
 }
 
-fn expect_join(message: PrefillToDecode) -> Result<Vec<TransportKind>, LinkError> {
-    match message {
-        PrefillToDecode::Join { able } => Ok(able),
-        other => Err(LinkError::Protocol(format!("{other:?} where Join belongs"))),
-    }
+fn out_of_turn(want: &str) -> LinkError {
+    LinkError::Protocol(format!("another message where {want} belongs"))
 }
 
 async fn send(sender: &Sender<DecodeToPrefill>, message: DecodeToPrefill) -> Result<(), LinkError> {

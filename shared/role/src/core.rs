@@ -1,10 +1,11 @@
 //! The model, its pages, and who this server is: what a role needs before its loop can run.
 
 use crate::settings::{BadSetting, Config};
-use crate::transports::Plan;
 use checkpoint::Checkpoint;
-use kv_transfer::loopback::Hub;
-use kv_transfer::{Source, Target, TransferError};
+use kernels::cpu::memory::HostMemory;
+use kv_transfer::loopback::{Hub, LoopbackSource, LoopbackTarget};
+use kv_transfer::tcp::TcpConfig;
+use kv_transfer::{Kind, Sources, Targets, TransferError};
 use link::{Local, identity};
 use model::cpu::{CpuEngine, EngineConfig, geometry};
 use model::engine::Engine;
@@ -54,45 +55,53 @@ pub struct Core {
 }
 
 impl Core {
-    /// Loads a decode server's core: its pool lies where peers can write it.
+    /// Loads a decode server's core, with the transports by which peers write its pool. With a
+    /// `hub`, both roles are in this process and that is the transport.
     ///
     /// # Errors
     /// [`StartError`], by name.
-    pub fn decode(
-        config: &Config,
-        hub: Option<Arc<Hub>>,
-    ) -> Result<(Self, Vec<Arc<dyn Target>>), StartError> {
-        let checkpoint = Checkpoint::open(&config.model)?;
-        let (geometry, pages) = pool_size(config, &checkpoint)?;
-        let mut plan = Plan::new(config, hub)?;
-        let (memory, region) = plan.target_memory(pages as usize * geometry.page_bytes())?.split();
-        let core = Self::load(config, &checkpoint, Role::Decode, (pages, memory))?;
-        let targets = plan.targets(config, &core.engine.pages(), region)?;
+    pub fn decode(config: &Config, hub: Option<&Arc<Hub>>) -> Result<(Self, Targets), StartError> {
+        let sized = Sized::of(config)?;
+        if let Some(hub) = hub {
+            let core = Self::load(config, sized, Role::Decode, None)?;
+            let target = LoopbackTarget::new(hub, core.engine.pages());
+            return Ok((core, Targets::new(vec![(Kind::Loopback, Ok(Box::new(target)))])));
+        }
+        let (prepared, memory) =
+            config.transport.target_memory(config.ucx_dir.as_deref(), sized.bytes())?;
+        let core = Self::load(config, sized, Role::Decode, Some(memory))?;
+        let tcp = TcpConfig {
+            listen: config.data_listen,
+            advertise: config.data_advertise,
+            ..TcpConfig::default()
+        };
+        let targets = prepared.over(&core.engine.pages(), tcp)?;
         Ok((core, targets))
     }
 
-    /// Loads a prefill server's core.
+    /// Loads a prefill server's core, with the transports by which it writes peers' pools.
     ///
     /// # Errors
     /// [`StartError`], by name.
-    pub fn prefill(
-        config: &Config,
-        hub: Option<Arc<Hub>>,
-    ) -> Result<(Self, Vec<Arc<dyn Source>>), StartError> {
-        let checkpoint = Checkpoint::open(&config.model)?;
-        let (geometry, pages) = pool_size(config, &checkpoint)?;
-        let plan = Plan::new(config, hub)?;
-        let (memory, region) = plan.source_memory(pages as usize * geometry.page_bytes())?.split();
-        let core = Self::load(config, &checkpoint, Role::Prefill, (pages, memory))?;
-        let sources = plan.sources(&core.engine.pages(), region)?;
+    pub fn prefill(config: &Config, hub: Option<&Arc<Hub>>) -> Result<(Self, Sources), StartError> {
+        let sized = Sized::of(config)?;
+        if let Some(hub) = hub {
+            let core = Self::load(config, sized, Role::Prefill, None)?;
+            let source = LoopbackSource::new(hub, core.engine.pages());
+            return Ok((core, Sources::new(vec![(Kind::Loopback, Ok(Box::new(source)))])));
+        }
+        let (prepared, memory) =
+            config.transport.source_memory(config.ucx_dir.as_deref(), sized.bytes())?;
+        let core = Self::load(config, sized, Role::Prefill, Some(memory))?;
+        let sources = prepared.over(&core.engine.pages())?;
         Ok((core, sources))
     }
 
     fn load(
         config: &Config,
-        checkpoint: &Checkpoint,
+        Sized { checkpoint, pages, .. }: Sized,
         role: Role,
-        (pages, memory): (u32, Option<kernels::cpu::memory::HostMemory>),
+        memory: Option<HostMemory>,
     ) -> Result<Self, StartError> {
         let start = Instant::now();
         let engine_config = EngineConfig {
@@ -103,7 +112,7 @@ impl Core {
             memory,
         };
         let mut tenth = 0;
-        let engine = CpuEngine::load(checkpoint, engine_config, &mut |done, all| {
+        let engine = CpuEngine::load(&checkpoint, engine_config, &mut |done, all| {
             let now = done * 10 / all.max(1);
             if now > tenth {
                 tenth = now;
@@ -135,23 +144,37 @@ impl Core {
     }
 }
 
-/// Shape of a page and how many fit: a fraction of the memory that is available now, and no more
-/// than asked for.
-fn pool_size(config: &Config, checkpoint: &Checkpoint) -> Result<(KvGeometry, u32), StartError> {
-    let geometry = geometry(checkpoint.config(), config.page_size, config.dtype)?;
-    let budget = available_memory()? as f64 * config.mem_fraction;
-    let fit = (budget / geometry.page_bytes() as f64) as u64;
-    let asked = config.max_total_tokens.map(|tokens| u64::from(geometry.pages_for(tokens)));
-    let pages = asked.map_or(fit, |asked| asked.min(fit)).min(u64::from(u32::MAX)) as u32;
-    if pages < 2 {
+/// A model's files, and how large the pool over it will be.
+struct Sized {
+    checkpoint: Checkpoint,
+    geometry: KvGeometry,
+    pages: u32,
+}
+
+impl Sized {
+    /// As many pages as a fraction of the memory that is available now holds, and no more than
+    /// asked for.
+    fn of(config: &Config) -> Result<Self, StartError> {
+        let checkpoint = Checkpoint::open(&config.model)?;
+        let geometry = geometry(checkpoint.config(), config.page_size, config.dtype)?;
+        let budget = available_memory()? as f64 * config.mem_fraction;
+        let fit = (budget / geometry.page_bytes() as f64) as u64;
+        let asked = config.max_total_tokens.map(|tokens| u64::from(geometry.pages_for(tokens)));
+        let pages = asked.map_or(fit, |asked| asked.min(fit)).min(u64::from(u32::MAX)) as u32;
+        if pages >= 2 {
+            return Ok(Self { checkpoint, geometry, pages });
+        }
         let problem = format!(
             "{} of the available memory holds {fit} pages of {} bytes; raise it",
             config.mem_fraction,
             geometry.page_bytes()
         );
-        return Err(BadSetting::Value { name: "mem_fraction", problem }.into());
+        Err(BadSetting::Value { name: "mem_fraction", problem }.into())
     }
-    Ok((geometry, pages))
+
+    fn bytes(&self) -> usize {
+        self.pages as usize * self.geometry.page_bytes()
+    }
 }
 
 fn available_memory() -> io::Result<u64> {

@@ -10,4 +10,3 @@ pub mod logs;
 pub mod outbox;
 pub mod settings;
 pub mod shutdown;
-pub mod transports;

@@ -1,6 +1,7 @@
 //! Settings of a prefill or decode server: a TOML file, and flags of the same names over it.
 
 use clap::Args;
+use kv_transfer::select::Choice;
 use link::{Stops, Timing};
 use serde::Deserialize;
 use shared::eviction::EvictionPolicy;
@@ -64,7 +65,7 @@ settings! {
     /// Address that peers use for page data, if not the bound one.
     data_advertise: IpAddr,
     /// Refuse a transport below this, MB/s [default: 0].
-    bandwidth_floor: u32,
+    bandwidth_floor: u64,
     /// Checksum every page that is shipped [default: false].
     page_checksums: bool,
     /// Which cached pages go first: lru or lfu [default: lru].
@@ -157,11 +158,11 @@ pub struct Config {
     pub mem_fraction: f64,
     pub max_total_tokens: Option<u32>,
     pub threads: Option<usize>,
-    pub transport: TransportChoice,
+    pub transport: Choice,
     pub ucx_dir: Option<PathBuf>,
     pub data_listen: SocketAddr,
     pub data_advertise: Option<IpAddr>,
-    pub bandwidth_floor: u32,
+    pub bandwidth_floor: u64,
     pub page_checksums: bool,
     pub eviction: EvictionPolicy,
     pub timing: Timing,
@@ -175,19 +176,6 @@ pub struct Config {
     pub growth_tokens: u32,
     pub ticket_life: Duration,
     pub stops: Stops,
-}
-
-/// Which transports may be used.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum TransportChoice {
-    /// The best that works.
-    Auto,
-    /// UCX or none.
-    Ucx,
-    /// TCP or none.
-    Tcp,
-    /// Within this process, for the ring in one process.
-    Loopback,
 }
 
 impl Settings {
@@ -231,7 +219,7 @@ impl Settings {
             mem_fraction,
             max_total_tokens: at_least_one("max_total_tokens", self.max_total_tokens)?,
             threads: at_least_one("threads", self.threads)?,
-            transport: transport(self.transport.as_deref())?,
+            transport: parse("transport", self.transport)?.unwrap_or_default(),
             ucx_dir: self.ucx_dir,
             data_listen: self.data_listen.unwrap_or(SocketAddr::new(listen.ip(), 0)),
             data_advertise: self.data_advertise,
@@ -286,15 +274,6 @@ fn dtype(name: Option<&str>) -> Result<KvDtype, BadSetting> {
     }
 }
 
-fn transport(name: Option<&str>) -> Result<TransportChoice, BadSetting> {
-    match name {
-        None | Some("auto") => Ok(TransportChoice::Auto),
-        Some("ucx") => Ok(TransportChoice::Ucx),
-        Some("tcp") => Ok(TransportChoice::Tcp),
-        Some(other) => Err(bad("transport", format!("{other:?}: want auto, ucx or tcp"))),
-    }
-}
-
 fn timing(heartbeat_ms: Option<u64>, silence_ms: Option<u64>) -> Result<Timing, BadSetting> {
     let default = Timing::default();
     let ms = |value: Option<u64>, or| value.map_or(or, Duration::from_millis);
@@ -327,7 +306,7 @@ mod tests {
     #[test]
     fn the_least_file_has_defaults_and_flags_go_over_it() {
         let config = check(LEAST).unwrap();
-        assert_eq!((config.page_size, config.transport), (16, TransportChoice::Auto));
+        assert_eq!((config.page_size, config.transport), (16, Choice::Auto));
         let flags = Settings { page_size: Some(32), ..Settings::default() };
         let file = Settings { page_size: Some(8), threads: Some(3), ..Settings::default() };
         let both = flags.over(file);

@@ -232,25 +232,16 @@ pub struct Load {
 /// Prefill to decode.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum PrefillToDecode {
-    /// First message: asks for the next transport to try. Sent only after every writer of an
-    /// earlier connection of this process is destroyed, so it proves their end.
-    Join {
-        /// Transports that this side can use, best first, by [`TransportKind`].
-        able: Vec<TransportKind>,
-    },
-    /// The offered transport connects; the reply lets decode check that it reaches its pool.
-    Connected {
-        /// Which.
-        kind: TransportKind,
-        /// What the transport has to say to its other half.
-        reply: Vec<u8>,
-    },
-    /// The confirmed transport passed the self-test; pages may be opened.
+    /// First message. Sent only after every writer of an earlier connection of this process is
+    /// destroyed, so it proves their end.
+    Join,
+    /// The transports that this side could connect: answers `Offer`. Opaque here; see
+    /// `kv_transfer::Sources`.
+    Answer(Vec<u8>),
+    /// The self-test of the chosen transport passed; pages may be opened.
     Joined {
-        /// Which.
-        kind: TransportKind,
-        /// What the self-test reached.
-        megabytes_per_second: u32,
+        /// What it reached.
+        megabytes_per_second: u64,
     },
     /// The request is about to be computed: name its pages.
     Open {
@@ -298,47 +289,21 @@ pub struct PrefillTimes {
     pub exposed_us: u64,
 }
 
-/// How pages travel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub enum TransportKind {
-    /// Within one process.
-    Loopback,
-    /// Our own TCP streams.
-    Tcp,
-    /// UCX one-sided writes.
-    Ucx,
-}
-
-impl std::fmt::Display for TransportKind {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::Loopback => "loopback",
-            Self::Tcp => "tcp",
-            Self::Ucx => "ucx",
-        })
-    }
-}
-
 /// Decode to prefill.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum DecodeToPrefill {
-    /// How to reach the pool.
-    Offer {
-        /// By which transport.
-        kind: TransportKind,
-        /// What that transport needs to connect.
-        offer: Vec<u8>,
+    /// The transports that reach this pool. Opaque here; see `kv_transfer::Targets`.
+    Offer(Vec<u8>),
+    /// The transport that was chosen.
+    Verdict {
+        /// Which and why; opaque here.
+        verdict: Vec<u8>,
         /// Pages that the self-test may write, until `Joined`.
         scratch: Vec<PageRun>,
     },
-    /// The reply is right: the scratch pages may be written.
-    Confirmed {
-        /// Which transport.
-        kind: TransportKind,
-    },
-    /// No transport is left to try.
-    NoOffer {
-        /// Which were tried or cannot be, and why.
+    /// No transport works.
+    NotJoined {
+        /// Which were tried and why not.
         reason: String,
     },
     /// Pages to write.

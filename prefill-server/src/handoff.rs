@@ -1,0 +1,194 @@
+//! Walk 9/12. Before: `step.rs`. After: `kv-transfer/src/push.rs`, then
+//! `decode-server/src/landing.rs`.
+//!
+//! Pages → peer → Handoff:
+//! 1. `Opened` names target pages. From then on every full page is queued for writing as soon as it
+//!    is computed, the part-filled last one with the last chunk.
+//! 2. After the last put a flush is queued.
+//! 3. The flush's event says that all pages are visible: the Handoff is sent.
+//!
+//! A put holds its source pages until its own event. An ended job sends `Closed` once nothing of it
+//! is in flight.
+
+use crate::job::{Job, Route};
+use crate::step::Prefill;
+use kv_transfer::{OpId, PutOp, TransferError, land};
+use link::{SendError, StopPoint};
+use shared::ids::{Epoch, PageId, TicketId};
+use shared::pool::{Owned, Sealed};
+use shared::wire::messages::{Fault, FaultKind, Handoff, PageRun, PrefillToDecode, RequestKey};
+use std::any::Any;
+
+impl Prefill {
+    /// `Opened` came.
+    pub(crate) fn opened(&mut self, peer: Epoch, ticket: TicketId, held: u32, runs: &[PageRun]) {
+        let Some(target_pages) = self.peers.get(&peer).map(|p| p.pusher.target_pages()) else {
+            return;
+        };
+        let Some(at) = self.opening(peer, ticket) else {
+            tracing::warn!(%ticket, "pages for a ticket that was not asked for");
+            return;
+        };
+        let job = &mut self.jobs[at];
+        let pages = job.len().div_ceil(self.page_tokens);
+        let named = PageRun::unpack(runs, target_pages, pages);
+        match named {
+            Ok(named) if held < pages && named.len() as u32 == pages - held => {
+                job.route = Route::Opened { ticket, held, pages: named };
+                job.shipped = held;
+                let key = job.key;
+                self.ship(key);
+            }
+            other => {
+                let message = format!("decode named {other:?} for {pages} pages, {held} held");
+                job.route = Route::Opened { ticket, held: 0, pages: vec![] };
+                let key = job.key;
+                self.fail(key, Fault { kind: FaultKind::Internal, message });
+            }
+        }
+        self.settle();
+    }
+
+    /// `Revoked` came: there is no ticket any more, and nothing was written.
+    pub(crate) fn revoked(&mut self, peer: Epoch, ticket: TicketId) {
+        let Some(at) = self.opening(peer, ticket) else { return };
+        self.jobs[at].route = Route::Gateway;
+        let (key, message) = (self.jobs[at].key, format!("decode has revoked {ticket}"));
+        self.fail(key, Fault { kind: FaultKind::Revoked, message });
+        self.settle();
+    }
+
+    fn opening(&self, peer: Epoch, ticket: TicketId) -> Option<usize> {
+        self.jobs.iter().position(|job| {
+            job.decode == Some(peer) && matches!(job.route, Route::Opening(open) if open == ticket)
+        })
+    }
+
+    /// Queues what is computed and not queued yet.
+    pub(crate) fn ship(&mut self, key: RequestKey) {
+        let Some(job) = self.jobs.iter_mut().find(|job| job.key == key) else { return };
+        let Route::Opened { held, ref pages, .. } = job.route else { return };
+        let (Some(decode), None) = (job.decode, &job.ended) else { return };
+        let Some(peer) = self.peers.get(&decode) else { return };
+        let finished = job.first.is_some();
+        let ready = job.full.len() as u32 + if finished { job.tail.len() as u32 } else { 0 };
+        if job.shipped < ready {
+            let range = job.shipped as usize..ready as usize;
+            let table = job.page_table();
+            let target = |index: usize| pages[index - held as usize];
+            let pairs: Vec<(PageId, PageId)> =
+                range.clone().map(|index| (table[index], target(index))).collect();
+            let bytes = 0..self.pages.geometry().page_bytes();
+            if self.limits.checksums {
+                job.checksums.extend(land::checksums(&*self.pages, &table[range.clone()], &bytes));
+            }
+            self.bytes_shipped += (pairs.len() * bytes.len()) as u64;
+            self.next_op += 1;
+            let id = OpId::new(self.next_op);
+            let owner = hold(job, range);
+            if let Err((_, why)) = peer.pusher.put(PutOp { id, pages: pairs, bytes, owner }) {
+                let message = format!("pages cannot be queued: {why}");
+                return self.fail(key, Fault { kind: FaultKind::PeerLost, message });
+            }
+            self.ops.insert(id, (decode, job.key));
+            job.in_flight += 1;
+            job.shipped = ready;
+            self.stops.reach(StopPoint::PrefillWriting);
+        }
+        self.flush(key, decode);
+    }
+
+    fn flush(&mut self, key: RequestKey, decode: Epoch) {
+        let Some(job) = self.jobs.iter_mut().find(|job| job.key == key) else { return };
+        let whole = job.len().div_ceil(self.page_tokens);
+        let (Some(peer), true) = (self.peers.get(&decode), job.first.is_some()) else { return };
+        if job.flush_sent || job.shipped < whole {
+            return;
+        }
+        self.next_op += 1;
+        let id = OpId::new(self.next_op);
+        if let Err(why) = peer.pusher.flush(id) {
+            let message = format!("a flush cannot be queued: {why}");
+            return self.fail(key, Fault { kind: FaultKind::PeerLost, message });
+        }
+        self.ops.insert(id, (decode, job.key));
+        job.in_flight += 1;
+        job.flush_sent = true;
+    }
+
+    /// A put or flush has ended.
+    pub(crate) fn pushed(&mut self, peer: Epoch, op: OpId, result: &Result<(), TransferError>) {
+        let Some((_, key)) = self.ops.remove(&op) else { return };
+        let Some(at) = self.jobs.iter().position(|job| job.key == key) else { return };
+        self.jobs[at].in_flight -= 1;
+        match result {
+            Ok(()) => {
+                let job = &self.jobs[at];
+                if job.flush_sent && job.in_flight == 0 && job.ended.is_none() {
+                    self.stops.reach(StopPoint::PrefillWritten);
+                    self.hand_over(at, peer);
+                }
+            }
+            Err(error) => {
+                let message = format!("pages could not be written: {error}");
+                self.fail(key, Fault { kind: FaultKind::PeerLost, message });
+            }
+        }
+        self.settle();
+    }
+
+    fn hand_over(&mut self, at: usize, peer: Epoch) {
+        let job = self.jobs.remove(at);
+        let (Route::Opened { ticket, .. }, Some(first)) = (&job.route, job.first.clone()) else {
+            unreachable!("only an opened job with a first token is flushed");
+        };
+        let times = job.times(self.now());
+        let handoff = Handoff {
+            ticket: *ticket,
+            key: job.key,
+            first,
+            cached_tokens: job.cached_tokens,
+            checksums: job.checksums,
+            times,
+        };
+        self.tell_peer(peer, PrefillToDecode::Handoff(Box::new(handoff)));
+        self.meter.handed(times);
+        self.stops.reach(StopPoint::PrefillHanded);
+    }
+
+    /// Lets go of ended jobs that have nothing in flight.
+    pub(crate) fn settle(&mut self) {
+        let mut at = 0;
+        while at < self.jobs.len() {
+            if !self.jobs[at].settled() {
+                at += 1;
+                continue;
+            }
+            let job = self.jobs.remove(at);
+            if let (Route::Opened { ticket, .. }, Some(peer), Some(fault)) =
+                (job.route, job.decode, job.ended)
+            {
+                self.tell_peer(peer, PrefillToDecode::Closed { ticket, fault });
+            }
+        }
+    }
+
+    pub(crate) fn tell_peer(&self, peer: Epoch, message: PrefillToDecode) {
+        // The queue holds a message for every ticket that decode can grant, so a full one is a peer
+        // that does not read: its link ends by silence.
+        if let Some(Err(SendError::Full(message))) =
+            self.peers.get(&peer).map(|p| p.sender.try_send(message))
+        {
+            tracing::error!(%peer, ?message, "a decode server does not read");
+        }
+    }
+}
+
+/// Guards that keep the pages in `range` as they are.
+fn hold(job: &mut Job, range: std::ops::Range<usize>) -> Box<dyn Any + Send> {
+    let full = job.full.len();
+    let sealed: Vec<Sealed> = job.full[range.start.min(full)..range.end.min(full)].to_vec();
+    // The part-filled page is written no more: the prompt is computed.
+    let tail: Vec<Owned> = if range.end > full { job.tail.drain(..).collect() } else { vec![] };
+    Box::new((sealed, tail))
+}

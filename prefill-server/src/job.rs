@@ -1,0 +1,106 @@
+//! The stages of a request at prefill: [`Queued`] → [`Job`] (computing, then shipping) → gone.
+//!
+//! A job ends when nothing of it is in flight: until then its pages are held, and its ticket is
+//! decode's to wait for. [`Job::settled`] is that moment.
+
+use shared::ids::{Epoch, PageId, TicketId, TokenId};
+use shared::pool::{Owned, Sealed};
+use shared::request::{Request, Token};
+use shared::wire::messages::{Fault, PrefillTimes, RequestKey, Target};
+use std::time::Duration;
+
+/// A request that waits for pages and its turn.
+#[derive(Debug)]
+pub(crate) struct Queued {
+    pub(crate) key: RequestKey,
+    pub(crate) request: Request,
+    pub(crate) target: Option<Target>,
+    pub(crate) arrival: u64,
+    pub(crate) arrived: Duration,
+    /// How often a younger request was admitted before it.
+    pub(crate) passed: u32,
+}
+
+/// Where the pages go.
+#[derive(Debug)]
+pub(crate) enum Route {
+    /// Nowhere: one token is all that is wanted, and the gateway gets it from here.
+    Gateway,
+    /// `Open` is sent.
+    Opening(TicketId),
+    /// Pages are named: those from `held` on are written to `pages`.
+    Opened { ticket: TicketId, held: u32, pages: Vec<PageId> },
+}
+
+/// An admitted request.
+#[derive(Debug)]
+pub(crate) struct Job {
+    pub(crate) key: RequestKey,
+    pub(crate) request: Request,
+    pub(crate) decode: Option<Epoch>,
+    pub(crate) route: Route,
+    /// Full pages: matched ones first, then computed ones.
+    pub(crate) full: Vec<Sealed>,
+    /// Pages still to fill.
+    pub(crate) tail: Vec<Owned>,
+    /// The last page, part-filled, once shipping needs it kept as it is; it is not written again.
+    pub(crate) cached_tokens: u32,
+    pub(crate) computed: u32,
+    pub(crate) first: Option<Token>,
+    /// Pages queued for writing, of the whole prompt's.
+    pub(crate) shipped: u32,
+    /// Puts and flushes whose events are due.
+    pub(crate) in_flight: u32,
+    pub(crate) flush_sent: bool,
+    pub(crate) checksums: Vec<u64>,
+    pub(crate) arrived: Duration,
+    pub(crate) admitted: Duration,
+    pub(crate) finished: Duration,
+    /// Set when there will be no handoff; nothing is computed or shipped any more.
+    pub(crate) ended: Option<Fault>,
+}
+
+impl Job {
+    /// Tokens of the prompt.
+    pub(crate) fn len(&self) -> u32 {
+        self.request.tokens.len() as u32
+    }
+
+    /// Whether chunks are left to compute.
+    pub(crate) fn is_computing(&self) -> bool {
+        self.ended.is_none() && self.first.is_none()
+    }
+
+    /// Whether nothing of an ended job is in flight, nor an answer to its `Open` due.
+    pub(crate) fn settled(&self) -> bool {
+        self.ended.is_some() && self.in_flight == 0 && !matches!(self.route, Route::Opening(_))
+    }
+
+    /// Page table of the prompt.
+    pub(crate) fn page_table(&self) -> Vec<PageId> {
+        self.full.iter().map(Sealed::id).chain(self.tail.iter().map(Owned::id)).collect()
+    }
+
+    /// The tokens of the next chunk.
+    pub(crate) fn chunk(&self, tokens: u32) -> Vec<TokenId> {
+        let start = self.computed as usize;
+        self.request.tokens[start..start + tokens as usize].to_vec()
+    }
+
+    /// Seals every page that `computed` has filled.
+    pub(crate) fn seal_full(&mut self, page_tokens: u32) {
+        let full = (self.computed / page_tokens) as usize;
+        let newly = full.saturating_sub(self.full.len()).min(self.tail.len());
+        self.full.extend(self.tail.drain(..newly).map(Owned::seal));
+    }
+
+    /// Where its time went; `now` is the moment of the handoff.
+    pub(crate) fn times(&self, now: Duration) -> PrefillTimes {
+        let us = |from: Duration, to: Duration| to.saturating_sub(from).as_micros() as u64;
+        PrefillTimes {
+            queued_us: us(self.arrived, self.admitted),
+            computed_us: us(self.admitted, self.finished),
+            exposed_us: us(self.finished, now),
+        }
+    }
+}

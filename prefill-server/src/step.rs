@@ -1,0 +1,352 @@
+//! Walk 8/12. Before: `shared/src/sched/prefill.rs`. After: `handoff.rs`.
+//!
+//! The engine thread: the only owner of pool, cache, queue and jobs.
+//! 1. Drain the inbox. 2. Admit. 3. Cut chunks, launch, collect. 4. Ship and answer.
+
+use crate::inbox::{Event, Peer};
+use crate::job::{Job, Queued, Route};
+use crate::metrics::Meter;
+use kv_transfer::OpId;
+use link::{StopPoint, Stops};
+use model::engine::{Batch, Engine, EngineError, Row, Sample};
+use role::outbox::Outboxes;
+use shared::ids::Epoch;
+use shared::kv::PageStore;
+use shared::pool::Pool;
+use shared::radix::RadixCache;
+use shared::request::{Finish, Token};
+use shared::sched::budget::TokenBudget;
+use shared::sched::prefill::{Candidate, Chunk, PrefillPolicy, Prefilling, chunks, order};
+use shared::wire::messages::{End, Load, PrefillToDecode, PrefillToGateway, RequestKey};
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
+
+/// Bounds of a prefill server.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Most prompt tokens of a step.
+    pub chunk_tokens: u32,
+    /// Requests that may wait.
+    pub queued_max: usize,
+    /// Order of admission.
+    pub policy: PrefillPolicy,
+    /// Whether every shipped page is checksummed.
+    pub checksums: bool,
+}
+
+/// Between two load reports.
+const REPORT_EVERY: Duration = Duration::from_millis(5);
+
+/// What the engine thread owns.
+pub(crate) struct Prefill {
+    pub(crate) engine: Box<dyn Engine>,
+    pub(crate) pages: Arc<dyn PageStore>,
+    pub(crate) page_tokens: u32,
+    pub(crate) pool: Pool,
+    pub(crate) cache: RadixCache,
+    pub(crate) queue: Vec<Queued>,
+    /// In order of admission.
+    pub(crate) jobs: Vec<Job>,
+    /// Puts and flushes in flight: to whom, and for which request.
+    pub(crate) ops: HashMap<OpId, (Epoch, RequestKey)>,
+    pub(crate) next_op: u64,
+    pub(crate) bytes_shipped: u64,
+    pub(crate) arrivals: u64,
+    pub(crate) outboxes: Outboxes<PrefillToGateway>,
+    pub(crate) peers: HashMap<Epoch, Peer>,
+    pub(crate) limits: Limits,
+    pub(crate) stops: Stops,
+    pub(crate) draining: bool,
+    pub(crate) meter: Meter,
+    started: Instant,
+    reported: (Load, Duration),
+}
+
+/// What [`Prefill::new`] is made of.
+pub(crate) struct Parts {
+    pub(crate) engine: Box<dyn Engine>,
+    pub(crate) pool: Pool,
+    pub(crate) cache: RadixCache,
+    pub(crate) limits: Limits,
+    pub(crate) stops: Stops,
+    /// This server's name, for metrics.
+    pub(crate) server: String,
+}
+
+impl Prefill {
+    pub(crate) fn new(parts: Parts) -> Self {
+        let pages = parts.engine.pages();
+        Self {
+            page_tokens: pages.geometry().page_tokens,
+            pages,
+            engine: parts.engine,
+            pool: parts.pool,
+            cache: parts.cache,
+            queue: vec![],
+            jobs: vec![],
+            ops: HashMap::new(),
+            next_op: 0,
+            bytes_shipped: 0,
+            arrivals: 0,
+            outboxes: Outboxes::new(|_, message| Some(message)),
+            peers: HashMap::new(),
+            limits: parts.limits,
+            stops: parts.stops,
+            draining: false,
+            meter: Meter::new(&parts.server),
+            started: Instant::now(),
+            reported: (Load::default(), Duration::ZERO),
+        }
+    }
+
+    /// Runs until drained, or until the inbox's senders are gone.
+    ///
+    /// # Errors
+    /// If the engine fails; the process must end.
+    pub(crate) fn run(
+        mut self,
+        mut inbox: mpsc::Receiver<Event>,
+        runtime: &Handle,
+    ) -> Result<(), EngineError> {
+        loop {
+            self.admit();
+            let stepped = self.step()?;
+            self.report();
+            let blocked = self.outboxes.flush();
+            let next = if stepped {
+                inbox.try_recv().map_err(|e| e == mpsc::error::TryRecvError::Disconnected)
+            } else {
+                if self.draining && self.queue.is_empty() && self.jobs.is_empty() && !blocked {
+                    return Ok(());
+                }
+                let wait = self.idle_wait(blocked);
+                match runtime.block_on(async { tokio::time::timeout(wait, inbox.recv()).await }) {
+                    Ok(event) => event.ok_or(true),
+                    Err(_) => Err(false),
+                }
+            };
+            match next {
+                Ok(event) => self.hear(event),
+                Err(true) => return Ok(()),
+                Err(false) => {}
+            }
+            while let Ok(event) = inbox.try_recv() {
+                self.hear(event);
+            }
+        }
+    }
+
+    pub(crate) fn now(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// How long nothing can happen without an event.
+    fn idle_wait(&self, blocked: bool) -> Duration {
+        let soon = blocked || self.load() != self.reported.0 || !self.queue.is_empty();
+        if soon { REPORT_EVERY } else { Duration::from_secs(1) }
+    }
+
+    fn hear(&mut self, event: Event) {
+        match event {
+            Event::GatewayUp(epoch, sender) => {
+                self.outboxes.join(epoch, sender);
+                self.announce_peers();
+                self.outboxes.push(epoch, PrefillToGateway::Load(self.load()));
+            }
+            Event::Gateway(epoch, message) => self.hear_gateway(epoch, message),
+            Event::GatewayLost(epoch) => {
+                self.outboxes.leave(epoch);
+                self.cancel(|key| key.id.gateway() == epoch);
+            }
+            Event::Scratch(pages, reply) => {
+                let credit = self.cache.reserve(&self.pool, pages);
+                let pages = credit.map(|mut credit| credit.draw(pages)).unwrap_or_default();
+                drop(reply.send(pages));
+            }
+            Event::PeerUp(epoch, peer) => {
+                self.peers.insert(epoch, peer);
+                self.announce_peers();
+            }
+            Event::Opened { peer, ticket, held, runs } => self.opened(peer, ticket, held, &runs),
+            Event::Revoked { peer, ticket } => self.revoked(peer, ticket),
+            Event::PeerLost(epoch) => self.peer_lost(epoch),
+            Event::Pushed { peer, op, result } => self.pushed(peer, op, &result),
+            Event::Drain => self.draining = true,
+        }
+    }
+
+    pub(crate) fn announce_peers(&mut self) {
+        let joined = self.peers.keys().copied().collect();
+        self.outboxes.push_all(&PrefillToGateway::Joined(joined));
+    }
+
+    /// Admits waiting requests while this step's budget is not spoken for and their pages are there.
+    fn admit(&mut self) {
+        let computing = self.jobs.iter().filter(|job| job.is_computing());
+        let mut spoken: u32 = computing.map(|job| job.len() - job.computed).sum();
+        if self.queue.is_empty() || spoken >= self.limits.chunk_tokens {
+            return;
+        }
+        let mut candidates: Vec<Candidate> =
+            self.queue.iter().enumerate().map(|c| self.candidate(c)).collect();
+        order(self.limits.policy, &mut candidates);
+        let mut admitted = vec![];
+        for candidate in candidates {
+            if spoken >= self.limits.chunk_tokens {
+                break;
+            }
+            let Some(job) = self.start(candidate.slot) else { break };
+            spoken += job.len() - job.computed;
+            self.jobs.push(job);
+            admitted.push(candidate);
+        }
+        admitted.sort_unstable_by_key(|candidate| candidate.slot);
+        for candidate in admitted.into_iter().rev() {
+            self.queue.remove(candidate.slot);
+            for queued in self.queue.iter_mut().filter(|q| q.arrival < candidate.arrival) {
+                queued.passed = queued.passed.saturating_add(1);
+            }
+        }
+    }
+
+    fn candidate(&self, (slot, queued): (usize, &Queued)) -> Candidate {
+        let tokens = &queued.request.tokens;
+        let most = &tokens[..tokens.len() - 1];
+        Candidate {
+            slot,
+            arrival: queued.arrival,
+            tokens: tokens.len() as u32,
+            matched: self.cache.peek(&queued.request.salt, most) * self.page_tokens,
+            priority: queued.request.priority,
+            passed: queued.passed,
+        }
+    }
+
+    /// Takes pages for all of a waiting request's prompt and asks decode for its pages; `None` if
+    /// there are too few.
+    fn start(&mut self, slot: usize) -> Option<Job> {
+        let now = self.now();
+        let Queued { key, request, target, arrived, .. } = &self.queue[slot];
+        let tokens = &request.tokens;
+        let full = self.cache.match_prefix(&request.salt, &tokens[..tokens.len() - 1], now);
+        let missing = (tokens.len() as u32).div_ceil(self.page_tokens) - full.len() as u32;
+        let mut credit = self.cache.reserve(&self.pool, missing)?;
+        let computed = full.len() as u32 * self.page_tokens;
+        let job = Job {
+            key: *key,
+            request: request.clone(),
+            decode: target.as_ref().map(|target| target.epoch),
+            route: target.as_ref().map_or(Route::Gateway, |target| Route::Opening(target.ticket)),
+            full,
+            tail: credit.draw(missing),
+            cached_tokens: computed,
+            computed,
+            first: None,
+            shipped: 0,
+            in_flight: 0,
+            flush_sent: false,
+            checksums: vec![],
+            arrived: *arrived,
+            admitted: now,
+            finished: now,
+            ended: None,
+        };
+        if let (Some(peer), Route::Opening(ticket)) = (job.decode, &job.route) {
+            let (key, ticket) = (job.key, *ticket);
+            self.stops.reach(StopPoint::PrefillOpening);
+            self.tell_peer(peer, PrefillToDecode::Open { ticket, key });
+        }
+        Some(job)
+    }
+
+    /// One step over this step's chunks; whether there were any.
+    fn step(&mut self) -> Result<bool, EngineError> {
+        let computing = self.jobs.iter().enumerate().filter(|(_, job)| job.is_computing());
+        let prefilling = computing.map(|(slot, job)| Prefilling {
+            slot,
+            start: job.computed,
+            remaining: job.len() - job.computed,
+        });
+        let budget = TokenBudget::new(self.limits.chunk_tokens, self.page_tokens);
+        let plan = chunks(&prefilling.collect::<Vec<_>>(), budget);
+        if plan.is_empty() {
+            return Ok(false);
+        }
+        let batch = Batch { rows: plan.iter().map(|chunk| self.row(*chunk)).collect() };
+        self.engine.launch(&batch)?;
+        let tokens = self.engine.collect()?;
+        self.meter.step(plan.iter().map(|chunk| chunk.tokens).sum());
+        for (chunk, token) in plan.iter().zip(tokens) {
+            let now = self.now();
+            let job = &mut self.jobs[chunk.slot];
+            job.computed += chunk.tokens;
+            job.seal_full(self.page_tokens);
+            if let Some(token) = token {
+                job.first = Some(token);
+                job.finished = now;
+                self.cache.adopt(&job.request.salt, &job.request.tokens, &mut job.full, now);
+            }
+        }
+        self.stops.reach(StopPoint::PrefillComputed);
+        for key in self.jobs.iter().map(|job| job.key).collect::<Vec<_>>() {
+            self.ship(key);
+        }
+        self.answer();
+        Ok(true)
+    }
+
+    fn row(&self, Chunk { slot, tokens }: Chunk) -> Row {
+        let job = &self.jobs[slot];
+        let last = job.computed + tokens == job.len();
+        Row {
+            tokens: job.chunk(tokens),
+            start: job.computed,
+            pages: job.page_table(),
+            sample: last.then(|| Sample {
+                sampling: job.request.sampling,
+                output_index: job.request.output_index(),
+                logprobs: job.request.logprobs,
+            }),
+        }
+    }
+
+    /// Answers the gateway where no decode is needed.
+    fn answer(&mut self) {
+        let done = |job: &Job| job.first.is_some() && job.decode.is_none() && job.ended.is_none();
+        while let Some(at) = self.jobs.iter().position(done) {
+            let job = self.jobs.remove(at);
+            let Some(token) = job.first else { unreachable!("it is done") };
+            let end =
+                End { finish: finish(&job.request, &token), cached_tokens: job.cached_tokens };
+            let result = PrefillToGateway::Result { key: job.key, token, end };
+            self.outboxes.push(job.key.id.gateway(), result);
+        }
+    }
+
+    fn load(&self) -> Load {
+        let waiting: u32 = self.queue.iter().map(|queued| queued.request.tokens.len() as u32).sum();
+        let computing = self.jobs.iter().filter(|job| job.is_computing());
+        Load {
+            pages_available: self.pool.available(),
+            queued: self.queue.len() as u32,
+            tokens: waiting + computing.map(|job| job.len() - job.computed).sum::<u32>(),
+            running: self.jobs.len() as u32,
+        }
+    }
+
+    fn report(&mut self) {
+        let (load, now) = (self.load(), self.now());
+        if load != self.reported.0 && now >= self.reported.1 + REPORT_EVERY {
+            self.reported = (load, now);
+            self.outboxes.push_all(&PrefillToGateway::Load(load));
+            self.meter.report(&self.pool.counts(), load, self.bytes_shipped);
+        }
+    }
+}
+
+fn finish(request: &shared::request::Request, token: &Token) -> Finish {
+    if request.stops_at(token.id, 0) { Finish::Stop } else { Finish::Length }
+}
