@@ -14,10 +14,15 @@
 //!
 //! Invariant, at every moment: free + granted + owned + sealed + quarantined == total.
 
+mod cached;
+mod free;
+
+pub(crate) use cached::CachedRun;
+
 use crate::ids::PageId;
+use free::FreeMap;
 use std::fmt;
 use std::mem;
-use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Handle of a pool; clones are the same pool.
@@ -305,6 +310,10 @@ impl Sealed {
     pub const fn id(&self) -> PageId {
         self.0.page
     }
+    /// The pool that the page is of.
+    pub(crate) const fn pool(&self) -> &Pool {
+        &self.0.pool
+    }
 }
 
 impl Clone for Sealed {
@@ -331,119 +340,3 @@ macro_rules! debug_as_page {
     )*};
 }
 debug_as_page!(Owned, Sealed, Quarantined);
-
-/// The radix cache's hold of consecutive pages, apart from every [`Sealed`] guard.
-pub(crate) struct CachedRun {
-    pool: Pool,
-    pages: Vec<PageId>,
-}
-
-impl CachedRun {
-    /// Turns guards of one pool, none of them cached yet, into the cache's hold.
-    pub(crate) fn new(pool: &Pool, sealed: Vec<Sealed>) -> Self {
-        let mut pages = Vec::with_capacity(sealed.len());
-        let mut state = pool.lock();
-        for one in &sealed {
-            let holds = &mut state.pages[one.id().get() as usize];
-            debug_assert!(!holds.cached, "{one:?} is cached twice");
-            holds.cached = true;
-            pages.push(one.id());
-        }
-        drop(state);
-        Self { pool: pool.clone(), pages }
-    }
-
-    pub(crate) const fn len(&self) -> usize {
-        self.pages.len()
-    }
-
-    /// Guards of the pages in `range`, appended to `into`.
-    pub(crate) fn hold(&self, range: Range<usize>, into: &mut Vec<Sealed>) {
-        let pages = &self.pages[range];
-        let mut state = self.pool.lock();
-        pages.iter().for_each(|&page| state.hold(page));
-        drop(state);
-        let guard = |&page| Sealed(Guard { pool: self.pool.clone(), page, kind: Kind::Sealed });
-        into.extend(pages.iter().map(guard));
-    }
-
-    /// Splits as [`Vec::split_off`] does.
-    pub(crate) fn split_off(&mut self, at: usize) -> Self {
-        Self { pool: self.pool.clone(), pages: self.pages.split_off(at) }
-    }
-
-    /// Frees idle pages from the end, at most `most`; stops at the first held one.
-    pub(crate) fn free_tail(&mut self, most: u32) -> u32 {
-        let mut state = self.pool.lock();
-        let idle = |page: &&PageId| state.pages[page.get() as usize].guards == 0;
-        let n = self.pages.iter().rev().take(most as usize).take_while(idle).count();
-        for page in self.pages.drain(self.pages.len() - n..) {
-            state.uncache(page);
-        }
-        n as u32
-    }
-
-    /// Index of the first idle page.
-    pub(crate) fn first_idle(&self) -> Option<usize> {
-        let state = self.pool.lock();
-        self.pages.iter().position(|page| state.pages[page.get() as usize].guards == 0)
-    }
-
-    /// Ends the cache's hold of the pages from `at` on; the number of pages that became free.
-    pub(crate) fn release_from(&mut self, at: usize) -> u32 {
-        let mut state = self.pool.lock();
-        self.pages.drain(at..).map(|page| u32::from(state.uncache(page))).sum()
-    }
-}
-
-impl Drop for CachedRun {
-    fn drop(&mut self) {
-        self.release_from(0);
-    }
-}
-
-impl Sealed {
-    /// The pool that this page is of.
-    pub(crate) const fn pool(&self) -> &Pool {
-        &self.0.pool
-    }
-}
-
-/// Which pages no guard holds: a bit a page, handed out lowest first.
-struct FreeMap {
-    words: Box<[u64]>,
-    /// No word before this one has a bit set.
-    from: usize,
-}
-
-impl FreeMap {
-    fn new(pages: u32) -> Self {
-        let mut words = vec![u64::MAX; (pages as usize).div_ceil(64)].into_boxed_slice();
-        if let Some(last) = words.last_mut().filter(|_| !pages.is_multiple_of(64)) {
-            *last = (1 << (pages % 64)) - 1;
-        }
-        Self { words, from: 0 }
-    }
-
-    fn take(&mut self, n: u32) -> Vec<PageId> {
-        let mut taken = Vec::with_capacity(n as usize);
-        while taken.len() < n as usize {
-            let word = &mut self.words[self.from];
-            if *word == 0 {
-                self.from += 1;
-                continue;
-            }
-            let bit = word.trailing_zeros();
-            *word &= *word - 1;
-            taken.push(PageId::new(self.from as u32 * 64 + bit));
-        }
-        taken
-    }
-
-    fn give(&mut self, page: PageId) {
-        let word = page.get() as usize / 64;
-        debug_assert_eq!(self.words[word] >> (page.get() % 64) & 1, 0, "{page} freed twice");
-        self.words[word] |= 1 << (page.get() % 64);
-        self.from = self.from.min(word);
-    }
-}

@@ -152,11 +152,14 @@ impl Tree {
 
     /// Notes a use of a node; `hit` if it was matched, not merely inserted again.
     pub(super) fn touch(&mut self, slot: Slot, now: Duration, hit: bool) {
-        let was = (self.rank(slot), slot);
+        let leaf = self.node(slot).children.is_empty();
+        if leaf {
+            self.leaves.remove(&(self.rank(slot), slot));
+        }
         let usage = &mut self.node_mut(slot).usage;
         usage.last = now;
         usage.hits += u64::from(hit);
-        if self.leaves.remove(&was) {
+        if leaf {
             self.leaves.insert((self.rank(slot), slot));
         }
     }

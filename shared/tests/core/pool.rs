@@ -8,7 +8,7 @@ use std::thread;
 
 const PAGES: u32 = 150;
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 enum Op {
     Reserve(u32),
     Draw(usize, u32),

@@ -24,7 +24,7 @@ impl Quarantine for Load {
     }
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 enum Op {
     Grant { writer: u64, pages: u32, ttl: u64 },
     Open { ticket: u64, writer: u64, other: bool },
