@@ -44,7 +44,7 @@ pub struct GatewayFile {
     served_model_name: String,
     prefill: Vec<SocketAddr>,
     decode: Vec<SocketAddr>,
-    drain_ms_max: u64,
+    drain_seconds: u64,
 }
 
 #[derive(Serialize)]
@@ -169,7 +169,7 @@ fn three_roles(
         served_model_name: options.served_model_name(),
         prefill,
         decode,
-        drain_ms_max: DRAIN_SECONDS * 1000,
+        drain_seconds: DRAIN_SECONDS,
     };
     add(file.id.clone(), "tandem-gateway", Role::Gateway(file));
     Ok(servers)
