@@ -84,7 +84,8 @@ fn opened_stops(sources: &[Source]) -> (BTreeSet<Stop>, Vec<Finding>) {
             .split_once('/')
             .and_then(|(number, rest)| Some((number.parse().ok()?, rest)))
             .filter(|(number, rest)| {
-                (1..=STOPS).contains(number) && rest.starts_with(&format!("{STOPS}."))
+                let after = rest.strip_prefix(&STOPS.to_string());
+                (1..=STOPS).contains(number) && after.is_some_and(|x| x.starts_with(['.', ' ']))
             });
         match number {
             Some((number, _)) => {

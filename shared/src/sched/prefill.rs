@@ -1,3 +1,5 @@
+//! Walk 7/12. Before: `prefill-server/src/intake.rs`. After: `prefill-server/src/step.rs`.
+//!
 //! Prefill's two decisions: whom to admit next ([`order`]), and what to compute in this step
 //! ([`chunks`]).
 //!
