@@ -2,6 +2,7 @@
 tests look at shapes, counts, and at what must be equal."""
 
 import asyncio
+import http.client
 import json
 import os
 import unittest
@@ -87,7 +88,7 @@ class Chat(Case):
         ) as stream:
             for _ in stream:
                 pass
-            final = stream.get_final_completion()
+            final = stream.current_completion_snapshot
         whole = self.chat(max_tokens=8)
         self.assertEqual(final.choices[0].message.content, whole.choices[0].message.content)
 
@@ -205,15 +206,28 @@ class Errors(Case):
             urllib.request.urlopen(request)
         self.assertEqual(caught.exception.code, 400)
 
-    def test_a_client_that_leaves_frees_the_server(self):
+    def until_requests_are(self, count):
+        """`run` ends this if it never comes."""
+        while True:
+            with urllib.request.urlopen(f"{URL}/server_info") as response:
+                if json.load(response)["requests"] == count:
+                    break
+
+    def test_a_client_that_leaves_a_stream_frees_the_servers(self):
         for _ in range(3):
-            stream = self.complete(max_tokens=400, stream=True, extra_body={"ignore_eos": True})
+            stream = self.complete(max_tokens=1500, stream=True, extra_body={"ignore_eos": True})
             next(iter(stream))
             stream.close()
-        while True:  # `run` ends this if a request is never freed
-            with urllib.request.urlopen(f"{URL}/server_info") as response:
-                if json.load(response)["requests"] == 0:
-                    break
+        self.until_requests_are(0)
+
+    def test_a_client_that_does_not_wait_for_an_answer_frees_the_servers(self):
+        body = {"prompt": "a", "max_tokens": 1500, "ignore_eos": True}
+        host = URL.removeprefix("http://")
+        connection = http.client.HTTPConnection(host)
+        connection.request("POST", "/v1/completions", json.dumps(body))
+        self.until_requests_are(1)
+        connection.close()
+        self.until_requests_are(0)
 
 
 class Native(Case):
