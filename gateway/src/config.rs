@@ -346,4 +346,11 @@ mod tests {
         check("model = \"m\"\napi_key_file = \"/nonexistent/key\"", "`api_key_file`");
         check("model = ", "line 1");
     }
+
+    #[test]
+    fn the_example_is_a_valid_file() {
+        let example = include_str!("../../ops/config/gateway.toml");
+        let settings = Settings::from_toml_str(example).unwrap();
+        assert_eq!(settings.served_model_name.as_deref(), Some("qwen3-8b"));
+    }
 }

@@ -141,7 +141,8 @@ mod tests {
         };
         assert_eq!(
             render(source, &conversation).unwrap(),
-            "[{\"z\": \"<é'&>\", \"a\": [1, 2.5, null, true], \"b\": {\"k\": []}}]|{\n  \"k\": []\n}"
+            "[{\"z\": \"<é'&>\", \"a\": [1, 2.5, null, true], \"b\": {\"k\": []}}]|\
+             {\n  \"k\": []\n}"
         );
     }
 

@@ -31,6 +31,24 @@ fn tiny_template_renders_chatml() {
     assert_eq!(TINY.eos, [TokenId::new(2)]);
 }
 
+#[test]
+fn a_chat_template_of_ones_own_wins() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "{{ messages[0].content }}{{ eos_token }}").unwrap();
+    let own = |settings: &mut gateway::config::Settings| {
+        settings.chat_template = Some(file.path().into());
+    };
+    let conversation = Conversation {
+        messages: vec![serde_json::json!({"role": "user", "content": "Hi"})],
+        ..Conversation::default()
+    };
+    let text = Model::load(&config(own)).unwrap().render(&conversation, "messages").unwrap();
+    assert_eq!(text, "Hi<|im_end|>");
+    std::fs::write(file.path(), "{% if %}").unwrap();
+    let refused = Model::load(&config(own)).unwrap_err().to_string();
+    assert!(refused.contains("chat template of") && refused.contains("line 1"), "{refused}");
+}
+
 proptest! {
     #[test]
     fn any_text_comes_back_whole_and_in_whole_characters(text in "\\PC{0,60}") {
