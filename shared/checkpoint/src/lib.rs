@@ -5,9 +5,9 @@
 //! family is written once.
 //!
 //! 1. [`Checkpoint::open`] reads every header, checks every length against the file before it
-//!    allocates, and holds the tensors found against those that the architecture needs.
+//!    allocates, and holds the tensors found against those of the architecture.
 //! 2. Afterwards the files stay open and are read by position: many threads may read rows of many
-//!    tensors at once. Nothing is mapped into memory, so a truncated file is an error, not a signal.
+//!    tensors at once. Nothing is mapped into memory: a truncated file is an error, not a signal.
 //!
 //! **Invariant:** an opened checkpoint has every tensor of [`ModelConfig::tensors`], in that shape
 //! and a known dtype, and none whose absence would change the result. What is not supported is

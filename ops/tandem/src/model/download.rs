@@ -1,8 +1,7 @@
 //! One file, fetched whole and verified, or taken up again where it broke off.
 //!
 //! 1. Bytes go to `NAME.part`; what an earlier try left there is kept.
-//! 2. A broken transfer is taken up again after a pause, while any of [`TRIES`] without progress are
-//!    left.
+//! 2. A broken transfer is taken up again after a pause, until [`TRIES`] in a row brought nothing.
 //! 3. The whole is held against length and digest. A mismatch deletes it.
 //! 4. Only then does it get its name.
 

@@ -128,7 +128,10 @@ impl Hub {
         let (endpoint, repository) = (&self.endpoint, &id.repository);
         let revision = id.revision.replace('/', "%2F");
         let url = format!("{endpoint}/api/models/{repository}/revision/{revision}?blobs=true");
-        let mut response = self.get(&url, 0)?;
+        let mut response = self.get(&url, 0).context(
+            "the hub is needed for a model that is not in the cache; behind a mirror set \
+             HF_ENDPOINT, without a network give a folder or a .gguf file",
+        )?;
         if response.status() != StatusCode::OK {
             return Err(self.refusal(id, response.status()));
         }

@@ -59,7 +59,7 @@ fn the_token_does_not_follow_a_redirect_to_another_host() {
     let store = repository.clone().serve();
     let target = format!("http://localhost:{}", store.address.port());
     let hub = Server::start(move |request| match request.path.ends_with(WEIGHTS) {
-        true => Reply::new(302, "").header("location", format!("{target}{}", request.path)),
+        true => Reply::new(302, "").header("location", &format!("{target}{}", request.path)),
         false => repository.answer(request),
     });
     Place::with(&hub, &["--hf-token", "secret"]).resolve("org/tiny").unwrap();
@@ -342,7 +342,7 @@ fn the_demo_file_must_have_its_checksum() {
     assert!(!to.exists());
     let demo = std::env::var_os("TANDEM_DEMO_MODEL")
         .expect("TANDEM_DEMO_MODEL must name the demo model's .gguf file; ops/test sets it");
-    std::os::unix::fs::symlink(Path::new(&demo), &file.with_extension("link")).unwrap();
+    std::os::unix::fs::symlink(Path::new(&demo), file.with_extension("link")).unwrap();
     demo::install(&file.with_extension("link"), &to).unwrap();
     assert!(to.exists());
 }

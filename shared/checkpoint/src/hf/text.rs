@@ -1,4 +1,4 @@
-//! Chat template, special tokens and generation defaults of a model folder. All of it may be absent.
+//! Chat template, special tokens and generation defaults of a model folder. All may be absent.
 
 use super::{JSON_MAX, object, read_file};
 use crate::error::Error;

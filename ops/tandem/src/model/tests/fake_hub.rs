@@ -1,4 +1,4 @@
-//! A hub of one repository, `org/tiny`, speaking the hub's own protocol from a folder of golden data.
+//! A hub of one repository, `org/tiny`, made of a golden model and speaking the hub's protocol.
 
 use super::server::{Reply, Request, Server};
 use crate::model::Settings;
@@ -72,7 +72,7 @@ impl Repository {
             Some(from) if from >= bytes.len() => Reply::new(416, ""),
             Some(from) => {
                 let range = format!("bytes {from}-{}/{}", bytes.len() - 1, bytes.len());
-                Reply::new(206, &bytes[from..]).header("content-range", range)
+                Reply::new(206, &bytes[from..]).header("content-range", &range)
             }
         }
     }

@@ -32,8 +32,8 @@ impl Reply {
         Self { status, headers: Vec::new(), body: body.into(), sent: usize::MAX }
     }
 
-    pub fn header(mut self, name: &str, value: impl ToString) -> Self {
-        self.headers.push((name.to_owned(), value.to_string()));
+    pub fn header(mut self, name: &str, value: &str) -> Self {
+        self.headers.push((name.to_owned(), value.to_owned()));
         self
     }
 
