@@ -3,7 +3,8 @@
 //!
 //! The parent receives, a child sends. Every round moves the same 128 MiB of pages, scattered over
 //! pools of 256 MiB, four ways, one after the other: memcpy within the child (the floor for UCX),
-//! UCX, TCP, and a bare socket with the same pages (the floor for TCP). Medians over the rounds.
+//! UCX, TCP, and a bare socket with the same pages (the floor for TCP). Medians over the rounds, of
+//! rates and of each round's ratio.
 //! The landed pages are verified by checksum after the last round of UCX and of TCP.
 #![expect(clippy::print_stdout, reason = "a benchmark prints its table")]
 #![expect(clippy::unwrap_used, reason = "a benchmark that cannot go on panics")]
@@ -41,7 +42,7 @@ struct Pool {
 }
 
 impl Pool {
-    fn new(memory: HostMemory, geometry: KvGeometry, seed: u64) -> Arc<dyn PageStore> {
+    fn filled(memory: HostMemory, geometry: KvGeometry, seed: u64) -> Arc<dyn PageStore> {
         let (pages, parts) = (page_count(&geometry), geometry.layers as usize);
         let part_bytes = geometry.layer_bytes();
         let memory = PageMemory::new(memory, PageShape { pages, parts, part_bytes }).unwrap();
@@ -157,7 +158,7 @@ fn receive(arguments: &Arguments, shape: usize) {
     let bytes = page_count(&geometry) as usize * geometry.page_bytes();
     let joins = [Choice::Ucx, Choice::Tcp].map(|choice| {
         let (prepared, memory) = choice.target_memory(arguments.ucx.as_deref(), bytes).unwrap();
-        let pool = Pool::new(memory, geometry, 2);
+        let pool = Pool::filled(memory, geometry, 2);
         let targets: Targets = prepared.over(&pool, TcpConfig::default()).unwrap();
         (pool, targets)
     });
@@ -224,7 +225,7 @@ fn send(arguments: &Arguments, geometry: &KvGeometry, socket: &str) {
     let mut pools = Vec::new();
     for choice in [Choice::Ucx, Choice::Tcp] {
         let (prepared, memory) = choice.source_memory(arguments.ucx.as_deref(), bytes).unwrap();
-        let pool = Pool::new(memory, *geometry, 1);
+        let pool = Pool::filled(memory, *geometry, 1);
         let sources: Sources = prepared.over(&pool).unwrap();
         let answered = sources.answer(&hear(&mut parent)).unwrap();
         say(&mut to, answered.bytes());
@@ -258,18 +259,27 @@ fn send(arguments: &Arguments, geometry: &KvGeometry, socket: &str) {
     let sums = land::checksums(&*pools[0], &sources, &(0..page_bytes));
     say(&mut to, &sums.iter().flat_map(|sum| sum.to_le_bytes()).collect::<Vec<_>>());
     let moved_bytes = (moved.len() * page_bytes) as f64;
-    let rates = times.map(|times| {
-        let mut times = times[1..].to_vec();
-        times.sort_by(f64::total_cmp);
-        moved_bytes / times[times.len() / 2] / 1e9
-    });
-    let [memcpy, ucx, tcp, socket] = rates;
+    let rate = |times: &[f64]| moved_bytes / median(times.to_vec()) / 1e9;
+    // Of each round's own ratio: what else the machine does changes from round to round.
+    let ratio = |fast: &[f64], floor: &[f64]| {
+        median(fast.iter().zip(floor).map(|(time, floor)| floor / time).collect())
+    };
+    let [memcpy, ucx, tcp, socket] = times.each_ref().map(|times| &times[1..]);
     println!(
-        "page {page_bytes:>8} B: memcpy {memcpy:.2} GB/s, ucx {ucx:.2} ({:.2} of memcpy), \
-         socket {socket:.2}, tcp {tcp:.2} ({:.2} of socket)",
-        ucx / memcpy,
-        tcp / socket
+        "page {page_bytes:>8} B: memcpy {:.2} GB/s, ucx {:.2} ({:.2} of memcpy), \
+         socket {:.2}, tcp {:.2} ({:.2} of socket)",
+        rate(memcpy),
+        rate(ucx),
+        ratio(ucx, memcpy),
+        rate(socket),
+        rate(tcp),
+        ratio(tcp, socket)
     );
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
 }
 
 /// All pages in puts, then a flush; seconds until the flush's event.

@@ -2,5 +2,9 @@
 #![forbid(unsafe_code)]
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
+mod hostile;
+mod join;
 mod pair;
+mod push;
 mod same_body;
+mod two_process;
