@@ -84,3 +84,48 @@ impl PageHasher {
         PageHash(short)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    fn hashes(fingerprint: u8, salt: &str, tokens: std::ops::Range<u32>) -> Vec<PageHash> {
+        let tokens: Vec<_> = tokens.map(TokenId::new).collect();
+        PageHasher::new(&[fingerprint; 32], salt).pages(&tokens, 4)
+    }
+
+    #[test]
+    fn a_hash_names_all_tokens_before_it() {
+        let long = hashes(1, "", 0..23);
+        assert_eq!(long.len(), 5, "the part-filled page has none");
+        assert_eq!(hashes(1, "", 0..12), long[..3]);
+        let hasher = PageHasher::new(&[1; 32], "");
+        let fourth: Vec<_> = (12..16).map(TokenId::new).collect();
+        assert_eq!(hasher.page(long[2], &fourth), long[3]);
+        assert_ne!(hasher.page(long[1], &fourth), long[3]);
+    }
+
+    #[test]
+    fn models_salts_and_places_share_no_name() {
+        let same_tokens = [TokenId::new(5); 16];
+        let repeated = PageHasher::new(&[1; 32], "").pages(&same_tokens, 4);
+        let mut all = HashSet::new();
+        let runs = [
+            hashes(1, "", 0..16),
+            hashes(2, "", 0..16),
+            hashes(1, "a", 0..16),
+            hashes(1, "b", 0..16),
+            repeated,
+        ];
+        assert!(runs.iter().flatten().all(|hash| all.insert(*hash)));
+    }
+
+    #[test]
+    fn names_are_the_same_on_every_machine() {
+        // Computed apart, by the formula above, with the blake3 package of Python.
+        let hash = hashes(1, "tenant", 0..8)[1];
+        assert_eq!(hash.to_string(), "e47960eee34c19d5daeb6d62a9afacf3");
+        assert_eq!(PageHash::new(hash.get()), hash);
+    }
+}

@@ -1,8 +1,8 @@
 //! The radix cache: which sealed pages hold the keys and values of which token prefix.
 //!
-//! Keys are (salt, tokens) in whole pages. A node's edge is a long run of pages; edges split at page
-//! borders only, so each edge's pages have one usage. Matching compares token slices; no page is
-//! hashed.
+//! Keys are (salt, tokens) in whole pages. A node's edge is a long run of pages, split only where
+//! keys part or a match ended, so each edge's pages have one usage. Matching compares token slices;
+//! no page is hashed.
 //!
 //! Who holds what:
 //! 1. [`RadixCache::insert`] takes guards and turns them into the cache's own hold;

@@ -59,8 +59,8 @@ pub struct DecodePlan {
     pub retract: Vec<usize>,
 }
 
-/// Plans one step for `rows`, oldest first. A plan that runs nothing and retracts nothing, with rows
-/// there, waits for pages that are in tickets.
+/// Plans one step for `rows`, oldest first. A plan that runs nothing and retracts nothing, though
+/// there are rows, waits for pages that are in tickets.
 pub fn plan(rows: &[Running], room: Room) -> DecodePlan {
     debug_assert!(rows.is_sorted_by_key(|row| row.arrival), "rows go oldest first");
     let mut plan = DecodePlan::default();
@@ -111,8 +111,8 @@ pub const fn admit_credit(
     prompt_tokens.saturating_add(growth).div_ceil(page_tokens)
 }
 
-/// Whether a pool of `pages` can hold the longest sequence of a request, in tokens: only then may it
-/// be admitted.
+/// Whether a pool of `pages` can hold the longest sequence of a request, in tokens: only then may
+/// it be admitted.
 pub const fn fits_pool(tokens_max: u32, pages: u32, page_tokens: u32) -> bool {
     tokens_max.div_ceil(page_tokens) <= pages
 }

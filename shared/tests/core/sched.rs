@@ -78,7 +78,8 @@ proptest! {
         let left = budget.max(page_tokens) - total;
         for prompt in &running {
             let given = plan.iter().find(|c| c.slot == prompt.slot).map_or(0, |c| c.tokens);
-            prop_assert!(given == prompt.remaining || left < page_tokens.min(prompt.remaining - given));
+            let more = prompt.remaining - given;
+            prop_assert!(more == 0 || left < page_tokens.min(more));
         }
     }
 
@@ -152,8 +153,9 @@ proptest! {
             for &slot in &plan.run {
                 let row = rows[slot];
                 let grown = plan.grow.iter().find(|(s, _)| *s == slot).map_or(0, |&(_, n)| n);
-                prop_assert!((row.pages_held + grown) * page_tokens > row.tokens, "no page to write");
-                prop_assert!(grown == 0 || (row.pages_held + grown - 1) * page_tokens <= row.tokens);
+                let pages = row.pages_held + grown;
+                prop_assert!(pages * page_tokens > row.tokens, "no page to write");
+                prop_assert!(grown == 0 || (pages - 1) * page_tokens <= row.tokens);
                 from_room += grown.saturating_sub(row.credit);
             }
             prop_assert!(from_room <= pages);
@@ -173,7 +175,8 @@ proptest! {
     ) {
         let longest = lengths.iter().map(|(prompt, max)| (prompt + max).div_ceil(page_tokens));
         let pool = longest.max().unwrap() + spare;
-        let waiting = lengths.iter().enumerate().map(|(slot, &(prompt, _))| (slot, prompt)).collect();
+        let numbered = lengths.iter().enumerate();
+        let waiting = numbered.map(|(slot, &(prompt, _))| (slot, prompt)).collect();
         let mut batch = Batch { lengths, page_tokens, free: pool, waiting, rows: Vec::new() };
         let mut steps = 0;
         while !batch.waiting.is_empty() || !batch.rows.is_empty() {

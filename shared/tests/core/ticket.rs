@@ -32,6 +32,7 @@ enum Op {
     Close(u64, u64),
     Revoke(u64),
     Cancel(u64),
+    CancelGateway(u64),
     Expire(u64),
     Lost(u64),
     Ended(u64),
@@ -49,6 +50,7 @@ fn op() -> impl Strategy<Value = Op> {
         2 => (ticket(), writer()).prop_map(|(t, w)| Op::Close(t, w)),
         1 => ticket().prop_map(Op::Revoke),
         2 => (0..16_u64).prop_map(Op::Cancel),
+        1 => (0..2_u64).prop_map(Op::CancelGateway),
         1 => (0..6_u64).prop_map(Op::Expire),
         1 => writer().prop_map(Op::Lost),
         1 => writer().prop_map(Op::Ended),
@@ -81,8 +83,12 @@ struct Both {
     now: u64,
 }
 
+fn gateway(of: u64) -> Epoch {
+    Epoch::new(7 + of)
+}
+
 fn request(number: u64) -> RequestId {
-    RequestId::new(Epoch::new(7), number)
+    RequestId::new(gateway(number % 2), number)
 }
 
 impl Both {
@@ -115,6 +121,12 @@ impl Both {
                 assert_eq!(got.map(|load| load.number), expected.map(|line| line.number));
             }
             Op::Cancel(number) => self.cancel(number),
+            Op::CancelGateway(of) => {
+                self.tickets.cancel_gateway(gateway(of));
+                self.lines.retain(|line| line.number % 2 != of || line.phase != Phase::Granted);
+                let ours = |line: &&mut Line| line.number % 2 == of && line.phase == Phase::Opened;
+                self.lines.iter_mut().filter(ours).for_each(|line| line.phase = Phase::Cancelled);
+            }
             Op::Expire(after) => {
                 self.now += after;
                 let (gone, stay): (Vec<_>, Vec<_>) = self
