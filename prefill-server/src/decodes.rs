@@ -7,8 +7,9 @@
 //!    engine is told, and it begins again.
 
 use crate::inbox::{Event, Peer};
+use crate::metrics;
 use kv_transfer::{
-    Answered, Link, PushConfig, Pusher, SelfTest, Sources, TransferError, self_test,
+    Answered, Link, PushConfig, Pusher, Report, SelfTest, Sources, TransferError, self_test,
 };
 use link::{HandshakeError, LinkError, Local, Receiver, Sender, Session, dial};
 use shared::ids::PageId;
@@ -34,6 +35,9 @@ pub(crate) struct Dialler {
     pub(crate) push: PushConfig,
     pub(crate) self_test: SelfTest,
 }
+
+/// A link that works, how it was chosen, and what it reached, MB/s.
+type Tested = (Box<dyn Link>, Report, u64);
 
 /// Why a link is not, or no longer.
 #[derive(Debug, thiserror::Error)]
@@ -77,8 +81,8 @@ impl Dialler {
     async fn serve(&self, session: Session) -> Ended {
         let (epoch, id) = (session.peer.epoch, session.peer.id.clone());
         let (sender, mut receiver) = session.start::<PrefillToDecode, DecodeToPrefill>(OUTBOX);
-        let link = match self.join(&sender, &mut receiver).await {
-            Ok(link) => link,
+        let (link, report, mb_s) = match self.join(&sender, &mut receiver).await {
+            Ok(tested) => tested,
             Err(ended) => return ended,
         };
         let (inbox, broken) = (self.inbox.clone(), Arc::new(Notify::new()));
@@ -95,7 +99,8 @@ impl Dialler {
             Ok(pusher) => Arc::new(pusher),
             Err(error) => return error.into(),
         };
-        tracing::info!(%id, %epoch, "decode joined");
+        tracing::info!(%id, %epoch, transport = %report, mb_s, "decode joined");
+        metrics::joined(self.local.identity.id.as_str(), id.as_str(), report.kind, mb_s);
         let peer = Peer { sender, pusher: pusher.clone() };
         self.tell(Event::PeerUp(epoch, peer)).await;
         let ended = loop {
@@ -123,7 +128,7 @@ impl Dialler {
         &self,
         sender: &Sender<PrefillToDecode>,
         receiver: &mut Receiver<DecodeToPrefill>,
-    ) -> Result<Box<dyn Link>, Ended> {
+    ) -> Result<Tested, Ended> {
         send(sender, PrefillToDecode::Join).await?;
         let offer = match receiver.recv().await? {
             DecodeToPrefill::Offer(offer) => offer,
@@ -138,9 +143,10 @@ impl Dialler {
             DecodeToPrefill::NotJoined { reason } => return Err(Ended::Refused(reason)),
             _ => return Err(out_of_turn("Verdict")),
         };
-        let (link, mb_s) = self.test(answered, verdict, scratch).await?;
+        let tested = self.test(answered, verdict, scratch).await?;
+        let (_, _, mb_s) = tested;
         send(sender, PrefillToDecode::Joined { megabytes_per_second: mb_s }).await?;
-        Ok(link)
+        Ok(tested)
     }
 
     /// Takes the chosen link and measures it. Both ends grant pages for it; with fewer than one
@@ -150,7 +156,7 @@ impl Dialler {
         answered: Answered,
         verdict: Vec<u8>,
         scratch: Vec<PageRun>,
-    ) -> Result<(Box<dyn Link>, u64), Ended> {
+    ) -> Result<Tested, Ended> {
         let (reply, own) = oneshot::channel();
         self.tell(Event::Scratch(SCRATCH_PAGES, reply)).await;
         let own = own.await.unwrap_or_default();
@@ -162,10 +168,7 @@ impl Dialler {
             let source = own.iter().map(Owned::id);
             let pairs: Vec<(PageId, PageId)> = source.zip(target).collect();
             match self_test(&mut *link, &pairs, page_bytes, test) {
-                Ok(measured) => {
-                    tracing::info!(transport = %report, mb_s = measured.mb_s, "transport tested");
-                    Ok((link, measured.mb_s))
-                }
+                Ok(measured) => Ok((link, report, measured.mb_s)),
                 Err(error) => {
                     drop(link.close());
                     Err(error)

@@ -1,10 +1,21 @@
 //! What a prefill server counts; names and help are in `shared::metrics`.
 
+use kv_transfer::Kind;
 use metrics::{Label, counter, gauge, histogram};
 use shared::metrics as names;
 use shared::pool::Counts;
 use shared::wire::messages::{Load, PrefillTimes};
 use std::time::Duration;
+
+/// A decode server was joined by this transport, which reached so much in its self-test.
+pub(crate) fn joined(server: &str, peer: &str, transport: Kind, mb_s: u64) {
+    let labels = vec![
+        Label::new("server", server.to_owned()),
+        Label::new("peer", peer.to_owned()),
+        Label::new("transport", transport.to_string()),
+    ];
+    gauge!(names::BANDWIDTH, labels).set(mb_s as f64 * 1e6);
+}
 
 /// Counts for one server: `server` is its label.
 #[derive(Debug)]
