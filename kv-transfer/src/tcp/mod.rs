@@ -6,8 +6,8 @@
 //! 3. Pieces go to whichever stream takes more; a flush is a mark on every stream, acknowledged by
 //!    the receiver after everything before it was written. Nothing is compressed, encrypted or
 //!    checksummed here: landing compares checksums where that is wanted.
-//! 4. Revoking takes the session's write lock, which the receivers hold for reading around every
-//!    write to the pool, and shuts the sockets down: after it returns nothing is written.
+//! 4. Revoking takes the session's lock, which the receivers hold around every write to the pool,
+//!    and shuts the sockets down: after it returns nothing is written.
 //!
 //! A hostile peer without the secret gets a closed connection; with it, at most its session ended:
 //! frames are fixed-size, checked against the pool before a byte of them is read, and payloads

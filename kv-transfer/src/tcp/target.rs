@@ -13,7 +13,7 @@ use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
@@ -66,8 +66,9 @@ struct Sessions {
 
 struct Session {
     secret: [u8; 32],
-    /// Whether writes are allowed; held for reading around every write to the pool.
-    live: RwLock<bool>,
+    /// Whether writes are allowed; held around every write to the pool, which also keeps two
+    /// streams from writing neighbouring bytes of one page at once, a conflict to the store.
+    live: Mutex<bool>,
     /// A second handle of each stream that has joined, to shut it down by.
     sockets: Mutex<[Option<TcpStream>; STREAMS as usize]>,
 }
@@ -133,7 +134,7 @@ impl Target for TcpTarget {
         sessions.last += 1;
         let session = SessionId::new(sessions.last);
         let sockets = Mutex::new([const { None }; STREAMS as usize]);
-        let entry = Session { secret, live: RwLock::new(true), sockets };
+        let entry = Session { secret, live: Mutex::new(true), sockets };
         sessions.open.insert(session, Arc::new(entry));
         let (geometry, pages) = (*self.shared.store.geometry(), self.shared.store.pages());
         let mut writer = Writer::default();
@@ -184,7 +185,7 @@ impl Drop for TcpTarget {
 impl Shared {
     fn end(&self, session: SessionId) {
         let Some(ended) = lock(&self.sessions).open.remove(&session) else { return };
-        *ended.live.write().unwrap_or_else(PoisonError::into_inner) = false;
+        *lock(&ended.live) = false;
         for socket in lock(&ended.sockets).iter().flatten() {
             // An error means that the connection is gone already.
             let _ = socket.shutdown(Shutdown::Both);
@@ -323,7 +324,7 @@ fn land(shared: &Shared, session: &Session, socket: &mut TcpStream) -> Result<()
 }
 
 fn write(shared: &Shared, session: &Session, at: u64, bytes: &[u8]) -> Result<(), TransferError> {
-    let live = session.live.read().unwrap_or_else(PoisonError::into_inner);
+    let live = lock(&session.live);
     if !*live {
         return Err(TransferError::Closed);
     }

@@ -6,6 +6,7 @@ use proptest::test_runner::{Config, TestRunner};
 use proptest::{collection::vec, prelude::*};
 use shared::ids::PageId;
 use shared::kv::PageStore;
+use std::collections::HashSet;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
@@ -48,12 +49,21 @@ fn random_puts(kind: Kind) {
     runner
         .run(&puts, |puts| {
             let (mut link, mut model) = (link.borrow_mut(), model.borrow_mut());
-            let mut ids = Vec::new();
+            let (mut ids, mut events, mut touched) =
+                (Vec::new(), Vec::new(), HashSet::<u32>::new());
             for (number, (runs, (first, count), all)) in puts.into_iter().enumerate() {
-                let pages: Vec<(u32, u32)> = runs
+                let mut pages: Vec<(u32, u32)> = runs
                     .iter()
                     .flat_map(|&(s, t, n)| (0..n).map(move |i| (s + i, t + i)))
                     .collect();
+                // One writer a target page between flushes that have ended.
+                let mut unique = HashSet::new();
+                pages.retain(|&(_, to)| unique.insert(to));
+                if !touched.is_disjoint(&unique) {
+                    events.extend(drive(link.as_mut()).unwrap());
+                    touched.clear();
+                }
+                touched.extend(unique);
                 let last = (first + count).min(GEOMETRY.layers);
                 let bytes = if all { 0..page } else { GEOMETRY.layers_range(&(first..last)) };
                 for &(from, to) in &pages {
@@ -65,7 +75,7 @@ fn random_puts(kind: Kind) {
                 link.flush(OpId::new(id + 1));
                 ids.extend([id, id + 1]);
             }
-            let events = drive(link.as_mut()).unwrap();
+            events.extend(drive(link.as_mut()).unwrap());
             let mut got: Vec<u64> = events.iter().map(|event| event.id().get()).collect();
             got.sort_unstable();
             prop_assert_eq!(got, ids);
