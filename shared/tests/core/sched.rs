@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 use shared::sched::budget::TokenBudget;
-use shared::sched::decode::{Room, Running, admit_credit, fits_pool, headroom, plan};
+use shared::sched::decode::{DecodePlan, Room, Running, admit_credit, fits_pool, headroom, plan};
 use shared::sched::prefill::{Candidate, PrefillPolicy, Prefilling, STARVE_AFTER, chunks, order};
 
 fn candidate(arrival: u64, matched: u32) -> Candidate {
@@ -212,6 +212,16 @@ proptest! {
         }
         prop_assert_eq!(told, asked);
     }
+}
+
+#[test]
+fn the_oldest_row_waits_for_pages_in_tickets_and_is_not_retracted() {
+    let row = Running { slot: 7, arrival: 1, tokens: 8, pages_held: 2, credit: 0 };
+    let room = |pages| Room { pages, rows: 4, page_tokens: 4 };
+    assert_eq!(plan(&[row], room(0)), DecodePlan::default());
+    let grown = DecodePlan { run: vec![7], grow: vec![(7, 1)], retract: vec![] };
+    assert_eq!(plan(&[row], room(1)), grown);
+    assert_eq!(plan(&[Running { credit: 1, ..row }], room(0)), grown);
 }
 
 /// Each needs the whole pool in the end: found by `every_row_finishes` when a retracted row could
