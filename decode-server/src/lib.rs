@@ -15,10 +15,10 @@ mod step;
 
 use inbox::{Event, INBOX};
 use kv_transfer::loopback::Hub;
+use link::shutdown::Shutdown;
 use peers::Door;
 use role::core::{Core, StartError};
 use role::settings::Config;
-use role::shutdown::Shutdown;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;

@@ -3,9 +3,10 @@
 
 use clap::Parser;
 use decode_server::DecodeError;
+use link::shutdown;
 use role::core::StartError;
+use role::logs;
 use role::settings::Settings;
-use role::{logs, shutdown};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use tokio::sync::oneshot;
@@ -40,12 +41,6 @@ async fn run(arguments: Arguments) -> Result<(), DecodeError> {
     if let Some(address) = config.admin {
         link::admin::serve(address).await.map_err(StartError::from)?;
     }
-    let (trigger, shutdown) = shutdown::pair();
-    tokio::spawn(async move {
-        if let Err(error) = shutdown::signalled().await {
-            tracing::error!(%error, "no signal handlers");
-        }
-        trigger.pull();
-    });
+    let shutdown = shutdown::on_signal().map_err(StartError::from)?;
     decode_server::run(config, None, oneshot::channel().0, shutdown).await
 }

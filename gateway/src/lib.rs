@@ -31,3 +31,4 @@ pub mod http;
 pub mod calls;
 pub mod control;
 pub mod serve;
+pub mod start;

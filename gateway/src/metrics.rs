@@ -2,24 +2,8 @@
 
 use crate::transcript::Usage;
 use metrics::{counter, gauge, histogram};
-use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 use shared::metrics as names;
 use std::time::Instant;
-
-/// Installs the process's recorder; call it once a process, before anything is counted.
-///
-/// # Errors
-/// A recorder is installed already.
-pub fn install() -> Result<PrometheusHandle, BuildError> {
-    let mut builder = PrometheusBuilder::new();
-    for metric in names::ALL.iter().filter(|metric| metric.kind == names::Kind::Histogram) {
-        let name = Matcher::Full(metric.name.to_owned());
-        builder = builder.set_buckets_for_metric(name, names::SECONDS_BUCKETS)?;
-    }
-    let handle = builder.install_recorder()?;
-    names::describe_all();
-    Ok(handle)
-}
 
 /// Counts an HTTP answer.
 pub fn answered(route: &str, code: u16) {

@@ -2,10 +2,11 @@
 #![forbid(unsafe_code)]
 
 use clap::Parser;
+use link::shutdown;
 use prefill_server::PrefillError;
 use role::core::StartError;
+use role::logs;
 use role::settings::Settings;
-use role::{logs, shutdown};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use tokio::sync::oneshot;
@@ -40,12 +41,6 @@ async fn run(arguments: Arguments) -> Result<(), PrefillError> {
     if let Some(address) = config.admin {
         link::admin::serve(address).await.map_err(StartError::from)?;
     }
-    let (trigger, shutdown) = shutdown::pair();
-    tokio::spawn(async move {
-        if let Err(error) = shutdown::signalled().await {
-            tracing::error!(%error, "no signal handlers");
-        }
-        trigger.pull();
-    });
+    let shutdown = shutdown::on_signal().map_err(StartError::from)?;
     prefill_server::run(config, None, oneshot::channel().0, shutdown).await
 }

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod model;
+mod one_process;
 mod up;
 
 use std::process::ExitCode;
@@ -19,6 +20,7 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     Up(up::UpOptions),
+    Ring(one_process::RingCommand),
     /// Fetch a model, or say what one is.
     #[command(subcommand)]
     Model(model::ModelCommand),
@@ -27,6 +29,7 @@ enum Command {
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().command {
         Command::Up(options) => up::run(&options),
+        Command::Ring(command) => command.run(),
         Command::Model(command) => command.run().map(|()| ExitCode::SUCCESS),
     };
     outcome.unwrap_or_else(|error| {

@@ -17,6 +17,7 @@ mod fleet;
 mod identity;
 mod interrupt;
 mod options;
+mod pairs;
 mod process;
 mod ready;
 mod run_folder;
@@ -121,7 +122,9 @@ fn bring_up(
     if !ready::wait(&fleet.url, servers, interrupt)? {
         return Ok(Up::Interrupted);
     }
-    println!("{}", fleet.ring_line());
+    for pair in fleet.pairs() {
+        println!("{pair}");
+    }
     ask::ask(&fleet.url, &fleet.model_name, &options.question).context("ask the ring")?;
     Ok(Up::Answered)
 }

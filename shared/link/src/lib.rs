@@ -13,6 +13,7 @@ pub mod admin;
 mod connection;
 mod handshake;
 pub mod identity;
+pub mod shutdown;
 mod stop;
 
 pub use connection::{LinkError, Receiver, SendError, Sender, Timing};

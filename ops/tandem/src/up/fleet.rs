@@ -7,6 +7,7 @@ use anyhow::Context;
 use serde::Serialize;
 
 use super::options::{Dtype, Transport, UpOptions};
+use super::pairs;
 
 /// The processes in the order in which they start: decode, prefill, gateway.
 pub struct Fleet {
@@ -70,6 +71,9 @@ pub struct OneProcessFile {
     dtype: Dtype,
 }
 
+/// What `auto` prefers on one machine.
+const BEST: &str = "ucx";
+
 /// A drain ends before this command loses patience with it.
 const DRAIN_SECONDS: u64 = 8;
 
@@ -115,21 +119,22 @@ impl Fleet {
         Ok(Self { servers, url, model_name, transport: options.transport })
     }
 
-    /// One line: who passes pages to whom.
-    pub fn ring_line(&self) -> String {
-        let names = |role: &str| -> Vec<&str> {
-            let names = self.servers.iter().map(|server| server.name.as_str());
-            names.filter(|name| name.starts_with(role)).collect()
-        };
-        match names("prefill").as_slice() {
-            [] => "gateway, prefill and decode in one process".to_owned(),
-            prefill => format!(
-                "gateway → {} ══{:?}══► {}",
-                prefill.join(" + "),
-                self.transport,
-                names("decode").join(" + ")
-            ),
+    /// How pages travel, a line for each pair of servers; once the ring is ready.
+    pub fn pairs(&self) -> Vec<String> {
+        let prefill = self.servers.iter().filter_map(|server| match &server.role {
+            Role::Server(file) if !file.decode.is_empty() => Some((&server.name, file.admin)),
+            _ => None,
+        });
+        let mut lines = Vec::new();
+        for (name, admin) in prefill {
+            for pair in pairs::of(&admin.to_string()) {
+                let chosen = self.transport == Transport::Auto && pair.transport != BEST;
+                let why =
+                    if chosen { format!(" (why not {BEST}: {name}.log)") } else { String::new() };
+                lines.push(format!("{pair}{why}"));
+            }
         }
+        lines
     }
 }
 

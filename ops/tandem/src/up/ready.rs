@@ -11,7 +11,7 @@ use super::process::Servers;
 /// Weights of a large model come from a cold disk within this time.
 const READY_MAX: Duration = Duration::from_secs(600);
 const ASK_EVERY: Duration = Duration::from_millis(100);
-const REPLY_MAX: Duration = Duration::from_secs(2);
+pub const REPLY_MAX: Duration = Duration::from_secs(2);
 
 /// What the gateway may say about itself is cut to this many bytes.
 const REPLY_BYTES_MAX: u64 = 4096;

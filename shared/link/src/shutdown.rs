@@ -1,4 +1,4 @@
-//! When to drain: SIGTERM or SIGINT, or a word from whoever runs the role in its own process.
+//! When to drain: SIGTERM or SIGINT, or a word from whoever runs several roles in one process.
 
 use std::io;
 use tokio::signal::unix::{SignalKind, signal};
@@ -32,15 +32,20 @@ impl Shutdown {
     }
 }
 
-/// Returns at the first SIGTERM or SIGINT. Must be called within a tokio runtime.
+/// What the first SIGTERM or SIGINT of this process triggers. Must be called within a tokio
+/// runtime.
 ///
 /// # Errors
 /// If the handlers cannot be installed.
-pub async fn signalled() -> io::Result<()> {
+pub fn on_signal() -> io::Result<Shutdown> {
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    tokio::select! {
-        _ = term.recv() => {}
-        _ = int.recv() => {}
-    }
-    Ok(())
+    let (trigger, shutdown) = pair();
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = term.recv() => {}
+            _ = int.recv() => {}
+        }
+        trigger.pull();
+    });
+    Ok(shutdown)
 }

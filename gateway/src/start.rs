@@ -1,0 +1,61 @@
+//! From a config to a gateway that serves, until it is told to drain.
+
+use crate::config::{Config, ConfigError, Settings};
+use crate::fleet::{FleetConfig, Ring};
+use crate::http::App;
+use crate::model::Model;
+use crate::serve;
+use link::shutdown::Shutdown;
+use shared::wire::handshake::{RingKey, Role};
+use std::error::Error;
+use std::path::Path;
+use std::sync::Arc;
+use tokio::net::TcpListener;
+
+/// Settings from a TOML file.
+///
+/// # Errors
+/// The file cannot be read, or a key or value in it does not fit.
+pub fn settings(path: &Path) -> Result<Settings, Box<dyn Error + Send + Sync>> {
+    let named = |reason: &dyn std::fmt::Display| format!("{}: {reason}", path.display());
+    let text = std::fs::read_to_string(path).map_err(|err| named(&err))?;
+    Ok(Settings::from_toml_str(&text).map_err(|err: ConfigError| named(&err))?)
+}
+
+/// Runs a gateway until `shutdown`, then drains. Installs the process's metrics recorder. Must be
+/// called within a tokio runtime.
+///
+/// # Errors
+/// It cannot start: the port, the model's files, the ring's key.
+pub async fn run(
+    config: Config,
+    mut shutdown: Shutdown,
+) -> Result<(), Box<dyn Error + Send + Sync>> {
+    let metrics = link::admin::install()?;
+    let listener = TcpListener::bind(config.listen).await?;
+    let model = Model::load(&config)?;
+    let ring = Ring::start(fleet(&config)?);
+    tracing::info!(listen = %listener.local_addr()?, model = model.served_name, "listening");
+    let app = App::new(ring, model, config.http, metrics, config.api_key.as_deref());
+    let cut = serve::serve(listener, Arc::new(app), shutdown.wait()).await;
+    if cut > 0 {
+        tracing::warn!(connections = cut, "the drain ran out of time; they were cut");
+    }
+    Ok(())
+}
+
+fn fleet(config: &Config) -> Result<FleetConfig, Box<dyn Error + Send + Sync>> {
+    let path = config.key_file.as_deref().ok_or("`key_file` is not set; every ring has a key")?;
+    let named = |reason: &dyn std::fmt::Display| format!("{}: {reason}", path.display());
+    let hex = std::fs::read_to_string(path).map_err(|err| named(&err))?;
+    Ok(FleetConfig {
+        identity: link::identity::draw(Role::Gateway, config.id.clone())?,
+        key: RingKey::from_hex(&hex).map_err(|err| named(&err))?,
+        prefill: config.prefill.clone(),
+        decode: config.decode.clone(),
+        max_queued: config.max_queued,
+        retries: config.retries,
+        timing: config.timing,
+        deadlines: config.deadlines,
+    })
+}
