@@ -172,10 +172,6 @@ impl Ops for Cpu {
             self.level.run(Norm { x, delta, gain, eps, out });
         };
         match args.delta.map(|delta| delta.rows(args.rows).chunks(item)) {
-            _ if args.rows == 0 => {}
-            Some(delta) if item >= args.rows * width => {
-                x.zip(out).zip(delta).for_each(|(at, delta)| norm(at, Some(delta)));
-            }
             Some(delta) => {
                 self.pool.for_each(x.zip(out).zip(delta), |(at, delta)| norm(at, Some(delta)));
             }

@@ -61,14 +61,19 @@ fn step<S: Simd, E: Element, const M: usize>(
 #[inline(always)]
 pub fn store<S: Simd>(simd: S, sums: [S::V; 2], out: &mut [f32]) {
     if let Ok(out) = <&mut [f32; GROUP]>::try_from(&mut *out) {
-        let (halves, _) = out.as_chunks_mut::<LANES>();
-        simd.store(sums[0], &mut halves[0]);
-        simd.store(sums[1], &mut halves[1]);
+        store_all(simd, sums, out);
     } else {
         let mut all = [0.0; GROUP];
-        store(simd, sums, &mut all);
+        store_all(simd, sums, &mut all);
         out.copy_from_slice(&all[..out.len()]);
     }
+}
+
+#[inline(always)]
+fn store_all<S: Simd>(simd: S, sums: [S::V; 2], out: &mut [f32; GROUP]) {
+    let (halves, _) = out.as_chunks_mut::<LANES>();
+    simd.store(sums[0], &mut halves[0]);
+    simd.store(sums[1], &mut halves[1]);
 }
 
 /// Rows of blocks: as few blocks as cover `rows`, filled evenly.

@@ -3,7 +3,7 @@
 //!
 //! Work is dealt in runs of panels, small enough to stay in the second-level cache while the row
 //! blocks pass over them, so with few rows a thread streams its weights at memory speed and with
-//! many it computes from cache.
+//! many it computes from cache. Runs shrink towards the end, so that the threads end together.
 
 use super::element::{Element, GROUP};
 use super::gemm::{BLOCK, block, block_rows, pack_rows, store};
@@ -12,8 +12,8 @@ use super::pool::Pool;
 use super::simd::{Kernel, Level, Simd};
 use super::tile::Tile;
 
-/// Bytes of weights of one work item.
-const ITEM_BYTES: usize = 128 << 10;
+/// Bytes of weights of one work item, at most: half of a second-level cache.
+const ITEM_BYTES: usize = 256 << 10;
 
 /// What a product reads.
 pub struct Product<'a, E> {
@@ -41,11 +41,33 @@ pub fn linear<E: Element>(pool: &Pool, level: Level, product: &Product<'_, E>, o
         pack_rows(product.x, weight.cols, size, &mut packed);
         &packed
     };
-    let panels = (ITEM_BYTES / (weight.cols * GROUP * size_of::<E>())).max(1);
-    let items = out.columns(panels * GROUP).enumerate();
-    pool.for_each(items, |(index, out)| {
-        level.run(Item { weight, bias: product.bias, x, size, first: index * panels, out });
+    let most = (ITEM_BYTES / (weight.cols * GROUP * size_of::<E>())).max(1);
+    let items = Runs { out, next: 0, most, shares: 4 * pool.threads() };
+    pool.for_each(items, |(first, out)| {
+        level.run(Item { weight, bias: product.bias, x, size, first, out });
     });
+}
+
+/// Deals columns of `out` in runs of whole panels, with the number of each run's first panel.
+struct Runs<'a> {
+    out: Tile<'a>,
+    /// First panel not dealt yet.
+    next: usize,
+    /// Panels of a run, at most.
+    most: usize,
+    /// A run is this part of what is left.
+    shares: usize,
+}
+
+impl<'a> Iterator for Runs<'a> {
+    type Item = (usize, Tile<'a>);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let left = self.out.width().div_ceil(GROUP);
+        let (first, panels) = (self.next, left.div_ceil(self.shares).min(self.most));
+        self.next += panels;
+        (left > 0).then(|| (first, self.out.take_columns(panels * GROUP)))
+    }
 }
 
 /// A run of panels times all rows.

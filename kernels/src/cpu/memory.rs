@@ -208,6 +208,20 @@ impl PageMemory {
         }
     }
 
+    /// Lends `range` of a page's bytes to `with` as slices in order, one a part.
+    ///
+    /// # Panics
+    /// If page or range are out of bounds, or a part is being written.
+    pub fn lend(&self, page: u32, range: Range<usize>, with: &mut dyn FnMut(&[&[u8]])) {
+        let parts: Vec<_> = self
+            .parts_of(page, range)
+            .map(|(part, inner)| (self.part(page, part), inner))
+            .collect();
+        let slices: Vec<_> =
+            parts.iter().map(|(part, inner)| &part.bytes()[inner.clone()]).collect();
+        with(&slices);
+    }
+
     /// Copies `from` over `range` of a page's bytes.
     ///
     /// # Panics
@@ -344,6 +358,9 @@ mod tests {
             pages.read(1, 0..128, &mut all);
             let expect = |i| if (start..end).contains(&i) { i as u8 + 1 } else { 0 };
             assert_eq!(all, (0..128).map(expect).collect::<Vec<_>>(), "{start}..{end}");
+            let mut lent = Vec::new();
+            pages.lend(1, start..end, &mut |slices| lent = slices.concat());
+            assert_eq!(lent, data, "{start}..{end}");
             pages.write(1, 0..128, &[0; 128]);
         }
         for other in [0, 2] {

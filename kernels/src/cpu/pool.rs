@@ -1,40 +1,46 @@
-//! A small fork-join pool: some 150 joins a token must cost little.
+//! A small fork-join pool: some 150 joins a token must cost little, on a busy machine too.
 //!
-//! 1. The caller publishes a job and bumps the generation; workers that parked are woken.
-//! 2. The caller runs the job too. A job takes work items until none is left.
-//! 3. A worker that is done decrements `pending`; the last one wakes the caller.
-//! 4. Workers spin briefly for the next generation, then park, so that an idle server idles.
+//! 1. The caller publishes a job, opens it, and runs it itself. A job takes work items until none
+//!    is left.
+//! 2. A worker that comes by while the job is open enters it, runs it, and leaves.
+//! 3. When the caller is done, it closes the job and waits for those inside. A worker that the
+//!    system did not schedule in time has missed the job and holds nobody up.
+//! 4. Workers spin briefly for the next job, then park, so that an idle server idles.
 //!
-//! **Invariant:** [`Pool::run`] does not return, by value or by panic, before every worker has left
-//! the job: the job borrows the caller's stack.
+//! **Invariant:** [`Pool::run`] does not return, by value or by panic, before the job is closed and
+//! every worker has left it: the job borrows the caller's stack.
 #![expect(unsafe_code, reason = "fence: the job's borrow is erased while workers run it")]
 
 use std::cell::UnsafeCell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle, Thread};
 
-/// Polls of a flag before a thread parks: some 30 µs, longer than the gap between two ops.
+/// Polls of a flag before a thread parks: some 50 µs, longer than the gap between two ops.
 const SPINS: u32 = 4_000;
 
 type Job = *const (dyn Fn() + Sync);
 
+/// Low half of the state: the job may be entered.
+const OPEN: u64 = 1 << 31;
+/// Low half of the state, below [`OPEN`]: workers inside.
+const INSIDE: u64 = OPEN - 1;
+/// The state that ends the workers.
+const STOP: u64 = u64::MAX;
+
 struct Shared {
-    /// Number of the current job; `STOP` ends the workers.
-    generation: AtomicU64,
-    /// Written by the caller before a new generation, read by workers after it.
+    /// Upper half: number of the job. Lower half: [`OPEN`] and how many workers are inside.
+    state: AtomicU64,
+    /// The job and who waits for it. Written while closed and empty, read by those inside.
     job: UnsafeCell<Option<(Job, Thread)>>,
-    /// Workers that have not finished the current job.
-    pending: AtomicUsize,
-    /// A worker's job panicked.
+    /// The job panicked on a worker.
     panicked: AtomicBool,
 }
 
-const STOP: u64 = u64::MAX;
-
-// SAFETY: `job` is written only while `pending == 0`, that is, when no worker reads it; the
-// generation's release and acquire order the write before the reads.
+// SAFETY: `job` is written only when the state is closed with nobody inside, and read only by a
+// worker inside; entering (acquire) is ordered after opening (release), the next write after
+// leaving (release, seen by the caller's acquire).
 unsafe impl Sync for Shared {}
 // SAFETY: the pointer in `job` is to a `Sync` closure, and is only used while `run` keeps it alive.
 unsafe impl Send for Shared {}
@@ -43,8 +49,8 @@ unsafe impl Send for Shared {}
 pub struct Pool {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
-    /// Held for the length of a job: one at a time.
-    entry: Mutex<u64>,
+    /// Held for the length of a job: one at a time. The number of jobs so far.
+    entry: Mutex<u32>,
 }
 
 impl Pool {
@@ -52,9 +58,8 @@ impl Pool {
     /// thread, the pool is smaller.
     pub fn new(threads: usize) -> Self {
         let shared = Arc::new(Shared {
-            generation: AtomicU64::new(0),
+            state: AtomicU64::new(0),
             job: UnsafeCell::new(None),
-            pending: AtomicUsize::new(0),
             panicked: AtomicBool::new(false),
         });
         let spawn = |i| {
@@ -65,13 +70,13 @@ impl Pool {
         Self { shared, workers, entry: Mutex::new(0) }
     }
 
-    /// Threads that run a job.
+    /// Threads that may run a job.
     pub fn threads(&self) -> usize {
         self.workers.len() + 1
     }
 
-    /// Runs `job` once on every thread, and returns when all have returned. Must not be called from
-    /// within a job.
+    /// Runs `job` on the caller and, at most once each, on the workers that are free before the
+    /// caller has finished it; returns when all of them have. Must not be called from within a job.
     ///
     /// # Panics
     /// If the job panicked on any thread.
@@ -79,34 +84,38 @@ impl Pool {
         if self.workers.is_empty() {
             return job();
         }
-        let mut generation = self.entry.lock().unwrap_or_else(PoisonError::into_inner);
-        // SAFETY: only the lifetime is erased; workers use the pointer before `pending` is 0, and
-        // this function waits for that below on every path.
+        let mut number = self.entry.lock().unwrap_or_else(PoisonError::into_inner);
+        // SAFETY: only the lifetime is erased; workers use the pointer while inside, and this
+        // function waits below, on every path, until nobody is and nobody can be.
         let erased: Job = unsafe { std::mem::transmute::<&(dyn Fn() + Sync), Job>(job) };
-        // SAFETY: `pending` is 0 (the previous `run` waited for it), so no worker reads `job`.
+        // SAFETY: the previous `run` left the state closed and empty, so no worker reads `job`.
         unsafe { *self.shared.job.get() = Some((erased, thread::current())) };
-        self.shared.pending.store(self.workers.len(), Ordering::Relaxed);
-        *generation += 1;
-        self.shared.generation.store(*generation, Ordering::Release);
+        *number = number.wrapping_add(1) & (u32::MAX >> 1);
+        self.shared.state.store(u64::from(*number) << 32 | OPEN, Ordering::Release);
         for worker in &self.workers {
             worker.thread().unpark();
         }
         let own = catch_unwind(AssertUnwindSafe(job));
-        wait(|| self.shared.pending.load(Ordering::Acquire) == 0);
-        drop(generation);
+        self.shared.state.fetch_and(!OPEN, Ordering::AcqRel);
+        wait(|| self.shared.state.load(Ordering::Acquire) & INSIDE == 0);
+        let panicked = self.shared.panicked.swap(false, Ordering::Relaxed);
+        drop(number);
         if let Err(panic) = own {
             resume_unwind(panic);
         }
-        let panicked = self.shared.panicked.swap(false, Ordering::Relaxed);
         assert!(!panicked, "a kernel panicked on a worker thread; its message is above");
     }
 
-    /// Calls `f` once with each item, spread over the threads as they come free.
+    /// Calls `f` once with each item, spread over the threads as they come free. One item, or none,
+    /// is the caller's own.
     pub fn for_each<I>(&self, items: I, f: impl Fn(I::Item) + Sync)
     where
         I: Iterator + Send,
         I::Item: Send,
     {
+        if items.size_hint().1.is_some_and(|most| most <= 1) {
+            return items.for_each(f);
+        }
         let items = Mutex::new(items);
         self.run(&|| {
             loop {
@@ -120,7 +129,7 @@ impl Pool {
 
 impl Drop for Pool {
     fn drop(&mut self) {
-        self.shared.generation.store(STOP, Ordering::Release);
+        self.shared.state.store(STOP, Ordering::Release);
         for worker in self.workers.drain(..) {
             worker.thread().unpark();
             // A worker catches its jobs' panics, so it can only end well.
@@ -145,21 +154,31 @@ fn wait(ready: impl Fn() -> bool) {
 fn work(shared: &Shared) {
     let mut seen = 0;
     loop {
-        wait(|| shared.generation.load(Ordering::Acquire) != seen);
-        seen = shared.generation.load(Ordering::Acquire);
-        if seen == STOP {
+        wait(|| shared.state.load(Ordering::Acquire) >> 32 != seen);
+        let state = shared.state.load(Ordering::Acquire);
+        if state == STOP {
             return;
         }
-        // SAFETY: the acquire above saw this generation, so the job's write is visible, and it is
-        // not written again before this worker's decrement below.
+        if state & OPEN == 0 {
+            seen = state >> 32;
+            continue;
+        }
+        let entered =
+            shared.state.compare_exchange(state, state + 1, Ordering::Acquire, Ordering::Relaxed);
+        if entered.is_err() {
+            continue;
+        }
+        seen = state >> 32;
+        // SAFETY: this worker is inside an open job, so the cell is set and not written.
         let (job, caller) =
-            unsafe { (*shared.job.get()).clone() }.expect("set before a generation");
-        // SAFETY: the caller waits in `run` until `pending` is 0, so the job is alive.
+            unsafe { (*shared.job.get()).clone() }.expect("set before it is opened");
+        // SAFETY: the caller stays in `run`, where the job is borrowed, until this worker leaves.
         let job = unsafe { &*job };
         if catch_unwind(AssertUnwindSafe(job)).is_err() {
             shared.panicked.store(true, Ordering::Relaxed);
         }
-        if shared.pending.fetch_sub(1, Ordering::AcqRel) == 1 {
+        let left = shared.state.fetch_sub(1, Ordering::AcqRel);
+        if left & OPEN == 0 && left & INSIDE == 1 {
             caller.unpark();
         }
     }
@@ -168,6 +187,7 @@ fn work(shared: &Shared) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::atomic::AtomicUsize;
 
     #[test]
     fn every_item_is_visited_once() {

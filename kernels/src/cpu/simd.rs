@@ -4,8 +4,8 @@
 //! `#[inline(always)]`; [`Level::run`] compiles it into a function with the features enabled.
 //! Loads and stores take arrays by reference, so no kernel does pointer arithmetic.
 //!
-//! **Invariant:** an [`Avx2`] exists only where detection saw AVX2 and FMA. That proof is what every
-//! intrinsic here rests on.
+//! **Invariant:** an [`Avx2`] exists only where detection saw AVX2 and FMA. Every intrinsic here
+//! rests on that proof.
 #![expect(unsafe_code, reason = "the SIMD fence: intrinsics behind a proof of their features")]
 
 use half::bf16;

@@ -68,21 +68,25 @@ impl Kernel for Terms<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) -> f32 {
-        let (max, scale) = (simd.splat(self.max), simd.splat(self.scale));
-        let terms = |x: &[f32; LANES]| simd.exp(simd.mul(simd.sub(simd.load(x), max), scale));
+        let by = (simd.splat(self.max), simd.splat(self.scale));
         let (lanes, rest) = self.x.as_chunks::<LANES>();
         let (outs, out_rest) = self.out.as_chunks_mut::<LANES>();
         let mut sums = simd.splat(0.0);
         for (x, out) in lanes.iter().zip(outs) {
-            let terms = terms(x);
+            let terms = terms(simd, x, by);
             sums = simd.add(sums, terms);
             simd.store(terms, out);
         }
         let mut last = [self.max; LANES];
         last[..rest.len()].copy_from_slice(rest);
         let mut tail = [0.0; LANES];
-        simd.store(terms(&last), &mut tail);
+        simd.store(terms(simd, &last, by), &mut tail);
         out_rest.copy_from_slice(&tail[..rest.len()]);
         simd.sum(sums) + out_rest.iter().sum::<f32>()
     }
+}
+
+#[inline(always)]
+fn terms<S: Simd>(simd: S, x: &[f32; LANES], (max, scale): (S::V, S::V)) -> S::V {
+    simd.exp(simd.mul(simd.sub(simd.load(x), max), scale))
 }

@@ -38,11 +38,6 @@ pub fn geometry(
     page_tokens: u32,
     dtype: KvDtype,
 ) -> Result<KvGeometry, LoadError> {
-    let unsupported = |field, value: &dyn ToString, want: &str| LoadError::Unsupported {
-        field,
-        value: value.to_string(),
-        want: want.to_owned(),
-    };
     if !config.head_dim.is_multiple_of(16) {
         return Err(unsupported("head_dim", &config.head_dim, "a multiple of 16"));
     }
@@ -53,6 +48,10 @@ pub fn geometry(
         None => Ok(geometry),
         Some(why) => Err(unsupported("page_tokens", &page_tokens, why)),
     }
+}
+
+fn unsupported(field: &'static str, value: &dyn ToString, want: &str) -> LoadError {
+    LoadError::Unsupported { field, value: value.to_string(), want: want.to_owned() }
 }
 
 /// A model, its pages and its threads.
@@ -84,6 +83,9 @@ impl CpuEngine {
         let EngineConfig { dtype, pages, page_tokens, threads, memory } = config;
         let model_config = checkpoint.config();
         let geometry = geometry(model_config, page_tokens, dtype)?;
+        if pages == 0 {
+            return Err(unsupported("pages", &pages, "at least one; give the pool more memory"));
+        }
         let kv = Arc::new(KvMemory::new(geometry, pages, memory)?);
         let threads = threads
             .or_else(|| std::thread::available_parallelism().ok().map(usize::from))
