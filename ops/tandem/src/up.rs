@@ -27,8 +27,6 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::Context;
-
 pub use self::options::UpOptions;
 
 use self::fleet::Fleet;
@@ -125,7 +123,12 @@ fn bring_up(
     for pair in fleet.pairs() {
         println!("{pair}");
     }
-    ask::ask(&fleet.url, &fleet.model_name, &options.question).context("ask the ring")?;
+    let asked = ask::ask(&fleet.url, &fleet.model_name, &options.question);
+    // A broken answer has a cause, and a dead server's log knows it better.
+    asked.map_err(|error| match servers.report_of_a_death() {
+        Some(report) => error.context(report),
+        None => error.context("ask the ring"),
+    })?;
     Ok(Up::Answered)
 }
 

@@ -75,6 +75,11 @@ impl<'f> Servers<'f> {
         Some(report)
     }
 
+    /// What each server last wrote.
+    pub fn log_tails(&self) -> Vec<String> {
+        self.running.iter().map(|server| self.folder.log_tail(&server.name)).collect()
+    }
+
     /// Lets the servers live on after this process.
     pub fn leave_running(mut self) {
         self.running.clear();
