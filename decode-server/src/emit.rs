@@ -20,7 +20,7 @@ fn add(have: &mut Vec<Emitted>, more: Emitted) {
     match have.iter_mut().find(|emitted| emitted.key == more.key) {
         Some(emitted) => {
             emitted.tokens.extend(more.tokens);
-            emitted.end = more.end;
+            emitted.finish = more.finish;
         }
         None => have.push(more),
     }
@@ -31,15 +31,15 @@ mod tests {
     use super::*;
     use shared::ids::{Attempt, Epoch, RequestId, TokenId};
     use shared::request::{Finish, Token};
-    use shared::wire::messages::{End, Load, RequestKey};
+    use shared::wire::messages::{Load, RequestKey};
 
     fn tokens(request: u64, ids: &[u32], end: bool) -> DecodeToGateway {
         let id = RequestId::new(Epoch::new(1), request);
         let key = RequestKey { id, attempt: Attempt::new(0) };
         let token = |&id| Token { id: TokenId::new(id), logprob: 0.0, top: vec![] };
-        let end = end.then_some(End { finish: Finish::Stop, cached_tokens: 0 });
+        let finish = end.then_some(Finish::Stop);
         let tokens = ids.iter().map(token).collect();
-        DecodeToGateway::Tokens(vec![Emitted { key, tokens, end }])
+        DecodeToGateway::Tokens(vec![Emitted { key, cached_tokens: 0, tokens, finish }])
     }
 
     #[test]
@@ -48,7 +48,7 @@ mod tests {
         assert_eq!(merge(&mut last, tokens(2, &[20], false)), None);
         assert_eq!(merge(&mut last, tokens(1, &[11, 12], true)), None);
         let DecodeToGateway::Tokens(merged) = &last else { panic!("still tokens") };
-        let lengths: Vec<_> = merged.iter().map(|e| (e.tokens.len(), e.end.is_some())).collect();
+        let lengths: Vec<_> = merged.iter().map(|e| (e.tokens.len(), e.finish.is_some())).collect();
         assert_eq!(lengths, [(3, true), (1, false)]);
         let load = DecodeToGateway::Load(Load::default());
         assert_eq!(merge(&mut last, load.clone()), Some(load));

@@ -3,14 +3,14 @@
 //!
 //! Names target pages when a ticket is opened, and takes the request over when its pages landed.
 
-use crate::sequence::{Granted, Sequence, finish};
+use crate::sequence::{Granted, Sequence};
 use crate::step::Decode;
 use kv_transfer::land;
 use shared::ids::{Epoch, TicketId};
 use shared::pool::Owned;
 use shared::ticket::Ended;
 use shared::wire::messages::{
-    DecodeToGateway, DecodeToPrefill, Emitted, End, Fault, FaultKind, Handoff, PageRun, RequestKey,
+    DecodeToGateway, DecodeToPrefill, Emitted, Fault, FaultKind, Handoff, PageRun, RequestKey,
 };
 
 impl Decode {
@@ -55,12 +55,10 @@ impl Decode {
         let cached_tokens = handoff.cached_tokens;
         let mut sequence = self.land(granted, cached_tokens);
         let (key, gateway) = (sequence.key, sequence.gateway());
-        let end = finish(&sequence.request, handoff.first.id, 0)
-            .map(|finish| End { finish, cached_tokens });
-        sequence.made.push(handoff.first.id);
-        let emitted = Emitted { key, tokens: vec![handoff.first], end };
+        let finish = sequence.take(&handoff.first);
+        let emitted = Emitted { key, cached_tokens, tokens: vec![handoff.first], finish };
         self.outboxes.push(gateway, DecodeToGateway::Tokens(vec![emitted]));
-        if end.is_none() {
+        if finish.is_none() {
             // Oldest first, and a replay is as old as its first attempt.
             let at = self.sequences.partition_point(|older| older.key.id < key.id);
             self.sequences.insert(at, sequence);

@@ -15,17 +15,19 @@ mod step;
 
 use inbox::{Event, INBOX};
 use kv_transfer::loopback::Hub;
+use link::Door;
 use link::shutdown::Shutdown;
-use peers::Door;
+use peers::Peers;
 use role::core::{Core, StartError};
 use role::settings::Config;
+use role::turn;
+use shared::wire::handshake::Role;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 pub use step::Limits;
 use step::{Decode, Parts};
 use tokio::net::TcpListener;
-use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 
 /// Why a decode server ended otherwise than by a drain.
@@ -49,13 +51,18 @@ pub async fn run(
     config: Config,
     hub: Option<Arc<Hub>>,
     listening: oneshot::Sender<SocketAddr>,
-    mut shutdown: Shutdown,
+    shutdown: Shutdown,
 ) -> Result<(), DecodeError> {
     let listener = TcpListener::bind(config.listen).await.map_err(StartError::Io)?;
     let (core, targets) = tokio::task::block_in_place(|| Core::decode(&config, hub.as_ref()))?;
     let (events, inbox) = mpsc::channel(INBOX);
-    let identity = (core.local, core.layout, core.capacity);
-    let door = Arc::new(Door::new(identity, targets, events.clone()));
+    let door = Door {
+        local: core.local,
+        layout: core.layout,
+        capacity: core.capacity,
+        roles: &[Role::Gateway, Role::Prefill],
+    };
+    let peers = Arc::new(Peers::new(targets, events.clone()));
     let decode = Decode::new(Parts {
         engine: core.engine,
         pool: core.pool,
@@ -64,28 +71,14 @@ pub async fn run(
         stops: config.stops.clone(),
         server: config.id.to_string(),
     });
-    let (done, mut ended) = oneshot::channel();
-    let runtime = Handle::current();
-    std::thread::Builder::new()
-        .name("engine".into())
-        .spawn(move || done.send(decode.run(inbox, &runtime)))
-        .map_err(StartError::Io)?;
+    let ended = turn::spawn(decode, inbox).map_err(StartError::Io)?;
     let address = listener.local_addr().map_err(StartError::Io)?;
     tracing::info!(id = %config.id, %address, "decode server ready");
     let _ = listening.send(address); // nobody may be waiting
-    let accept = tokio::spawn(door.accept(listener));
-    let result = tokio::select! {
-        result = &mut ended => result,
-        () = shutdown.wait() => {
-            tracing::info!("draining");
-            drop(events.send(Event::Drain).await);
-            tokio::time::timeout(config.drain, ended).await.unwrap_or(Ok(Ok(())))
-        }
-    };
+    let accept = tokio::spawn(door.keep(listener, move |session| peers.clone().serve(session)));
+    let result = turn::supervise(ended, shutdown, (events, Event::Drain), config.drain).await;
     accept.abort();
-    result
-        .unwrap_or_else(|_| Err(model::engine::EngineError("the engine thread panicked".into())))?;
-    Ok(())
+    Ok(result?)
 }
 
 fn limits(config: &Config) -> Limits {

@@ -12,35 +12,29 @@
 
 use crate::inbox::Event;
 use kv_transfer::{Proof, Session as Writing, Targets};
-use link::{LinkError, Local, Receiver, Sender, Session, answer};
+use link::{LinkError, Receiver, Sender, Session};
 use shared::ids::Epoch;
 use shared::pool::Owned;
-use shared::wire::handshake::{Capacity, Layout, Role};
+use shared::wire::handshake::Role;
 use shared::wire::messages::{
     DecodeToGateway, DecodeToPrefill, GatewayToDecode, PageRun, PrefillToDecode,
 };
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 
 /// Messages that may wait for one peer's socket: an answer for every ticket, and the join.
 const OUTBOX: usize = 4096;
-/// Connections that may be in their handshake.
-const STRANGERS: usize = 64;
 /// Pages that a self-test writes to.
 const SCRATCH_PAGES: u32 = 8;
 /// Between two looks at a lost writer's process.
 const PROOF_EVERY: Duration = Duration::from_millis(20);
 
 /// What every connection needs.
-pub(crate) struct Door {
-    pub(crate) local: Local,
-    pub(crate) layout: Layout,
-    pub(crate) capacity: Capacity,
-    pub(crate) targets: Targets,
-    pub(crate) inbox: mpsc::Sender<Event>,
+pub(crate) struct Peers {
+    targets: Targets,
+    inbox: mpsc::Sender<Event>,
     writers: Mutex<HashMap<Epoch, Arc<Writer>>>,
 }
 
@@ -53,48 +47,13 @@ struct Writer {
     busy: tokio::sync::Mutex<()>,
 }
 
-impl Door {
-    pub(crate) fn new(
-        (local, layout, capacity): (Local, Layout, Capacity),
-        targets: Targets,
-        inbox: mpsc::Sender<Event>,
-    ) -> Self {
-        Self { local, layout, capacity, targets, inbox, writers: Mutex::default() }
+impl Peers {
+    pub(crate) fn new(targets: Targets, inbox: mpsc::Sender<Event>) -> Self {
+        Self { targets, inbox, writers: Mutex::default() }
     }
 
-    /// Accepts for ever; each connection is a task.
-    pub(crate) async fn accept(self: Arc<Self>, listener: TcpListener) {
-        let strangers = Arc::new(Semaphore::new(STRANGERS));
-        loop {
-            let permit = strangers.clone().acquire_owned().await;
-            match listener.accept().await {
-                Ok((stream, _)) => {
-                    let door = self.clone();
-                    tokio::spawn(async move {
-                        let session = door.shake(stream).await;
-                        drop(permit);
-                        if let Some(session) = session {
-                            door.welcome(session).await;
-                        }
-                    });
-                }
-                Err(error) => {
-                    tracing::warn!(%error, "cannot accept a connection");
-                    tokio::time::sleep(Duration::from_millis(50)).await;
-                }
-            }
-        }
-    }
-
-    async fn shake(&self, stream: TcpStream) -> Option<Session> {
-        let roles = [Role::Gateway, Role::Prefill];
-        answer(stream, &self.local, self.layout, self.capacity, &roles)
-            .await
-            .inspect_err(|error| tracing::warn!(%error, "a connection was turned down"))
-            .ok()
-    }
-
-    async fn welcome(&self, session: Session) {
+    /// Serves one peer until its link ends.
+    pub(crate) async fn serve(self: Arc<Self>, session: Session) {
         let peer = session.peer.clone();
         tracing::info!(role = %peer.role, id = %peer.id, epoch = %peer.epoch, "joined");
         let why = match peer.role {

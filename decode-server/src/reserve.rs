@@ -7,7 +7,7 @@ use crate::sequence::Granted;
 use crate::step::Decode;
 use shared::ids::{Epoch, RequestId};
 use shared::request::Request;
-use shared::sched::decode::{admit_credit, fits_pool};
+use shared::sched::decode::{admit_credit, fits_pool, headroom};
 use shared::wire::messages::{DecodeToGateway, Refusal, RequestKey};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -70,6 +70,11 @@ impl Decode {
         let prompt = request.tokens.len() as u32;
         let pages =
             admit_credit(prompt, request.max_tokens, self.limits.growth_tokens, page_tokens);
+        // What the running rows will soon need is not given away: it would only be taken back.
+        let ahead = headroom(&self.running(), self.limits.growth_tokens, page_tokens);
+        if pages.saturating_add(ahead) > self.pool.available() {
+            return Err(Refusal::NoPages);
+        }
         let credit = self.cache.reserve(&self.pool, pages).ok_or(Refusal::NoPages)?;
         let granted = Granted { key, request, credit, held: vec![], target: vec![] };
         let expires = now + self.limits.ticket_life;

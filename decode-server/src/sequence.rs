@@ -69,7 +69,11 @@ impl Sequence {
     pub(crate) fn take(&mut self, token: &Token) -> Option<Finish> {
         let index = self.made.len() as u32;
         self.made.push(token.id);
-        finish(&self.request, token.id, index)
+        if self.request.stops_at(token.id, index) {
+            Some(Finish::Stop)
+        } else {
+            (index + 1 >= self.request.max_tokens).then_some(Finish::Length)
+        }
     }
 
     /// Prompt and output whose keys and values are in the pages.
@@ -83,14 +87,5 @@ impl Sequence {
         let full = (self.written / page_tokens) as usize;
         let newly = full.saturating_sub(self.full.len()).min(self.tail.len());
         self.full.extend(self.tail.drain(..newly).map(Owned::seal));
-    }
-}
-
-/// How a request ends with `token` as the `index`-th of this attempt, if it does.
-pub(crate) fn finish(request: &Request, token: TokenId, index: u32) -> Option<Finish> {
-    if request.stops_at(token, index) {
-        Some(Finish::Stop)
-    } else {
-        (index + 1 >= request.max_tokens).then_some(Finish::Length)
     }
 }

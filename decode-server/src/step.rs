@@ -11,22 +11,20 @@ use crate::sequence::{Granted, Sequence};
 use link::{SendError, Sender, StopPoint, Stops};
 use model::engine::{Batch, Engine, EngineError, Row, Sample};
 use role::outbox::Outboxes;
+use role::turn::Turn;
 use shared::ids::{Epoch, TicketId};
 use shared::kv::PageStore;
 use shared::pool::Pool;
 use shared::radix::RadixCache;
 use shared::request::Token;
-use shared::sched::decode::{Room, Running, plan};
+use shared::sched::decode::{DecodePlan, Room, Running, plan};
 use shared::ticket::{Cancelled, Lost, Tickets};
 use shared::wire::messages::{
-    DecodeToGateway, DecodeToPrefill, Emitted, End, Fault, FaultKind, GatewayToDecode, Load,
-    RequestKey,
+    DecodeToGateway, DecodeToPrefill, Emitted, Fault, FaultKind, GatewayToDecode, Load, RequestKey,
 };
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::runtime::Handle;
-use tokio::sync::mpsc;
 
 /// Bounds of a decode server.
 #[derive(Clone, Copy, Debug)]
@@ -45,6 +43,8 @@ pub struct Limits {
 
 /// Between two load reports.
 const REPORT_EVERY: Duration = Duration::from_millis(5);
+/// Longest sleep of an idle server.
+const IDLE_AT_MOST: Duration = Duration::from_secs(1);
 
 /// What the engine thread owns.
 pub(crate) struct Decode {
@@ -101,100 +101,8 @@ impl Decode {
         }
     }
 
-    /// Runs until drained, or until the inbox's senders are gone.
-    ///
-    /// # Errors
-    /// If the engine fails; the process must end.
-    pub(crate) fn run(
-        mut self,
-        mut inbox: mpsc::Receiver<Event>,
-        runtime: &Handle,
-    ) -> Result<(), EngineError> {
-        loop {
-            let stepped = self.step()?;
-            self.report();
-            let blocked = self.outboxes.flush();
-            let next = if stepped {
-                inbox.try_recv().map_err(|e| e == mpsc::error::TryRecvError::Disconnected)
-            } else {
-                if self.draining && self.is_idle() && !blocked {
-                    return Ok(());
-                }
-                let wait = self.idle_wait(blocked);
-                match runtime.block_on(async { tokio::time::timeout(wait, inbox.recv()).await }) {
-                    Ok(event) => event.ok_or(true),
-                    Err(_) => Err(false),
-                }
-            };
-            match next {
-                Ok(event) => self.hear(event),
-                Err(true) => return Ok(()),
-                Err(false) => {}
-            }
-            while let Ok(event) = inbox.try_recv() {
-                self.hear(event);
-            }
-            self.expire();
-        }
-    }
-
     pub(crate) fn now(&self) -> Duration {
         self.started.elapsed()
-    }
-
-    fn is_idle(&self) -> bool {
-        let tickets = self.tickets.counts();
-        self.sequences.is_empty() && tickets.granted + tickets.opened == 0
-    }
-
-    /// How long nothing can happen without an event.
-    fn idle_wait(&self, blocked: bool) -> Duration {
-        let expiry = self.tickets.next_expiry().map(|at| at.saturating_sub(self.now()));
-        let report = (self.load() != self.reported.0).then_some(REPORT_EVERY);
-        let retry = blocked.then_some(REPORT_EVERY);
-        let waits = [expiry, report, retry, Some(Duration::from_secs(1))];
-        waits.into_iter().flatten().min().unwrap_or_default()
-    }
-
-    fn hear(&mut self, event: Event) {
-        match event {
-            Event::GatewayUp(epoch, sender) => {
-                self.outboxes.join(epoch, sender);
-                self.outboxes.push(epoch, DecodeToGateway::Load(self.load()));
-            }
-            Event::Gateway(_, GatewayToDecode::Reserve { key, writer, request }) => {
-                self.reserve(key, writer, request);
-                self.stops.reach(StopPoint::DecodeGranted);
-            }
-            Event::Gateway(_, GatewayToDecode::Cancel(key)) => self.cancel(key),
-            Event::Gateway(epoch, GatewayToDecode::FlushCache) => {
-                self.cache.clear();
-                self.outboxes.push(epoch, DecodeToGateway::Flushed);
-            }
-            Event::GatewayLost(epoch) => self.gateway_lost(epoch),
-            Event::Scratch(pages, reply) => {
-                let credit = self.cache.reserve(&self.pool, pages);
-                let pages = credit.map(|mut credit| credit.draw(pages)).unwrap_or_default();
-                drop(reply.send(pages));
-            }
-            Event::WriterUp(epoch, sender) => drop(self.writers.insert(epoch, sender)),
-            Event::Open(writer, ticket, key) => {
-                self.open(writer, ticket, key);
-                self.stops.reach(StopPoint::DecodeOpened);
-            }
-            Event::Handoff(writer, handoff) => self.handoff(writer, *handoff),
-            Event::Closed(writer, ticket) => drop(self.tickets.close(ticket, writer)),
-            Event::WriterLost(epoch) => {
-                self.writers.remove(&epoch);
-                let lost = self.tickets.writer_lost(epoch);
-                self.writer_gone(epoch, lost);
-            }
-            Event::WriterEnded(epoch) => {
-                let lost = self.tickets.writer_ended(epoch);
-                self.writer_gone(epoch, lost);
-            }
-            Event::Drain => self.draining = true,
-        }
     }
 
     fn cancel(&mut self, key: RequestKey) {
@@ -248,16 +156,9 @@ impl Decode {
 
     /// One step of the batch; whether there was anything to do.
     fn step(&mut self) -> Result<bool, EngineError> {
-        let rows: Vec<Running> = self.sequences.iter().enumerate().map(running).collect();
-        let room = Room {
-            pages: self.pool.available(),
-            rows: self.limits.batch_max,
-            page_tokens: self.page_tokens,
-        };
-        let plan = plan(&rows, room);
-        self.retract(&plan.retract);
+        let plan = self.plan();
         if plan.run.is_empty() {
-            return Ok(!plan.retract.is_empty());
+            return Ok(false);
         }
         for (slot, pages) in plan.grow {
             self.grow(slot, pages);
@@ -269,6 +170,28 @@ impl Decode {
         self.take(&plan.run, tokens)?;
         self.stops.reach(StopPoint::DecodeStepped);
         Ok(true)
+    }
+
+    /// The step that can be made now, retracting until the rest fits: before anything new lands,
+    /// so that pages given back go to the rows that lacked them.
+    fn plan(&mut self) -> DecodePlan {
+        loop {
+            let room = Room {
+                pages: self.pool.available(),
+                rows: self.limits.batch_max,
+                page_tokens: self.page_tokens,
+            };
+            let plan = plan(&self.running(), room);
+            if plan.retract.is_empty() {
+                return plan;
+            }
+            self.retract(&plan.retract);
+        }
+    }
+
+    /// The sequences as the scheduler sees them, oldest first.
+    pub(crate) fn running(&self) -> Vec<Running> {
+        self.sequences.iter().enumerate().map(running).collect()
     }
 
     fn row(&self, slot: usize) -> Row {
@@ -307,9 +230,9 @@ impl Decode {
             sequence.written += 1;
             sequence.seal_full(self.page_tokens);
             let cached_tokens = sequence.cached_tokens;
-            let end = sequence.take(&token).map(|finish| End { finish, cached_tokens });
-            ended.extend(end.is_some().then_some(slot));
-            let emitted = Emitted { key: sequence.key, tokens: vec![token], end };
+            let finish = sequence.take(&token);
+            ended.extend(finish.is_some().then_some(slot));
+            let emitted = Emitted { key: sequence.key, cached_tokens, tokens: vec![token], finish };
             by_gateway.entry(sequence.gateway()).or_default().push(emitted);
         }
         for (gateway, emitted) in by_gateway {
@@ -360,6 +283,74 @@ impl Decode {
             self.outboxes.push_all(&DecodeToGateway::Load(load));
             self.meter.report(&self.pool.counts(), self.tickets.counts(), load);
         }
+    }
+}
+
+impl Turn for Decode {
+    type Event = Event;
+
+    fn hear(&mut self, event: Event) {
+        match event {
+            Event::GatewayUp(epoch, sender) => {
+                self.outboxes.join(epoch, sender);
+                self.outboxes.push(epoch, DecodeToGateway::Load(self.load()));
+            }
+            Event::Gateway(_, GatewayToDecode::Reserve { key, writer, request }) => {
+                self.reserve(key, writer, request);
+                self.stops.reach(StopPoint::DecodeGranted);
+            }
+            Event::Gateway(_, GatewayToDecode::Cancel(key)) => self.cancel(key),
+            Event::Gateway(epoch, GatewayToDecode::FlushCache) => {
+                self.cache.clear();
+                self.outboxes.push(epoch, DecodeToGateway::Flushed);
+            }
+            Event::GatewayLost(epoch) => self.gateway_lost(epoch),
+            Event::Scratch(pages, reply) => {
+                let credit = self.cache.reserve(&self.pool, pages);
+                let pages = credit.map(|mut credit| credit.draw(pages)).unwrap_or_default();
+                drop(reply.send(pages));
+            }
+            Event::WriterUp(epoch, sender) => drop(self.writers.insert(epoch, sender)),
+            Event::Open(writer, ticket, key) => {
+                self.open(writer, ticket, key);
+                self.stops.reach(StopPoint::DecodeOpened);
+            }
+            Event::Handoff(writer, handoff) => self.handoff(writer, *handoff),
+            Event::Closed(writer, ticket) => drop(self.tickets.close(ticket, writer)),
+            Event::WriterLost(epoch) => {
+                self.writers.remove(&epoch);
+                let lost = self.tickets.writer_lost(epoch);
+                self.writer_gone(epoch, lost);
+            }
+            Event::WriterEnded(epoch) => {
+                let lost = self.tickets.writer_ended(epoch);
+                self.writer_gone(epoch, lost);
+            }
+            Event::Drain => self.draining = true,
+        }
+    }
+
+    fn turn(&mut self) -> Result<bool, EngineError> {
+        self.expire();
+        let stepped = self.step()?;
+        self.report();
+        Ok(stepped)
+    }
+
+    fn flush(&mut self) -> bool {
+        self.outboxes.flush()
+    }
+
+    fn drained(&self) -> bool {
+        let tickets = self.tickets.counts();
+        self.draining && self.sequences.is_empty() && tickets.granted + tickets.opened == 0
+    }
+
+    fn idle(&self) -> Duration {
+        let expiry = self.tickets.next_expiry().map(|at| at.saturating_sub(self.now()));
+        let report = (self.load() != self.reported.0).then_some(REPORT_EVERY);
+        let waits = [expiry, report, Some(IDLE_AT_MOST)];
+        waits.into_iter().flatten().min().unwrap_or(IDLE_AT_MOST)
     }
 }
 

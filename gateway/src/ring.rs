@@ -1,7 +1,7 @@
 //! The seam between HTTP and the fleet: a checked request goes in, events come out.
 //!
 //! 1. [`Ring::submit`] queues a request or refuses it at once.
-//! 2. [`Answer::next`] yields [`Event`]s: any number of `Tokens`, then one `Finished` or `Failed`.
+//! 2. [`Answer::next`] yields [`Event`]s: `Cached`, any number of `Tokens`, then one `Finished` or `Failed`.
 //! 3. Dropping an unfinished [`Answer`] cancels the request on both servers and frees its pages.
 //!
 //! Replays (retraction) happen behind this seam: the client sees a pause, no gap, no duplicate.
@@ -13,21 +13,14 @@ use tokio::sync::mpsc;
 /// What the fleet says of one request.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
+    /// Comes before the first tokens: prompt tokens that did not have to be computed.
+    Cached(u32),
     /// New output tokens, in order. The stop id that ends a request is among them.
     Tokens(Vec<Token>),
-    /// The request is done.
-    Finished(Done),
+    /// The request is done, by a stop id or by length; a stop string is HTTP's own affair.
+    Finished(Finish),
     /// The request ended early; no more events follow.
     Failed(Failure),
-}
-
-/// How a request ended well.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Done {
-    /// Stop id or length; a stop string is the gateway's own affair.
-    pub finish: Finish,
-    /// Prompt tokens that did not have to be computed.
-    pub cached_tokens: u32,
 }
 
 /// Why a request ended without a result. The message is fit for a client.

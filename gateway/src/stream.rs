@@ -62,14 +62,19 @@ pub fn outputs<T: Send + Sync + 'static>(answers: Vec<Speaking>, held: T) -> Del
 impl Speaking {
     /// The next delta; after one with an ending, or an error, none may be asked for. Cancel safe.
     async fn next(&mut self) -> Result<Delta, Failure> {
-        let delta = match self.answer.next().await {
+        let mut event = self.answer.next().await;
+        while let Some(Event::Cached(tokens)) = event {
+            self.transcript.cached(tokens);
+            event = self.answer.next().await;
+        }
+        let delta = match event {
             Some(Event::Tokens(tokens)) => {
                 self.timing.tokens(tokens.len());
                 self.transcript.take(tokens)
             }
-            Some(Event::Finished(done)) => self.transcript.finish(done),
+            Some(Event::Finished(finish)) => self.transcript.finish(finish),
             Some(Event::Failed(failure)) => return Err(failure),
-            None => {
+            Some(Event::Cached(_)) | None => {
                 let message = "The request ended without a result".to_owned();
                 return Err(Failure { kind: FailureKind::Internal, message });
             }

@@ -9,7 +9,6 @@
 
 use crate::detokenize::Detokenizer;
 use crate::pieces::Pieces;
-use crate::ring::Done;
 use crate::stop::StopMatcher;
 use crate::validate::Ask;
 use shared::ids::TokenId;
@@ -119,15 +118,19 @@ impl Transcript {
         self.delta(text, counted, None)
     }
 
-    /// The output has ended as `done` says.
-    pub fn finish(&mut self, done: Done) -> Delta {
-        self.usage.cached = done.cached_tokens;
-        let matched = match done.finish {
+    /// So many tokens of the prompt were cached.
+    pub fn cached(&mut self, tokens: u32) {
+        self.usage.cached = tokens;
+    }
+
+    /// The output has ended.
+    pub fn finish(&mut self, finish: Finish) -> Delta {
+        let matched = match finish {
             Finish::Stop => self.stopped_by.map(Matched::Id),
             Finish::Length => None,
         };
         let text = self.stops.finish();
-        self.delta(text, Vec::new(), Some(Ending { finish: done.finish, matched }))
+        self.delta(text, Vec::new(), Some(Ending { finish, matched }))
     }
 
     fn delta(&self, text: String, tokens: Vec<Token>, ending: Option<Ending>) -> Delta {

@@ -13,19 +13,20 @@ mod metrics;
 mod step;
 
 use decodes::Dialler;
-use gateways::Door;
 use inbox::{Event, INBOX};
 use kv_transfer::loopback::Hub;
 use kv_transfer::{PushConfig, SelfTest};
+use link::Door;
 use link::shutdown::Shutdown;
 use role::core::{Core, StartError};
 use role::settings::{BadSetting, Config};
+use role::turn;
+use shared::wire::handshake::Role;
 use std::net::SocketAddr;
 use std::sync::Arc;
 pub use step::Limits;
 use step::{Parts, Prefill};
 use tokio::net::TcpListener;
-use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 
 /// Why a prefill server ended otherwise than by a drain.
@@ -49,7 +50,7 @@ pub async fn run(
     config: Config,
     hub: Option<Arc<Hub>>,
     listening: oneshot::Sender<SocketAddr>,
-    mut shutdown: Shutdown,
+    shutdown: Shutdown,
 ) -> Result<(), PrefillError> {
     if config.decode.is_empty() {
         let problem = "names no decode server to join; want host:port of each".to_string();
@@ -66,12 +67,12 @@ pub async fn run(
         push: PushConfig { deadline: config.transfer_deadline, ..PushConfig::default() },
         self_test: SelfTest { floor_mb_s: config.bandwidth_floor, ..SelfTest::default() },
     });
-    let door = Arc::new(Door {
+    let door = Door {
         local: core.local,
         layout: core.layout,
         capacity: core.capacity,
-        inbox: events.clone(),
-    });
+        roles: &[Role::Gateway],
+    };
     let prefill = Prefill::new(Parts {
         engine: core.engine,
         pool: core.pool,
@@ -80,12 +81,7 @@ pub async fn run(
         stops: config.stops.clone(),
         server: config.id.to_string(),
     });
-    let (done, mut ended) = oneshot::channel();
-    let runtime = Handle::current();
-    std::thread::Builder::new()
-        .name("engine".into())
-        .spawn(move || done.send(prefill.run(inbox, &runtime)))
-        .map_err(StartError::Io)?;
+    let ended = turn::spawn(prefill, inbox).map_err(StartError::Io)?;
     let address = listener.local_addr().map_err(StartError::Io)?;
     tracing::info!(id = %config.id, %address, "prefill server ready");
     let _ = listening.send(address); // nobody may be waiting
@@ -93,18 +89,10 @@ pub async fn run(
     for address in config.decode {
         tasks.spawn(dialler.clone().keep(address));
     }
-    tasks.spawn(door.accept(listener));
-    let result = tokio::select! {
-        result = &mut ended => result,
-        () = shutdown.wait() => {
-            tracing::info!("draining");
-            drop(events.send(Event::Drain).await);
-            tokio::time::timeout(config.drain, ended).await.unwrap_or(Ok(Ok(())))
-        }
-    };
-    result
-        .unwrap_or_else(|_| Err(model::engine::EngineError("the engine thread panicked".into())))?;
-    Ok(())
+    let gateway = events.clone();
+    tasks.spawn(door.keep(listener, move |session| gateways::serve(session, gateway.clone())));
+    let result = turn::supervise(ended, shutdown, (events, Event::Drain), config.drain).await;
+    Ok(result?)
 }
 
 fn limits(config: &Config) -> Limits {

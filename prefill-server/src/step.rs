@@ -10,19 +10,18 @@ use kv_transfer::OpId;
 use link::{StopPoint, Stops};
 use model::engine::{Batch, Engine, EngineError, Row, Sample};
 use role::outbox::Outboxes;
+use role::turn::Turn;
 use shared::ids::Epoch;
 use shared::kv::PageStore;
 use shared::pool::Pool;
 use shared::radix::RadixCache;
-use shared::request::{Finish, Token};
+use shared::request::Finish;
 use shared::sched::budget::TokenBudget;
 use shared::sched::prefill::{Candidate, Chunk, PrefillPolicy, Prefilling, chunks, order};
-use shared::wire::messages::{End, Load, PrefillToDecode, PrefillToGateway, RequestKey};
+use shared::wire::messages::{Emitted, Load, PrefillToDecode, PrefillToGateway, RequestKey};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::runtime::Handle;
-use tokio::sync::mpsc;
 
 /// Bounds of a prefill server.
 #[derive(Clone, Copy, Debug)]
@@ -39,6 +38,8 @@ pub struct Limits {
 
 /// Between two load reports.
 const REPORT_EVERY: Duration = Duration::from_millis(5);
+/// Longest sleep of an idle server.
+const IDLE_AT_MOST: Duration = Duration::from_secs(1);
 
 /// What the engine thread owns.
 pub(crate) struct Prefill {
@@ -102,80 +103,8 @@ impl Prefill {
         }
     }
 
-    /// Runs until drained, or until the inbox's senders are gone.
-    ///
-    /// # Errors
-    /// If the engine fails; the process must end.
-    pub(crate) fn run(
-        mut self,
-        mut inbox: mpsc::Receiver<Event>,
-        runtime: &Handle,
-    ) -> Result<(), EngineError> {
-        loop {
-            self.admit();
-            let stepped = self.step()?;
-            self.report();
-            let blocked = self.outboxes.flush();
-            let next = if stepped {
-                inbox.try_recv().map_err(|e| e == mpsc::error::TryRecvError::Disconnected)
-            } else {
-                if self.draining && self.queue.is_empty() && self.jobs.is_empty() && !blocked {
-                    return Ok(());
-                }
-                let wait = self.idle_wait(blocked);
-                match runtime.block_on(async { tokio::time::timeout(wait, inbox.recv()).await }) {
-                    Ok(event) => event.ok_or(true),
-                    Err(_) => Err(false),
-                }
-            };
-            match next {
-                Ok(event) => self.hear(event),
-                Err(true) => return Ok(()),
-                Err(false) => {}
-            }
-            while let Ok(event) = inbox.try_recv() {
-                self.hear(event);
-            }
-        }
-    }
-
     pub(crate) fn now(&self) -> Duration {
         self.started.elapsed()
-    }
-
-    /// How long nothing can happen without an event.
-    fn idle_wait(&self, blocked: bool) -> Duration {
-        let soon = blocked || self.load() != self.reported.0 || !self.queue.is_empty();
-        if soon { REPORT_EVERY } else { Duration::from_secs(1) }
-    }
-
-    fn hear(&mut self, event: Event) {
-        match event {
-            Event::GatewayUp(epoch, sender) => {
-                self.outboxes.join(epoch, sender);
-                self.announce_peers();
-                self.outboxes.push(epoch, PrefillToGateway::Load(self.load()));
-            }
-            Event::Gateway(epoch, message) => self.hear_gateway(epoch, message),
-            Event::GatewayLost(epoch) => {
-                self.outboxes.leave(epoch);
-                self.cancel(|key| key.id.gateway() == epoch);
-            }
-            Event::Scratch(pages, reply) => {
-                let credit = self.cache.reserve(&self.pool, pages);
-                let pages = credit.map(|mut credit| credit.draw(pages)).unwrap_or_default();
-                drop(reply.send(pages));
-            }
-            Event::PeerUp(epoch, peer) => {
-                self.peers.insert(epoch, peer);
-                self.announce_peers();
-            }
-            Event::Opened { peer, ticket, held, runs } => self.opened(peer, ticket, held, &runs),
-            Event::Revoked { peer, ticket } => self.revoked(peer, ticket),
-            Event::PeerLost(epoch) => self.peer_lost(epoch),
-            Event::Pushed { peer, op, result } => self.pushed(peer, op, &result),
-            Event::Drain => self.draining = true,
-        }
     }
 
     pub(crate) fn announce_peers(&mut self) {
@@ -231,8 +160,13 @@ impl Prefill {
         let now = self.now();
         let Queued { key, request, target, arrived, .. } = &self.queue[slot];
         let tokens = &request.tokens;
-        let full = self.cache.match_prefix(&request.salt, &tokens[..tokens.len() - 1], now);
-        let missing = (tokens.len() as u32).div_ceil(self.page_tokens) - full.len() as u32;
+        let most = &tokens[..tokens.len() - 1]; // one token at least is left to compute
+        let pages = (tokens.len() as u32).div_ceil(self.page_tokens);
+        if pages - self.cache.peek(&request.salt, most) > self.pool.available() {
+            return None; // without a match, which would count as a use
+        }
+        let full = self.cache.match_prefix(&request.salt, most, now);
+        let missing = pages - full.len() as u32;
         let mut credit = self.cache.reserve(&self.pool, missing)?;
         let computed = full.len() as u32 * self.page_tokens;
         let job = Job {
@@ -318,11 +252,12 @@ impl Prefill {
         let done = |job: &Job| job.first.is_some() && job.decode.is_none() && job.ended.is_none();
         while let Some(at) = self.jobs.iter().position(done) {
             let job = self.jobs.remove(at);
-            let Some(token) = job.first else { unreachable!("it is done") };
-            let end =
-                End { finish: finish(&job.request, &token), cached_tokens: job.cached_tokens };
-            let result = PrefillToGateway::Result { key: job.key, token, end };
-            self.outboxes.push(job.key.id.gateway(), result);
+            let Some(first) = job.first else { unreachable!("it is done") };
+            let stops = job.request.stops_at(first.id, 0);
+            let finish = Some(if stops { Finish::Stop } else { Finish::Length });
+            let (key, cached_tokens) = (job.key, job.cached_tokens);
+            let emitted = Emitted { key, cached_tokens, tokens: vec![first], finish };
+            self.outboxes.push(key.id.gateway(), PrefillToGateway::Result(emitted));
         }
     }
 
@@ -347,6 +282,56 @@ impl Prefill {
     }
 }
 
-fn finish(request: &shared::request::Request, token: &Token) -> Finish {
-    if request.stops_at(token.id, 0) { Finish::Stop } else { Finish::Length }
+impl Turn for Prefill {
+    type Event = Event;
+
+    fn hear(&mut self, event: Event) {
+        match event {
+            Event::GatewayUp(epoch, sender) => {
+                self.outboxes.join(epoch, sender);
+                self.announce_peers();
+                self.outboxes.push(epoch, PrefillToGateway::Load(self.load()));
+            }
+            Event::Gateway(epoch, message) => self.hear_gateway(epoch, message),
+            Event::GatewayLost(epoch) => {
+                self.outboxes.leave(epoch);
+                self.cancel(|key| key.id.gateway() == epoch);
+            }
+            Event::Scratch(pages, reply) => {
+                let credit = self.cache.reserve(&self.pool, pages);
+                let pages = credit.map(|mut credit| credit.draw(pages)).unwrap_or_default();
+                drop(reply.send(pages));
+            }
+            Event::PeerUp(epoch, peer) => {
+                self.peers.insert(epoch, peer);
+                self.announce_peers();
+            }
+            Event::Opened { peer, ticket, held, runs } => self.opened(peer, ticket, held, &runs),
+            Event::Revoked { peer, ticket } => self.revoked(peer, ticket),
+            Event::PeerLost(epoch) => self.peer_lost(epoch),
+            Event::Pushed { peer, op, result } => self.pushed(peer, op, &result),
+            Event::Drain => self.draining = true,
+        }
+    }
+
+    fn turn(&mut self) -> Result<bool, EngineError> {
+        self.admit();
+        let stepped = self.step()?;
+        self.report();
+        Ok(stepped)
+    }
+
+    fn flush(&mut self) -> bool {
+        self.outboxes.flush()
+    }
+
+    fn drained(&self) -> bool {
+        self.draining && self.queue.is_empty() && self.jobs.is_empty()
+    }
+
+    fn idle(&self) -> Duration {
+        // Pages may come back from a push thread without an event of their own.
+        let soon = self.load() != self.reported.0 || !self.queue.is_empty();
+        if soon { REPORT_EVERY } else { IDLE_AT_MOST }
+    }
 }

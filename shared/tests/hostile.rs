@@ -10,9 +10,9 @@ use shared::wire::codec::encode;
 use shared::wire::frame::{FrameKey, FrameKind, seal};
 use shared::wire::handshake::{Capacity, Hello, Identity, Layout, Refuse, Role, Welcome};
 use shared::wire::messages::{
-    DecodeToGateway, DecodeToPrefill, Emitted, End, Fault, FaultKind, GatewayToDecode,
-    GatewayToPrefill, Handoff, Load, PageRun, PrefillTimes, PrefillToDecode, PrefillToGateway,
-    Refusal, RequestKey, Target,
+    DecodeToGateway, DecodeToPrefill, Emitted, Fault, FaultKind, GatewayToDecode, GatewayToPrefill,
+    Handoff, Load, PageRun, PrefillTimes, PrefillToDecode, PrefillToGateway, Refusal, RequestKey,
+    Target,
 };
 
 fn key() -> RequestKey {
@@ -54,9 +54,13 @@ fn layout() -> Layout {
 fn samples() -> Vec<Vec<u8>> {
     let fault = Fault { kind: FaultKind::PeerLost, message: "decode-0 is silent".to_owned() };
     let refusal = Refusal::TooLarge { pages: 9, pool: 8 };
-    let end = End { finish: Finish::Length, cached_tokens: 16 };
     let target = Target { decode: identity().id, epoch: Epoch::new(3), ticket: TicketId::new(4) };
-    let emitted = Emitted { key: key(), tokens: vec![token()], end: Some(end) };
+    let emitted = Emitted {
+        key: key(),
+        cached_tokens: 16,
+        tokens: vec![token()],
+        finish: Some(Finish::Length),
+    };
     let load = Load { pages_available: 1, queued: 2, tokens: 3, running: 4 };
     let runs = vec![PageRun { start: PageId::new(3), count: 4 }];
     let handoff = Handoff {
@@ -76,12 +80,12 @@ fn samples() -> Vec<Vec<u8>> {
     [
         encode(&reserve),
         encode(&GatewayToDecode::Cancel(key())),
-        encode(&DecodeToGateway::Tokens(vec![emitted])),
+        encode(&DecodeToGateway::Tokens(vec![emitted.clone()])),
         encode(&DecodeToGateway::Failed { key: key(), fault: fault.clone() }),
         encode(&DecodeToGateway::Load(load)),
         encode(&prefill),
         encode(&PrefillToGateway::Refused { key: key(), refusal }),
-        encode(&PrefillToGateway::Result { key: key(), token: token(), end }),
+        encode(&PrefillToGateway::Result(emitted)),
         encode(&PrefillToDecode::Answer(vec![1, 2, 3])),
         encode(&PrefillToDecode::Handoff(Box::new(handoff))),
         encode(&PrefillToDecode::Closed { ticket: TicketId::new(4), fault }),
@@ -179,4 +183,14 @@ fn a_length_from_the_wire_allocates_nothing() {
         bytes.extend([0; 64]);
         assert_eq!(wire::messages(&bytes), 0, "tag {tag}");
     }
+}
+
+/// One line of hex a sample. A difference means that old and new servers misread each other: bump
+/// `WIRE_VERSION`, then write the new lines.
+#[test]
+fn messages_have_their_golden_bytes() {
+    let hex = |bytes: Vec<u8>| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>() + "\n";
+    let now: String = samples().into_iter().map(hex).collect();
+    let golden = include_str!("../../tests/golden/wire/messages.hex");
+    assert_eq!(now, golden, "the wire has changed");
 }

@@ -4,9 +4,9 @@
 //! once a stage and attempt, and notes of other attempts are not delivered.
 
 use shared::ids::{Epoch, TicketId};
-use shared::request::Token;
+use shared::request::{Finish, Token};
 use shared::wire::handshake::Role;
-use shared::wire::messages::{End, Fault, Refusal};
+use shared::wire::messages::{Fault, Refusal};
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
@@ -20,8 +20,8 @@ pub(crate) enum Note {
     Accepted,
     /// A server did not take it.
     Refused(Role, Refusal),
-    /// Output, and its end.
-    Tokens(Vec<Token>, Option<End>),
+    /// Output, how many prompt tokens were cached for it, and how it ended.
+    Tokens { cached: u32, tokens: Vec<Token>, finish: Option<Finish> },
     /// A server gave up on it.
     Failed(Role, Fault),
     /// Decode took its pages back: replay.
@@ -47,9 +47,12 @@ impl Mailbox {
         {
             let mut notes = self.lock();
             match (notes.back_mut(), note) {
-                (Some(Note::Tokens(have, end)), Note::Tokens(more, last)) if end.is_none() => {
-                    have.extend(more);
-                    *end = last;
+                (
+                    Some(Note::Tokens { tokens, finish: finish @ None, .. }),
+                    Note::Tokens { tokens: more, finish: last, .. },
+                ) => {
+                    tokens.extend(more);
+                    *finish = last;
                 }
                 (_, note) => notes.push_back(note),
             }

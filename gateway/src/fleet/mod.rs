@@ -279,7 +279,7 @@ impl Fleet {
             M::Accepted(key) => self.tell(key, Note::Accepted),
             M::Refused { key, refusal } => self.tell(key, Note::Refused(role, refusal)),
             M::Failed { key, fault } => self.tell(key, Note::Failed(role, fault)),
-            M::Result { key, token, end } => self.tell(key, Note::Tokens(vec![token], Some(end))),
+            M::Result(emitted) => self.tell_tokens(emitted),
             M::Cancelled(key) => self.tell(key, Note::Cancelled(role)),
             M::Flushed => self.flushed(),
             M::Joined(epochs) => {
@@ -299,11 +299,7 @@ impl Fleet {
         match message {
             M::Ticket { key, ticket } => self.tell(key, Note::Ticket(ticket)),
             M::Refused { key, refusal } => self.tell(key, Note::Refused(role, refusal)),
-            M::Tokens(emitted) => {
-                for Emitted { key, tokens, end } in emitted {
-                    self.tell(key, Note::Tokens(tokens, end));
-                }
-            }
+            M::Tokens(emitted) => emitted.into_iter().for_each(|e| self.tell_tokens(e)),
             M::Failed { key, fault } => self.tell(key, Note::Failed(role, fault)),
             M::Retracted(key) => self.tell(key, Note::Retracted),
             M::Cancelled(key) => self.tell(key, Note::Cancelled(role)),
@@ -320,6 +316,10 @@ impl Fleet {
         if let Some(travelling) = self.journeys().get(&key.id).filter(|t| t.key == key) {
             travelling.mailbox.deliver(note);
         }
+    }
+
+    fn tell_tokens(&self, Emitted { key, cached_tokens, tokens, finish }: Emitted) {
+        self.tell(key, Note::Tokens { cached: cached_tokens, tokens, finish });
     }
 
     fn flushed(&self) {

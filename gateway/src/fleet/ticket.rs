@@ -12,14 +12,13 @@
 use super::mailbox::{Mailbox, Note};
 use super::server::Up;
 use super::{Fleet, Travelling, lock, route};
-use crate::ring::{Done, Event, Failure, FailureKind};
+use crate::ring::{Event, Failure, FailureKind};
 use link::Sender;
 use shared::ids::{Attempt, Epoch, RequestId, TokenId};
-use shared::request::Request;
+use shared::request::{Finish, Request, Token};
 use shared::wire::handshake::Role;
 use shared::wire::messages::{
-    End, Fault, FaultKind, GatewayToDecode, GatewayToPrefill, Refusal, RequestKey, Target,
-    token_ids,
+    Fault, FaultKind, GatewayToDecode, GatewayToPrefill, Refusal, RequestKey, Target, token_ids,
 };
 use std::sync::Arc;
 use std::time::Duration;
@@ -37,6 +36,7 @@ pub(crate) struct Journey {
     mailbox: Arc<Mailbox>,
     events: mpsc::Sender<Event>,
     retries_left: u32,
+    told_cached: bool,
 }
 
 /// A pair that holds, or is about to hold, this attempt.
@@ -78,7 +78,8 @@ impl Journey {
         let mailbox = Arc::new(Mailbox::default());
         fleet.journeys().insert(id, Travelling { key, mailbox: mailbox.clone() });
         let (retries_left, prompt_len) = (fleet.retries, request.prompt_len);
-        Self { fleet, key, prompt_len, request, mailbox, events, retries_left }
+        let told_cached = false;
+        Self { fleet, key, prompt_len, request, mailbox, events, retries_left, told_cached }
     }
 
     /// Travels to the end and reports it. `queued` is this request's place in the queue, given up
@@ -87,10 +88,7 @@ impl Journey {
         let mut queued = Some(queued);
         let event = loop {
             let stop = match self.attempt(&mut queued).await {
-                Ok(end) => {
-                    let cached_tokens = end.cached_tokens.min(self.prompt_len);
-                    break Some(Event::Finished(Done { finish: end.finish, cached_tokens }));
-                }
+                Ok(finish) => break Some(Event::Finished(finish)),
                 Err(stop) => stop,
             };
             match stop {
@@ -124,7 +122,7 @@ impl Journey {
         tracing::info!(request = %self.key, "replay");
     }
 
-    async fn attempt(&mut self, queued: &mut Option<OwnedSemaphorePermit>) -> Result<End, Stop> {
+    async fn attempt(&mut self, queued: &mut Option<OwnedSemaphorePermit>) -> Result<Finish, Stop> {
         let deadline = Instant::now() + self.fleet.deadlines.queue;
         let pair = {
             let fleet = self.fleet.clone();
@@ -240,8 +238,8 @@ impl Journey {
         Err(stop)
     }
 
-    async fn listen(&self, pair: &Pair) -> Result<End, Stop> {
-        let deadlines = &self.fleet.deadlines;
+    async fn listen(&mut self, pair: &Pair) -> Result<Finish, Stop> {
+        let deadlines = self.fleet.deadlines;
         let mut made: Vec<TokenId> = vec![];
         let (mut deadline, mut phase) = (Instant::now() + deadlines.first_token, "the first token");
         loop {
@@ -251,13 +249,11 @@ impl Journey {
                 () = sleep_until(deadline) => return Err(deadline_of(phase, deadlines.first_token)),
             };
             match note {
-                Note::Tokens(tokens, end) => {
+                Note::Tokens { cached, tokens, finish } => {
                     made.extend(token_ids(&tokens));
-                    if self.events.send(Event::Tokens(tokens)).await.is_err() {
-                        return Err(Stop::Gone);
-                    }
-                    if let Some(end) = end {
-                        return Ok(end);
+                    self.tell_client(cached, tokens).await?;
+                    if let Some(finish) = finish {
+                        return Ok(finish);
                     }
                     (deadline, phase) = (Instant::now() + deadlines.next_token, "the next token");
                 }
@@ -278,6 +274,16 @@ impl Journey {
                 Note::Ticket(_) | Note::Accepted | Note::Cancelled(_) | Note::Lost(_) => {}
             }
         }
+    }
+
+    async fn tell_client(&mut self, cached: u32, tokens: Vec<Token>) -> Result<(), Stop> {
+        // A replay finds its own output cached; what counts is the prompt, once.
+        let cached = (!std::mem::replace(&mut self.told_cached, true))
+            .then_some(Event::Cached(cached.min(self.prompt_len)));
+        for event in cached.into_iter().chain([Event::Tokens(tokens)]) {
+            self.events.send(event).await.map_err(|_| Stop::Gone)?;
+        }
+        Ok(())
     }
 
     fn refused(&self, role: Role, refusal: &Refusal, made: Vec<TokenId>) -> Stop {
@@ -332,7 +338,7 @@ impl Journey {
                 match self.mailbox.next().await {
                     Note::Cancelled(_) | Note::Refused(..) | Note::Failed(..) => expected -= 1,
                     Note::Lost(epoch) if pair.has(epoch) => expected -= 1,
-                    Note::Tokens(_, Some(_)) => expected -= 1, // the end crossed the cancel
+                    Note::Tokens { finish: Some(_), .. } => expected -= 1, // the end crossed the cancel
                     _ => {}
                 }
             }

@@ -11,7 +11,7 @@ use gateway::openai::Head;
 use gateway::openai::chat::ChatShape;
 use gateway::openai::completions::CompletionShape;
 use gateway::openai::knobs::Delivery;
-use gateway::ring::{Answer, Done, Event, Failure, FailureKind, Limits};
+use gateway::ring::{Answer, Event, Failure, FailureKind, Limits};
 use gateway::stream::{Shape, Speaking, events, outputs, whole};
 use gateway::transcript::Transcript;
 use gateway::validate::{Ask, Dialect, Knobs};
@@ -40,7 +40,7 @@ fn tokens(model: &Model, text: &str) -> Vec<Token> {
 }
 
 fn done(finish: Finish) -> Event {
-    Event::Finished(Done { finish, cached_tokens: 2 })
+    Event::Finished(finish)
 }
 
 /// An output that says `events`, then ends. The receiver tells whether the answer was dropped.
@@ -54,7 +54,7 @@ fn speaking(
     let request = ask.request([1, 2, 3].map(TokenId::new).to_vec()).unwrap();
     let transcript = Transcript::new(index, &ask, &request, model.tokenizer.pieces());
     let (sender, receiver) = mpsc::channel(16);
-    for event in said {
+    for event in std::iter::once(Event::Cached(2)).chain(said) {
         sender.try_send(event).unwrap();
     }
     let answer = Answer::new(RequestId::new(Epoch::new(1), index as u64), receiver);

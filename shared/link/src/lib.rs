@@ -12,12 +12,14 @@
 pub mod admin;
 mod connection;
 mod handshake;
+mod listen;
 pub mod identity;
 pub mod shutdown;
 mod stop;
 
 pub use connection::{LinkError, Receiver, SendError, Sender, Timing};
-pub use handshake::{HandshakeError, Local, Session, answer, dial};
+pub use handshake::{HandshakeError, Local, Session, dial};
+pub use listen::Door;
 pub use stop::{BadStop, StopPoint, Stops};
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! Two ends on loopback sockets: what joins, what is refused, what ends a link.
 
-use crate::{HandshakeError, LinkError, Local, Session, Timing, answer, dial, identity};
+use crate::handshake::answer;
+use crate::{HandshakeError, LinkError, Local, Session, Timing, dial, identity};
 use shared::ids::{Attempt, Epoch, RequestId, ServerId};
 use shared::kv::{KvDtype, KvGeometry};
 use shared::wire::handshake::{Capacity, Layout, RingKey, Role};

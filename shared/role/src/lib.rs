@@ -9,3 +9,4 @@ pub mod core;
 pub mod logs;
 pub mod outbox;
 pub mod settings;
+pub mod turn;

@@ -88,19 +88,12 @@ pub enum DecodeToGateway {
 pub struct Emitted {
     /// Which request.
     pub key: RequestKey,
-    /// In order, never empty.
-    pub tokens: Vec<Token>,
-    /// Set on the last.
-    pub end: Option<End>,
-}
-
-/// How a request ended well.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct End {
-    /// Stop id or length.
-    pub finish: Finish,
     /// Prompt tokens that were not computed.
     pub cached_tokens: u32,
+    /// In order, never empty.
+    pub tokens: Vec<Token>,
+    /// How it ended; set on the last.
+    pub finish: Option<Finish>,
 }
 
 /// Gateway to prefill.
@@ -151,15 +144,8 @@ pub enum PrefillToGateway {
         /// Why.
         fault: Fault,
     },
-    /// The result, where no decode is needed.
-    Result {
-        /// Which request.
-        key: RequestKey,
-        /// The one token.
-        token: Token,
-        /// How it ended.
-        end: End,
-    },
+    /// The result, where no decode is needed: one token, and how it ended.
+    Result(Emitted),
     /// Answer to `Cancel`: nothing more follows for this request.
     Cancelled(RequestKey),
     /// Answer to `FlushCache`.

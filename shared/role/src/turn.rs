@@ -1,0 +1,114 @@
+//! The loop of an engine thread: hear what came, take a turn, say what is to be said.
+//!
+//! A role is the only owner of its state; everything reaches it through one bounded inbox. It never
+//! waits while there is work, and sleeps on the inbox when there is none.
+
+use link::shutdown::Shutdown;
+use model::engine::EngineError;
+use std::time::Duration;
+use tokio::runtime::Handle;
+use tokio::sync::mpsc::{Receiver, Sender, error::TryRecvError};
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+
+/// A role's part of the loop.
+pub trait Turn {
+    /// What it is told.
+    type Event: Send + 'static;
+    /// Takes in one event.
+    fn hear(&mut self, event: Self::Event);
+    /// Does what can be done now, one engine step at most; whether there was one.
+    ///
+    /// # Errors
+    /// If the engine fails; the process must end.
+    fn turn(&mut self) -> Result<bool, EngineError>;
+    /// Hands outgoing messages to the links; whether some had to stay.
+    fn flush(&mut self) -> bool;
+    /// Whether it is draining and nothing is left.
+    fn drained(&self) -> bool;
+    /// How long nothing can happen without an event, when there was nothing to do.
+    fn idle(&self) -> Duration;
+}
+
+/// Between two tries to hand over what a link did not take.
+const RETRY_EVERY: Duration = Duration::from_millis(5);
+
+/// Runs until drained, or until the inbox's senders are gone.
+///
+/// # Errors
+/// If the engine fails.
+pub fn run<R: Turn>(
+    mut role: R,
+    mut inbox: Receiver<R::Event>,
+    runtime: &Handle,
+) -> Result<(), EngineError> {
+    loop {
+        let worked = role.turn()?;
+        let blocked = role.flush();
+        if !worked {
+            if role.drained() && !blocked {
+                return Ok(());
+            }
+            let wait = if blocked { role.idle().min(RETRY_EVERY) } else { role.idle() };
+            match runtime.block_on(async { timeout(wait, inbox.recv()).await }) {
+                Ok(Some(event)) => role.hear(event),
+                Ok(None) => return Ok(()),
+                Err(_) => {}
+            }
+        }
+        loop {
+            match inbox.try_recv() {
+                Ok(event) => role.hear(event),
+                Err(TryRecvError::Empty) => break,
+                Err(TryRecvError::Disconnected) => return Ok(()),
+            }
+        }
+    }
+}
+
+/// Yields how an engine thread ended; an error if it panicked.
+pub type Ended = oneshot::Receiver<Result<(), EngineError>>;
+
+/// Runs `role` on a thread of its own; the receiver yields how it ended.
+///
+/// # Errors
+/// If the thread cannot be started.
+pub fn spawn<R: Turn + Send + 'static>(
+    role: R,
+    inbox: Receiver<R::Event>,
+) -> std::io::Result<Ended> {
+    let (done, ended) = oneshot::channel();
+    let runtime = Handle::current();
+    std::thread::Builder::new()
+        .name("engine".into())
+        .spawn(move || done.send(run(role, inbox, &runtime)))?;
+    Ok(ended)
+}
+
+/// Waits for a role's end; when `shutdown` says so it sends `drain`, and gives the role `deadline`
+/// to finish. A role that is not finished by then is left to the end of its process.
+///
+/// # Errors
+/// If the engine failed, or its thread panicked.
+pub async fn supervise<E>(
+    mut ended: Ended,
+    mut shutdown: Shutdown,
+    (inbox, drain): (Sender<E>, E),
+    deadline: Duration,
+) -> Result<(), EngineError> {
+    let result = tokio::select! {
+        result = &mut ended => result,
+        () = shutdown.wait() => {
+            tracing::info!("draining");
+            drop(inbox.send(drain).await); // it is gone only if the role has ended
+            match timeout(deadline, ended).await {
+                Ok(result) => result,
+                Err(_) => {
+                    tracing::warn!(?deadline, "the drain ran out of time");
+                    Ok(Ok(()))
+                }
+            }
+        }
+    };
+    result.unwrap_or_else(|_| Err(EngineError("the engine thread panicked".into())))
+}
