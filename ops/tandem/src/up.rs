@@ -38,6 +38,9 @@ use self::run_folder::RunFolder;
 /// How often the foreground looks at its servers; a death is reported within this time.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 
+/// A server's sockets close a moment before its parent hears of its end.
+const DEATH_SHOWS_MAX: Duration = Duration::from_secs(1);
+
 /// Runs `tandem up`.
 ///
 /// # Errors
@@ -125,7 +128,7 @@ fn bring_up(
     }
     let asked = ask::ask(&fleet.url, &fleet.model_name, &options.question);
     // A broken answer has a cause, and a dead server's log knows it better.
-    asked.map_err(|error| match servers.report_of_a_death() {
+    asked.map_err(|error| match servers.death_within(DEATH_SHOWS_MAX) {
         Some(report) => error.context(report),
         None => error.context("ask the ring"),
     })?;

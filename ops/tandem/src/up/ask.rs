@@ -40,8 +40,10 @@ pub fn ask(url: &str, model: &str, question: &str) -> anyhow::Result<()> {
         bail!("the gateway answered {status}: {body}");
     }
     let mut terminal = io::stdout().lock();
-    let answer = print_stream(BufReader::new(reader), &mut terminal, start)?;
-    writeln!(terminal, "\n\n{}", answer.summary(start.elapsed()))?;
+    let answer = print_stream(BufReader::new(reader), &mut terminal, start);
+    writeln!(terminal)?;
+    let answer = answer?;
+    writeln!(terminal, "\n{}", answer.summary(start.elapsed()))?;
     ensure!(answer.tokens > 0, "the ring streamed no text");
     Ok(())
 }

@@ -75,6 +75,18 @@ impl<'f> Servers<'f> {
         Some(report)
     }
 
+    /// As [`Servers::report_of_a_death`], for one that may be dying.
+    pub fn death_within(&mut self, wait: Duration) -> Option<String> {
+        let until = Instant::now() + wait;
+        loop {
+            let report = self.report_of_a_death();
+            if report.is_some() || Instant::now() > until {
+                return report;
+            }
+            std::thread::sleep(LOOK_EVERY);
+        }
+    }
+
     /// What each server last wrote.
     pub fn log_tails(&self) -> Vec<String> {
         self.running.iter().map(|server| self.folder.log_tail(&server.name)).collect()
@@ -201,8 +213,7 @@ mod tests {
         let (_place, folder) = folder();
         let mut servers = Servers::new(&folder);
         servers.start(&script("prefill-0", "echo no such tensor >&2; exit 3")).unwrap();
-        servers.running[0].child.wait().unwrap();
-        let report = servers.report_of_a_death().unwrap();
+        let report = servers.death_within(Duration::from_secs(60)).unwrap();
         assert!(report.starts_with("prefill-0 has died (exit status: 3)"), "{report}");
         assert!(report.ends_with("no such tensor"), "{report}");
     }
