@@ -15,4 +15,7 @@ mod plan;
 mod ring;
 mod ask;
 
+mod random;
+
 mod golden;
+mod equal;

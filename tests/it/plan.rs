@@ -43,6 +43,7 @@ impl Plan {
             .servers("threads", 1)
             .servers("max_total_tokens", 8192)
             .servers("page_checksums", true)
+            .on_gateway("log", "info,gateway::fleet=debug,link=debug")
             .everyone("silence_ms", 10_000)
             .servers("transfer_deadline_ms", 10_000)
     }
@@ -80,6 +81,15 @@ impl Plan {
     pub fn everyone(self, key: &str, value: impl Into<Value>) -> Self {
         let value = value.into();
         self.servers(key, value.clone()).on_gateway(key, value)
+    }
+
+    /// Starts it in one process.
+    #[track_caller]
+    pub fn start_in_one_process(self) -> Ring {
+        let mut ring = Ring::one_process(&self);
+        ring.start_all();
+        ring.wait_ready();
+        ring
     }
 
     /// Starts it and waits until every pair has joined.

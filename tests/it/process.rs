@@ -30,6 +30,8 @@ pub fn wait_for<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
 pub struct Member {
     pub name: String,
     program: PathBuf,
+    /// What stands before `--config FILE`.
+    command: Option<&'static str>,
     config: PathBuf,
     log: PathBuf,
     pub listen: Port,
@@ -47,7 +49,13 @@ impl Member {
         let config = folder.join(&name).with_extension("toml");
         let log = folder.join(&name).with_extension("log");
         let (listen, admin) = ports;
-        Self { name, program, config, log, listen, admin, child: None }
+        Self { name, program, command: None, config, log, listen, admin, child: None }
+    }
+
+    /// One whose program has commands, of which this is one.
+    pub fn with_command(mut self, command: &'static str) -> Self {
+        self.command = Some(command);
+        self
     }
 
     pub fn write_config(&self, table: &toml::Table) {
@@ -59,6 +67,7 @@ impl Member {
         assert!(self.child.is_none(), "{} runs already", self.name);
         let log = OpenOptions::new().create(true).append(true).open(&self.log).unwrap();
         let child = Command::new(&self.program)
+            .args(self.command)
             .arg("--config")
             .arg(&self.config)
             .args(flags)

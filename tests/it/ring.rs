@@ -18,18 +18,20 @@ use std::net::SocketAddr;
 use tempfile::TempDir;
 use toml::Table;
 
+/// A ring; in one process, `gateway` is that process and the others are empty.
 pub struct Ring {
     pub gateway: Member,
     pub prefill: Vec<Member>,
     pub decode: Vec<Member>,
-    _folder: TempDir,
+    /// How many of each role there are, wherever they run.
+    size: (usize, usize),
+    folder: TempDir,
 }
 
 impl Ring {
     pub fn new(plan: Plan) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path();
-        std::fs::write(path.join("key"), "5a".repeat(32)).unwrap();
         let server = |role: &str, index: usize| {
             let ports = (Port::claim(), Some(Port::claim()));
             Member::new(path, format!("{role}-{index}"), &format!("tandem-{role}"), ports)
@@ -38,12 +40,30 @@ impl Ring {
         let prefill: Vec<_> = (0..plan.prefill).map(|index| server("prefill", index)).collect();
         let ports = (Port::claim(), None);
         let gateway = Member::new(path, "gateway".into(), "tandem-gateway", ports);
-        let ring = Self { gateway, prefill, decode, _folder: folder };
+        let size = (plan.prefill, plan.decode);
+        let ring = Self { gateway, prefill, decode, size, folder };
         ring.write_configs(&plan);
         ring
     }
 
+    /// The ring in one process; servers' settings are those of decode.
+    pub fn one_process(plan: &Plan) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let key = write_key(&folder);
+        let ports = (Port::claim(), None);
+        let ring = Member::new(folder.path(), "ring".into(), "tandem", ports).with_command("ring");
+        let mut table = Table::new();
+        table.insert("listen".into(), ring.listen.address.to_string().into());
+        table.insert("model".into(), plan.model.to_str().unwrap().into());
+        table.insert("key_file".into(), key.into());
+        table.insert("server".into(), plan.decode_settings.clone().into());
+        table.insert("gateway".into(), plan.gateway_settings.clone().into());
+        ring.write_config(&table);
+        Self { gateway: ring, prefill: vec![], decode: vec![], size: (1, 1), folder }
+    }
+
     fn write_configs(&self, plan: &Plan) {
+        let key = write_key(&self.folder);
         let addresses = |members: &[Member]| -> toml::Value {
             members
                 .iter()
@@ -58,8 +78,7 @@ impl Ring {
             if let Some(admin) = &member.admin {
                 table.insert("admin".into(), admin.address.to_string().into());
             }
-            let key = self._folder.path().join("key").to_str().unwrap().to_owned();
-            table.insert("key_file".into(), key.into());
+            table.insert("key_file".into(), key.clone().into());
             table.insert("model".into(), plan.model.to_str().unwrap().into());
             table.extend(settings.clone());
             table
@@ -99,7 +118,7 @@ impl Ring {
                 let epochs = prefill["joined"].as_array().unwrap();
                 decode.iter().all(|decode| epochs.contains(&decode["epoch"]))
             };
-            let all = prefill.len() == self.prefill.len() && decode.len() == self.decode.len();
+            let all = (prefill.len(), decode.len()) == self.size;
             (all && prefill.iter().all(joined) && info["ready"] == true).then_some(())
         });
     }
@@ -174,12 +193,19 @@ impl Ring {
             let info = self.get("/server_info").json();
             (info["requests"] == 0 && info["queued"] == 0 && info["calls"] == 0).then_some(())
         });
-        for server in self.servers() {
+        let one_process = self.servers().next().is_none().then_some(&self.gateway);
+        for server in self.servers().chain(one_process) {
             wait_for(&format!("no held pages on {}", server.name), || {
                 server.is_settled().then_some(())
             });
         }
     }
+}
+
+fn write_key(folder: &TempDir) -> String {
+    let path = folder.path().join("key");
+    std::fs::write(&path, "5a".repeat(32)).unwrap();
+    path.to_str().unwrap().to_owned()
 }
 
 impl Member {
