@@ -1,1 +1,121 @@
-fn main() {}
+//! `tandem-bench`: every bar that Tandem is held to is a row here: a command, a figure, an exit code.
+//!
+//! ```text
+//! cargo run --release -p tandem-bench -- rows                     lists the rows and their bars
+//! cargo run --release -p tandem-bench -- row decode-ring          measures one; exits 1 below its bar
+//! cargo run --release -p tandem-bench -- all --out bench/runs/D   measures all and writes the record
+//! ```
+//!
+//! In reading order: [`row`] is what a row and a group of rows measured together are; [`place`]
+//! finds or makes what they need (binaries, the demo model); [`fleet`] runs a ring of processes and
+//! talks to it; [`pair`] runs two processes that share a transport only; [`rows`] has one file a
+//! group; [`record`] writes what was measured.
+//!
+//! A figure that depends on the machine has its floor or peer beside it, taken in alternation in the
+//! same run; figures are medians unless the row says "longest".
+#![forbid(unsafe_code)]
+
+mod row;
+mod numbers;
+mod place;
+mod fleet;
+mod pair;
+mod rows;
+mod machine;
+mod record;
+
+use anyhow::Context;
+use clap::{Parser, Subcommand};
+use place::{Place, PlaceOptions};
+use row::{Group, Verdict};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Measures Tandem against its bars.
+#[derive(Parser)]
+#[command(name = "tandem-bench", version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// List all rows with their bars.
+    Rows,
+    /// Measure one row; exit 1 if it is below its bar.
+    Row {
+        /// Its name, as `rows` lists it.
+        name: String,
+        #[command(flatten)]
+        place: PlaceOptions,
+    },
+    /// Measure all rows and write the record; exit 1 if any is below its bar.
+    All {
+        /// Folder of the record, by date and machine.
+        #[arg(long)]
+        out: PathBuf,
+        /// Only the groups of these rows; the record keeps what it has of the others.
+        #[arg(long, value_delimiter = ',')]
+        only: Vec<String>,
+        /// Also those that take many minutes: a clean build.
+        #[arg(long)]
+        slow: bool,
+        #[command(flatten)]
+        place: PlaceOptions,
+    },
+    /// The other process of a pair.
+    #[command(hide = true)]
+    Peer(pair::peer::Peer),
+}
+
+fn main() -> anyhow::Result<ExitCode> {
+    match Arguments::parse().command {
+        Command::Rows => {
+            rows::GROUPS.iter().flat_map(|group| group.rows).for_each(|row| println!("{row}"));
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Row { name, place } => one(&name, &Place::open(place)?),
+        Command::All { out, only, slow, place } => {
+            let wanted = |group: &&'static Group| match only.is_empty() {
+                true => slow || !group.slow,
+                false => group.rows.iter().any(|row| only.iter().any(|name| name == row.name)),
+            };
+            all(&out, rows::GROUPS.iter().filter(wanted), &Place::open(place)?)
+        }
+        Command::Peer(peer) => peer.run().map(|()| ExitCode::SUCCESS),
+    }
+}
+
+fn one(name: &str, place: &Place) -> anyhow::Result<ExitCode> {
+    let (group, row) = rows::find(name)
+        .with_context(|| format!("there is no row {name}; `tandem-bench rows` lists them"))?;
+    let found = (group.measure)(place)?;
+    found.notes.iter().for_each(|note| println!("  {note}"));
+    let verdict = Verdict::new(row, found.value(row.name));
+    println!("{verdict}");
+    Ok(if verdict.holds() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn all(
+    out: &std::path::Path,
+    groups: impl Iterator<Item = &'static Group>,
+    place: &Place,
+) -> anyhow::Result<ExitCode> {
+    let mut record = record::Record::open(out)?;
+    let mut code = ExitCode::SUCCESS;
+    for group in groups {
+        eprintln!("{}", group.title);
+        let outcome = (group.measure)(place);
+        if let Err(error) = &outcome {
+            eprintln!("  not measured: {error:#}");
+        }
+        for verdict in record.file(group, outcome)? {
+            println!("{verdict}");
+            if !verdict.holds() {
+                code = ExitCode::FAILURE;
+            }
+        }
+    }
+    Ok(code)
+}

@@ -1,0 +1,245 @@
+//! 2,000 mixed requests over two prefill and two decode servers, 5 % of which the client leaves:
+//! nothing may stay behind.
+//!
+//! The first half fills the page pools, which are small, and every other buffer; memory is compared
+//! after the first and after the second half, always idle.
+
+use crate::fleet::client::{Client, Ended};
+use crate::fleet::process::Holdings;
+use crate::fleet::{Fleet, Plan};
+use crate::numbers::{Random, longest};
+use crate::place::Place;
+use crate::row::{Bar, Findings, Group, Row};
+use serde_json::{Value, json};
+use shared::metrics as names;
+use std::ops::ControlFlow;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+pub const GROUP: Group = Group {
+    name: "mixed",
+    title: "2,000 mixed requests, 5 % left by their client, two prefill and two decode servers",
+    rows: &[
+        Row {
+            name: "mixed-pages",
+            what: "pages owned, granted or quarantined at the end, all servers",
+            unit: "pages",
+            bar: Bar::AtMost(0.0),
+        },
+        Row {
+            name: "mixed-requests",
+            what: "requests still held at the end, gateway and servers",
+            unit: "requests",
+            bar: Bar::AtMost(0.0),
+        },
+        Row {
+            name: "mixed-memory",
+            what: "growth of resident memory in the second half, worst process",
+            unit: "%",
+            bar: Bar::AtMost(2.0),
+        },
+        Row {
+            name: "mixed-tasks",
+            what: "threads and open files beyond those before the first request, all processes",
+            unit: "count",
+            bar: Bar::AtMost(0.0),
+        },
+        Row {
+            name: "mixed-odd",
+            what: "requests that ended neither well nor by their own client",
+            unit: "requests",
+            bar: Bar::AtMost(0.0),
+        },
+    ],
+    measure,
+    slow: false,
+};
+
+const HALF: usize = 1_000;
+const CLIENTS: usize = 8;
+const CANCEL_PERCENT: usize = 5;
+/// Idle threads of a runtime's blocking pool go after 10 s.
+const SETTLE_MAX: Duration = Duration::from_secs(30);
+const HELD: [&str; 3] = ["owned", "granted", "quarantined"];
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Tally {
+    done: usize,
+    left: usize,
+    odd: usize,
+}
+
+fn measure(place: &Place) -> anyhow::Result<Findings> {
+    let plan = Plan::new(&place.tiny("tiny-qwen3"), "bf16")
+        .servers(2, 2)
+        .set("max_total_tokens", 8_192)
+        .set("threads", 1);
+    let mut fleet = Fleet::start(place, &plan)?;
+    let before = holdings(&mut fleet)?;
+    let half = place.rounds(HALF);
+    let mut found = Findings::default();
+    let first = run(&fleet.client, half, 1, &mut found);
+    settle(&mut fleet, &before)?;
+    let middle = holdings(&mut fleet)?;
+    let second = run(&fleet.client, half, 2, &mut found);
+    settle(&mut fleet, &before)?;
+    let after = holdings(&mut fleet)?;
+    found.set("mixed-pages", pages(&fleet)? as f64);
+    found.set("mixed-requests", requests(&fleet)?);
+    found.set("mixed-odd", (first.odd + second.odd) as f64);
+    let mut growth = Vec::new();
+    let mut beyond = 0;
+    for (((name, before), (_, middle)), (_, after)) in before.iter().zip(&middle).zip(&after) {
+        let percent = 100.0 * (after.rss_bytes as f64 / middle.rss_bytes as f64 - 1.0);
+        growth.push(percent);
+        beyond += after.threads.saturating_sub(before.threads);
+        beyond += after.files.saturating_sub(before.files);
+        let mib = |holdings: &Holdings| holdings.rss_bytes as f64 / f64::from(1 << 20);
+        found.note(format!(
+            "{name}: {:.1} MiB at the start, {:.1} after {half}, {:.1} after {} ({percent:+.2} %); \
+             threads {} to {}, files {} to {}",
+            mib(before),
+            mib(middle),
+            mib(after),
+            2 * half,
+            before.threads,
+            after.threads,
+            before.files,
+            after.files,
+        ));
+    }
+    let (done, left) = (first.done + second.done, first.left + second.left);
+    found.note(format!("{done} answered, {left} left by their client"));
+    found.set("mixed-memory", longest(growth));
+    found.set("mixed-tasks", beyond as f64);
+    Ok(found)
+}
+
+fn holdings(fleet: &mut Fleet) -> anyhow::Result<Vec<(String, Holdings)>> {
+    fleet.processes().map(|process| Ok((process.name.clone(), process.holdings()?))).collect()
+}
+
+fn pages(fleet: &Fleet) -> anyhow::Result<u64> {
+    fleet.members().into_iter().map(|member| fleet.pages(member, &HELD)).sum()
+}
+
+/// Held by the gateway, waiting or running in servers.
+fn requests(fleet: &Fleet) -> anyhow::Result<f64> {
+    let mut held = fleet.requests()? as f64;
+    for member in fleet.members() {
+        let text = fleet.metrics(member)?;
+        for name in [names::RUNNING, names::WAITING] {
+            held += crate::fleet::metrics::sum(&text, name, &[]);
+        }
+    }
+    Ok(held)
+}
+
+/// Waits until nothing is held and threads and files are as before, or for a bounded time.
+fn settle(fleet: &mut Fleet, before: &[(String, Holdings)]) -> anyhow::Result<()> {
+    let start = Instant::now();
+    while start.elapsed() < SETTLE_MAX {
+        let now = holdings(fleet)?;
+        let is_as_before = before.iter().zip(&now).all(|((_, before), (_, now))| {
+            now.threads <= before.threads && now.files <= before.files
+        });
+        if is_as_before && pages(fleet)? == 0 && requests(fleet)? == 0.0 {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    Ok(())
+}
+
+/// `count` requests by a few clients at once.
+fn run(client: &Client, count: usize, seed: u64, found: &mut Findings) -> Tally {
+    let random = Mutex::new((Random::new(seed), 0));
+    let next = || {
+        let mut random = random.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        random.1 += 1;
+        (random.1 <= count).then(|| request(&mut random.0))
+    };
+    let work = || {
+        let (mut tally, mut odd) = (Tally::default(), Vec::new());
+        while let Some((body, leaves)) = next() {
+            match ask(client, &body, leaves) {
+                Ok(true) => tally.done += 1,
+                Ok(false) => tally.left += 1,
+                Err(ended) => {
+                    tally.odd += 1;
+                    odd.push(ended.to_string());
+                }
+            }
+        }
+        (tally, odd)
+    };
+    let mut all = Tally::default();
+    std::thread::scope(|scope| {
+        let clients: Vec<_> = (0..CLIENTS).map(|_| scope.spawn(work)).collect();
+        for client in clients {
+            let (tally, odd) = client.join().unwrap_or_default();
+            all.done += tally.done;
+            all.left += tally.left;
+            all.odd += tally.odd;
+            odd.into_iter().take(5).for_each(|what| found.note(format!("odd: {what}")));
+        }
+    });
+    all
+}
+
+/// When a client goes away.
+#[derive(Clone, Copy)]
+enum Leaves {
+    Never,
+    /// After so many milliseconds, whatever has come by then.
+    After(u64),
+    /// After so many events.
+    AfterEvents(usize),
+}
+
+/// Some share a prefix of three pages, some are sampled, some are long.
+fn request(random: &mut Random) -> (Value, Leaves) {
+    let mut prompt = if random.chance(40) {
+        let which = random.below(8) as u32;
+        (0..48).map(|i| 3 + (i * 7 + which * 31) % 490).collect()
+    } else {
+        Vec::new()
+    };
+    let length = if random.chance(10) { 400 } else { 60 };
+    let own = 1 + random.below(length);
+    prompt.extend(random.ids(own, 3, 490));
+    let temperature = if random.chance(50) { 0.0 } else { 0.9 };
+    let tokens = 1 + random.below(32);
+    let sampling =
+        json!({"temperature": temperature, "max_new_tokens": tokens, "ignore_eos": true});
+    let leaves = match (random.chance(CANCEL_PERCENT), random.chance(50)) {
+        (false, _) => Leaves::Never,
+        (true, true) => Leaves::After(1 + random.below(30) as u64),
+        (true, false) => Leaves::AfterEvents(1 + random.below(4)),
+    };
+    let stream = random.chance(50);
+    (json!({"input_ids": prompt, "sampling_params": sampling, "stream": stream}), leaves)
+}
+
+/// Whether it was answered; false if the client left.
+fn ask(client: &Client, body: &Value, leaves: Leaves) -> Result<bool, Ended> {
+    let stream = body["stream"] == true;
+    match leaves {
+        Leaves::Never if stream => client.stream(body).map(|_| true),
+        Leaves::Never => client.generate(body).map(|_| true),
+        Leaves::After(ms) => {
+            let hasty = Client::patient(client.url().to_owned(), Duration::from_millis(ms));
+            let outcome =
+                if stream { hasty.stream(body).map(drop) } else { hasty.generate(body).map(drop) };
+            Ok(outcome.is_ok())
+        }
+        Leaves::AfterEvents(count) => {
+            let mut seen = 0;
+            let outcome = client.stream_until(body, |_| {
+                seen += 1;
+                if seen == count { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            });
+            outcome.map(|streamed| streamed.is_some())
+        }
+    }
+}
