@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Builds and runs the two measurements of this folder on the first GPU.
-#   bench/gpu/run.sh build | decode [FILTER] | killed | mps | all      results go to $OUT (default: out/)
+#   bench/gpu/run.sh build | decode [FILTER] | killed | mps | all      results go to $OUT (default: target/gpu-bench)
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
-out=${OUT:-$here/out}
-bin=${BIN:-$out/bin}
+out=${OUT:-$here/../../target/gpu-bench}
+bin=${BIN:-$here/../../target/gpu-bench/bin}
 mkdir -p "$out" "$bin"
 arch=${ARCH:-90a}
 
