@@ -20,7 +20,8 @@ impl Decode {
         let message = match self.tickets.open(ticket, writer, key.id, key.attempt) {
             Ok(granted) => {
                 let tokens = &granted.request.tokens;
-                let most = tokens.len() - 1; // the last page is always written: it is the request's own
+                // The last page is always written: it is the request's own.
+                let most = tokens.len() - 1;
                 let held = self.cache.match_prefix(&granted.request.salt, &tokens[..most], now);
                 let pages = (tokens.len() as u32).div_ceil(self.page_tokens);
                 let missing = pages - held.len() as u32;

@@ -23,6 +23,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
 
 /// Messages that may wait for one peer's socket: an answer for every ticket, and the join.
 const OUTBOX: usize = 4096;
@@ -43,8 +44,17 @@ pub(crate) struct Peers {
 struct Writer {
     /// Dropped to end the connection in `busy`.
     stop: Mutex<Option<oneshot::Sender<()>>>,
-    /// Held for a connection's life.
-    busy: tokio::sync::Mutex<()>,
+    /// Held for a connection's life; what waits for the proven end of the one before.
+    busy: tokio::sync::Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Writer {
+    /// Whether a connection, or the wait for a proven end, still needs it.
+    fn in_use(self: &Arc<Self>) -> bool {
+        let waiting =
+            |proof: &Option<JoinHandle<()>>| proof.as_ref().is_some_and(|p| !p.is_finished());
+        Arc::strong_count(self) > 1 || self.busy.try_lock().is_ok_and(|proof| waiting(&proof))
+    }
 }
 
 impl Peers {
@@ -84,12 +94,12 @@ impl Peers {
 
     async fn prefill(&self, session: Session) -> LinkError {
         let epoch = session.peer.epoch;
-        let writer = self.lock_writers().entry(epoch).or_default().clone();
+        let writer = self.writer(epoch);
         let (stop, mut stopped) = oneshot::channel();
         drop(writer.stop.lock().unwrap_or_else(PoisonError::into_inner).replace(stop));
-        let _busy = writer.busy.lock().await;
+        let mut proof = writer.busy.lock().await;
         let (sender, mut receiver) = session.start::<DecodeToPrefill, PrefillToDecode>(OUTBOX);
-        let joined = match self.join(epoch, &sender, &mut receiver).await {
+        let joined = match self.join(epoch, &mut proof, &sender, &mut receiver).await {
             Ok(joined) => joined,
             Err(error) => return error,
         };
@@ -115,7 +125,7 @@ impl Peers {
             }
         };
         self.tell(Event::WriterLost(epoch)).await;
-        self.revoke(epoch, joined);
+        *proof = Some(self.revoke(epoch, joined));
         why
     }
 
@@ -123,10 +133,15 @@ impl Peers {
     async fn join(
         &self,
         epoch: Epoch,
+        proof: &mut Option<JoinHandle<()>>,
         sender: &Sender<DecodeToPrefill>,
         receiver: &mut Receiver<PrefillToDecode>,
     ) -> Result<Writing, LinkError> {
         let PrefillToDecode::Join = receiver.recv().await? else { return Err(out_of_turn("Join")) };
+        if let Some(proof) = proof.take() {
+            proof.abort(); // or its word could come when the next tickets are open
+            drop(proof.await);
+        }
         self.tell(Event::WriterEnded(epoch)).await;
         let writing = match self.agree(sender, receiver).await {
             Ok(agreed) => agreed,
@@ -167,7 +182,7 @@ impl Peers {
     }
 
     /// Ends a lost writer's session and, once it is proven, tells the engine.
-    fn revoke(&self, epoch: Epoch, writing: Writing) {
+    fn revoke(&self, epoch: Epoch, writing: Writing) -> JoinHandle<()> {
         let (proof, inbox) = (writing.revoke(), self.inbox.clone());
         tokio::spawn(async move {
             if let Proof::ProcessEnd(process) = proof {
@@ -177,11 +192,13 @@ impl Peers {
                 }
             }
             drop(inbox.send(Event::WriterEnded(epoch)).await);
-        });
+        })
     }
 
-    fn lock_writers(&self) -> std::sync::MutexGuard<'_, HashMap<Epoch, Arc<Writer>>> {
-        self.writers.lock().unwrap_or_else(PoisonError::into_inner)
+    fn writer(&self, epoch: Epoch) -> Arc<Writer> {
+        let mut writers = self.writers.lock().unwrap_or_else(PoisonError::into_inner);
+        writers.retain(|_, writer| writer.in_use());
+        writers.entry(epoch).or_default().clone()
     }
 }
 

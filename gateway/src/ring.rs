@@ -1,7 +1,8 @@
 //! The seam between HTTP and the fleet: a checked request goes in, events come out.
 //!
 //! 1. [`Ring::submit`] queues a request or refuses it at once.
-//! 2. [`Answer::next`] yields [`Event`]s: `Cached`, any number of `Tokens`, then one `Finished` or `Failed`.
+//! 2. [`Answer::next`] yields [`Event`]s: `Cached`, any number of `Tokens`, then one `Finished` or
+//!    `Failed`.
 //! 3. Dropping an unfinished [`Answer`] cancels the request on both servers and frees its pages.
 //!
 //! Replays (retraction) happen behind this seam: the client sees a pause, no gap, no duplicate.

@@ -3,6 +3,7 @@
 //! Data flows one way: HTTP → [`Ring::submit`] → a [`ticket::Journey`] task → servers; and back:
 //! server links → [`mailbox::Mailbox`] → journey → [`Answer`]. A link never waits for a client.
 
+mod hear;
 mod mailbox;
 pub mod route;
 mod server;
@@ -17,9 +18,7 @@ use server::{Server, Up};
 use shared::ids::{Epoch, RequestId};
 use shared::request::Request;
 use shared::wire::handshake::{Identity, RingKey, Role};
-use shared::wire::messages::{
-    DecodeToGateway, Emitted, GatewayToDecode, GatewayToPrefill, PrefillToGateway, RequestKey,
-};
+use shared::wire::messages::{GatewayToDecode, GatewayToPrefill, RequestKey};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -254,8 +253,8 @@ impl Ring {
     /// Every server with its state, for `/server_info`.
     pub fn server_info(&self) -> Value {
         let fleet = &self.0;
-        let prefill = fleet.prefill.iter().map(|s| describe(s.up(), s.down_reason(), &s.address));
-        let decode = fleet.decode.iter().map(|s| describe(s.up(), s.down_reason(), &s.address));
+        let prefill = fleet.prefill.iter().map(|s| s.describe());
+        let decode = fleet.decode.iter().map(|s| s.describe());
         json!({
             "gateway_epoch": fleet.epoch.to_string(),
             "requests": fleet.journeys().len(),
@@ -272,71 +271,6 @@ impl Ring {
 }
 
 impl Fleet {
-    fn hear_prefill(&self, server: &Server<GatewayToPrefill>, message: PrefillToGateway) {
-        use PrefillToGateway as M;
-        let role = Role::Prefill;
-        match message {
-            M::Accepted(key) => self.tell(key, Note::Accepted),
-            M::Refused { key, refusal } => self.tell(key, Note::Refused(role, refusal)),
-            M::Failed { key, fault } => self.tell(key, Note::Failed(role, fault)),
-            M::Result(emitted) => self.tell_tokens(emitted),
-            M::Cancelled(key) => self.tell(key, Note::Cancelled(role)),
-            M::Flushed => self.flushed(),
-            M::Joined(epochs) => {
-                server.update(|up| up.joined = epochs.into_iter().collect());
-                self.changed.send_replace(());
-            }
-            M::Load(load) => {
-                server.update(|up| up.load = load);
-                self.changed.send_replace(());
-            }
-        }
-    }
-
-    fn hear_decode(&self, server: &Server<GatewayToDecode>, message: DecodeToGateway) {
-        use DecodeToGateway as M;
-        let role = Role::Decode;
-        match message {
-            M::Ticket { key, ticket } => self.tell(key, Note::Ticket(ticket)),
-            M::Refused { key, refusal } => self.tell(key, Note::Refused(role, refusal)),
-            M::Tokens(emitted) => emitted.into_iter().for_each(|e| self.tell_tokens(e)),
-            M::Failed { key, fault } => self.tell(key, Note::Failed(role, fault)),
-            M::Retracted(key) => self.tell(key, Note::Retracted),
-            M::Cancelled(key) => self.tell(key, Note::Cancelled(role)),
-            M::Flushed => self.flushed(),
-            M::Load(load) => {
-                server.update(|up| up.load = load);
-                self.changed.send_replace(());
-            }
-        }
-    }
-
-    /// Delivers to the journey, unless the note is of an earlier attempt or the journey is over.
-    fn tell(&self, key: RequestKey, note: Note) {
-        if let Some(travelling) = self.journeys().get(&key.id).filter(|t| t.key == key) {
-            travelling.mailbox.deliver(note);
-        }
-    }
-
-    fn tell_tokens(&self, Emitted { key, cached_tokens, tokens, finish }: Emitted) {
-        self.tell(key, Note::Tokens { cached: cached_tokens, tokens, finish });
-    }
-
-    fn flushed(&self) {
-        self.flushed.fetch_add(1, Ordering::AcqRel);
-        self.changed.send_replace(());
-    }
-
-    fn changed(&self, lost: Option<Epoch>) {
-        if let Some(epoch) = lost {
-            lock(&self.seen).forget(epoch);
-            for travelling in self.journeys().values() {
-                travelling.mailbox.deliver(Note::Lost(epoch));
-            }
-        }
-        self.changed.send_replace(());
-    }
-
     fn journeys(&self) -> MutexGuard<'_, HashMap<RequestId, Travelling>> {
         lock(&self.journeys)
     }
@@ -388,26 +322,6 @@ impl Fleet {
             load: up.load,
         };
         (prefill, decode.iter().map(view).collect())
-    }
-}
-
-fn describe<Out>(up: Option<Up<Out>>, down: Option<String>, address: &str) -> Value {
-    match up {
-        None => json!({ "address": address, "up": false, "why": down }),
-        Some(up) => json!({
-            "address": address,
-            "up": true,
-            "id": up.id.as_str(),
-            "epoch": up.epoch.to_string(),
-            "joined": up.joined.iter().map(Epoch::to_string).collect::<Vec<_>>(),
-            "pages": up.capacity.pages,
-            "pages_available": up.load.pages_available,
-            "page_size": up.layout.geometry.page_tokens,
-            "context_length": up.capacity.context_length,
-            "queued": up.load.queued,
-            "running": up.load.running,
-            "tokens": up.load.tokens,
-        }),
     }
 }
 

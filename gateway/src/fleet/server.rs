@@ -4,6 +4,7 @@
 //! again: no server is ever given up.
 
 use link::{Local, Sender, dial};
+use serde_json::{Value, json};
 use shared::ids::{Epoch, ServerId};
 use shared::wire::handshake::{Capacity, Layout, Role};
 use shared::wire::messages::{Load, Message};
@@ -74,6 +75,28 @@ impl<Out: Message> Server<Out> {
         match &*self.lock() {
             State::Up(_) => None,
             State::Down(why) => Some(format!("{}: {why}", self.address)),
+        }
+    }
+
+    /// All that is known of it, for `/server_info`.
+    pub(crate) fn describe(&self) -> Value {
+        let address = &self.address;
+        match self.up() {
+            None => json!({ "address": address, "up": false, "why": self.down_reason() }),
+            Some(up) => json!({
+                "address": address,
+                "up": true,
+                "id": up.id.as_str(),
+                "epoch": up.epoch.to_string(),
+                "joined": up.joined.iter().map(Epoch::to_string).collect::<Vec<_>>(),
+                "pages": up.capacity.pages,
+                "pages_available": up.load.pages_available,
+                "page_size": up.layout.geometry.page_tokens,
+                "context_length": up.capacity.context_length,
+                "queued": up.load.queued,
+                "running": up.load.running,
+                "tokens": up.load.tokens,
+            }),
         }
     }
 

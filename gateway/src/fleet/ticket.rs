@@ -338,7 +338,8 @@ impl Journey {
                 match self.mailbox.next().await {
                     Note::Cancelled(_) | Note::Refused(..) | Note::Failed(..) => expected -= 1,
                     Note::Lost(epoch) if pair.has(epoch) => expected -= 1,
-                    Note::Tokens { finish: Some(_), .. } => expected -= 1, // the end crossed the cancel
+                    // The end crossed the cancel.
+                    Note::Tokens { finish: Some(_), .. } => expected -= 1,
                     _ => {}
                 }
             }
