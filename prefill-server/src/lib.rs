@@ -1,4 +1,5 @@
-//! The prefill server: computes prompts into radix-cached pages and writes them into decode servers.
+//! The prefill server: computes prompts into radix-cached pages and writes them into decode
+//! servers.
 //!
 //! `gateways`, `decodes` (sockets) → `inbox` → the engine thread: `intake` → `step` → `handoff`.
 #![forbid(unsafe_code)]

@@ -112,7 +112,8 @@ impl Prefill {
         self.outboxes.push_all(&PrefillToGateway::Joined(joined));
     }
 
-    /// Admits waiting requests while this step's budget is not spoken for and their pages are there.
+    /// Admits waiting requests while this step's budget is not spoken for and their pages are
+    /// there.
     fn admit(&mut self) {
         let computing = self.jobs.iter().filter(|job| job.is_computing());
         let mut spoken: u32 = computing.map(|job| job.len() - job.computed).sum();

@@ -92,43 +92,65 @@ functions! {
     /// Sets one of libucs's global settings, by its name without `UCX_`.
     fn ucs_global_opts_set_value(name: *const c_char, value: *const c_char) -> ucs_status_t;
     /// Reads settings from the environment.
-    fn ucp_config_read(prefix: *const c_char, file: *const c_char, config: *mut ucp_config_h) -> ucs_status_t;
+    fn ucp_config_read(
+        prefix: *const c_char, file: *const c_char, config: *mut ucp_config_h
+    ) -> ucs_status_t;
     /// Changes one setting.
-    fn ucp_config_modify(config: ucp_config_h, name: *const c_char, value: *const c_char) -> ucs_status_t;
+    fn ucp_config_modify(
+        config: ucp_config_h, name: *const c_char, value: *const c_char
+    ) -> ucs_status_t;
     /// Frees settings.
     fn ucp_config_release(config: ucp_config_h);
     /// Makes a context.
-    fn ucp_init_version(major: c_uint, minor: c_uint, params: *const ucp_params_t, config: ucp_config_h, context: *mut ucp_context_h) -> ucs_status_t;
+    fn ucp_init_version(
+        major: c_uint, minor: c_uint, params: *const ucp_params_t, config: ucp_config_h,
+        context: *mut ucp_context_h
+    ) -> ucs_status_t;
     /// Destroys a context.
     fn ucp_cleanup(context: ucp_context_h);
     /// Allocates or registers memory.
-    fn ucp_mem_map(context: ucp_context_h, params: *const ucp_mem_map_params_t, memory: *mut ucp_mem_h) -> ucs_status_t;
+    fn ucp_mem_map(
+        context: ucp_context_h, params: *const ucp_mem_map_params_t, memory: *mut ucp_mem_h
+    ) -> ucs_status_t;
     /// Address and length of mapped memory.
     fn ucp_mem_query(memory: ucp_mem_h, attributes: *mut ucp_mem_attr_t) -> ucs_status_t;
     /// Frees or deregisters memory.
     fn ucp_mem_unmap(context: ucp_context_h, memory: ucp_mem_h) -> ucs_status_t;
     /// Packs what a peer needs to reach memory.
-    fn ucp_rkey_pack(context: ucp_context_h, memory: ucp_mem_h, buffer: *mut *mut c_void, size: *mut usize) -> ucs_status_t;
+    fn ucp_rkey_pack(
+        context: ucp_context_h, memory: ucp_mem_h, buffer: *mut *mut c_void, size: *mut usize
+    ) -> ucs_status_t;
     /// Frees a packed key.
     fn ucp_rkey_buffer_release(buffer: *mut c_void);
     /// Makes a worker.
-    fn ucp_worker_create(context: ucp_context_h, params: *const ucp_worker_params_t, worker: *mut ucp_worker_h) -> ucs_status_t;
+    fn ucp_worker_create(
+        context: ucp_context_h, params: *const ucp_worker_params_t, worker: *mut ucp_worker_h
+    ) -> ucs_status_t;
     /// Destroys a worker and its endpoints; outstanding requests never call back.
     fn ucp_worker_destroy(worker: ucp_worker_h);
     /// Moves a worker's work on; returns 0 if nothing happened.
     fn ucp_worker_progress(worker: ucp_worker_h) -> c_uint;
     /// The address that a peer connects to.
-    fn ucp_worker_get_address(worker: ucp_worker_h, address: *mut ucp_address_h, length: *mut usize) -> ucs_status_t;
+    fn ucp_worker_get_address(
+        worker: ucp_worker_h, address: *mut ucp_address_h, length: *mut usize
+    ) -> ucs_status_t;
     /// Frees an address.
     fn ucp_worker_release_address(worker: ucp_worker_h, address: ucp_address_h);
     /// Makes an endpoint.
-    fn ucp_ep_create(worker: ucp_worker_h, params: *const ucp_ep_params_t, ep: *mut ucp_ep_h) -> ucs_status_t;
+    fn ucp_ep_create(
+        worker: ucp_worker_h, params: *const ucp_ep_params_t, ep: *mut ucp_ep_h
+    ) -> ucs_status_t;
     /// Unpacks access to remote memory; maps it, where it is shared memory.
-    fn ucp_ep_rkey_unpack(ep: ucp_ep_h, buffer: *const c_void, rkey: *mut ucp_rkey_h) -> ucs_status_t;
+    fn ucp_ep_rkey_unpack(
+        ep: ucp_ep_h, buffer: *const c_void, rkey: *mut ucp_rkey_h
+    ) -> ucs_status_t;
     /// Gives access to remote memory back; unmaps it.
     fn ucp_rkey_destroy(rkey: ucp_rkey_h);
     /// Writes remote memory.
-    fn ucp_put_nbx(ep: ucp_ep_h, buffer: *const c_void, count: usize, remote: u64, rkey: ucp_rkey_h, param: *const ucp_request_param_t) -> ucs_status_ptr_t;
+    fn ucp_put_nbx(
+        ep: ucp_ep_h, buffer: *const c_void, count: usize, remote: u64, rkey: ucp_rkey_h,
+        param: *const ucp_request_param_t
+    ) -> ucs_status_ptr_t;
     /// Completes when everything before it on the endpoint is visible at the peer.
     fn ucp_ep_flush_nbx(ep: ucp_ep_h, param: *const ucp_request_param_t) -> ucs_status_ptr_t;
     /// Where remote memory is mapped here, if it is.

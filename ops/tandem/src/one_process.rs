@@ -19,8 +19,8 @@ use tokio::task::JoinHandle;
 /// Run the whole ring in this process.
 #[derive(Args)]
 pub struct RingCommand {
-    /// TOML file: listen, model, served_model_name, dtype, key_file; [gateway] and [server] with any
-    /// setting of the gateway and of both servers.
+    /// TOML file: listen, model, served_model_name, dtype, key_file; [gateway] and [server] with
+    /// any setting of the gateway and of both servers.
     #[arg(long)]
     config: PathBuf,
 }

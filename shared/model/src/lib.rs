@@ -4,8 +4,8 @@
 //! [`kernels::ops::Ops`]; [`family`] has one small file a model family, which says what a layer is
 //! made of; [`load`] reads and fuses weights; [`sample`] draws tokens; [`cpu`] joins them.
 //!
-//! **Invariant:** a token depends on its sequence, its sampling and its index alone, up to rounding,
-//! and never on what else was in the batch or how a prompt was cut.
+//! **Invariant:** a token depends on its sequence, its sampling and its index alone, up to
+//! rounding, and never on what else was in the batch or how a prompt was cut.
 #![forbid(unsafe_code)]
 
 pub mod engine;

@@ -7,6 +7,7 @@ use crate::sources::Source;
 /// A file lies inside a fence when its path starts with one of these.
 const UNSAFE_FENCES: &[&str] = &[
     "kernels/src/cuda",
+    "kernels/src/cpu/arena",
     "kernels/src/cpu/memory",
     "kernels/src/cpu/pool",
     "kernels/src/cpu/simd",
