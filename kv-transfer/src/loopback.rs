@@ -1,15 +1,15 @@
 //! The reference transport: both pools in one process, no kernel in between.
 //!
 //! A [`Hub`] joins the ends; there is nothing global, so tests and rings in one process do not see
-//! each other. [`crate::fault`]s make a link fail, stall, lose or corrupt on command; with none set it
-//! serves the one-process ring.
+//! each other. [`crate::fault`]s make a link fail, stall, lose or corrupt on command; with none set
+//! it serves the one-process ring.
 //!
 //! Revoking takes the session's write lock while a copy holds its read lock, so that after
 //! [`Target::revoke`] returns no copy of that session runs or will.
 
 use crate::fault::{Fault, Faults};
 use crate::offer::{Head, Reader, Writer, random, same_secret};
-use crate::queue::{Next, Piece, Queue, by_page};
+use crate::queue::{Limit, Next, Piece, Queue, by_page};
 use crate::{
     Event, Joined, Kind, Link, Offer, OpId, Proof, PutOp, SessionId, Source, Target, TransferError,
 };
@@ -18,8 +18,8 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
-/// Bytes copied at a time.
-const PIECE: usize = 64 << 10;
+/// What is copied at a time.
+const LIMIT: Limit = Limit { bytes: 64 << 10, across_pages: true };
 /// Pieces copied before a link looks at its owner's commands again: 16 MiB.
 const PIECES_A_TURN: usize = 256;
 
@@ -145,7 +145,7 @@ impl Source for LoopbackSource {
             store: Arc::clone(&self.store),
             session,
             faults: Arc::clone(&self.faults),
-            buffer: vec![0; PIECE],
+            buffer: vec![0; LIMIT.bytes],
             queued: 0,
             begun: 0,
             lost: Vec::new(),
@@ -228,13 +228,16 @@ impl Link for LoopbackLink {
             if !self.faults.pass_piece(wait) {
                 break;
             }
-            match self.queue.next(PIECE, events) {
-                Some(Next::Piece(piece)) => self.copy(piece)?,
-                Some(Next::Flush(id)) => events.push(Event::Flush { id, result: Ok(()) }),
+            match self.queue.next(LIMIT) {
+                Some(Next::Piece(number, piece)) => {
+                    self.copy(piece)?;
+                    self.queue.done(number);
+                }
+                Some(Next::Flush(number)) => self.queue.done(number),
                 None => break,
             }
         }
-        self.queue.finish_done(events);
+        self.queue.ended(events);
         Ok(())
     }
 

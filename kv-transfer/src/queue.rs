@@ -1,7 +1,13 @@
 //! The order of a link's work: planned puts and flushes, first in, first out.
 //!
-//! A link asks for the next piece, a contiguous copy of at most so many bytes, and says when a
-//! put's pieces are done with. Offsets are from the start of each pool, which is page-major.
+//! Life of an operation:
+//! 1. queued;
+//! 2. taken: a put piece by piece, a contiguous copy of at most so many bytes each; a flush whole.
+//!    Operations behind it may be taken meanwhile;
+//! 3. done, when the link said so of everything taken of it ([`Queue::done`]);
+//! 4. ended, in the order of queueing, by [`Queue::ended`], or all at once by [`Queue::close`].
+//!
+//! Offsets are from the start of each pool, which is page-major.
 
 use crate::plan::{Pools, Run};
 use crate::{Event, OpId, PutOp, TransferError};
@@ -9,6 +15,9 @@ use shared::ids::PageId;
 use std::any::Any;
 use std::collections::VecDeque;
 use std::ops::Range;
+
+/// An operation's place in a link's order, from 0.
+pub(crate) type Number = u64;
 
 /// One contiguous copy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,117 +35,159 @@ pub(crate) struct Piece {
 /// What to do next.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Next {
-    Piece(Piece),
-    Flush(OpId),
+    Piece(Number, Piece),
+    Flush(Number),
 }
 
-struct Put {
+/// The largest piece to give.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limit {
+    pub(crate) bytes: usize,
+    /// Whether it may go from one page into the next.
+    pub(crate) across_pages: bool,
+}
+
+struct Item {
     id: OpId,
-    owner: Box<dyn Any + Send>,
-    runs: VecDeque<Run>,
-    /// Bytes of the front run already taken.
-    taken: usize,
-    begun: bool,
+    kind: ItemKind,
+    /// Pieces, or the flush, taken and not done.
+    pending: usize,
+    result: Result<(), TransferError>,
 }
 
-enum Item {
-    Put(Put),
-    Flush(OpId),
+enum ItemKind {
+    Put { owner: Box<dyn Any + Send>, runs: VecDeque<Run>, taken: usize, begun: bool },
+    Flush,
 }
 
 /// Queued work of one link.
 pub(crate) struct Queue {
     pools: Pools,
     items: VecDeque<Item>,
-    /// Events of operations that moved nothing.
-    refused: Vec<Event>,
+    /// Number of the front item.
+    front: Number,
+    /// Items at the front of which everything was taken.
+    taken: usize,
 }
 
 impl Queue {
     pub(crate) fn new(pools: Pools) -> Self {
-        Self { pools, items: VecDeque::new(), refused: Vec::new() }
+        Self { pools, items: VecDeque::new(), front: 0, taken: 0 }
     }
 
     pub(crate) fn pools(&self) -> &Pools {
         &self.pools
     }
 
-    /// Operations whose events did not come out of here yet.
+    /// Operations that have not ended.
     pub(crate) fn len(&self) -> usize {
-        self.items.len() + self.refused.len()
+        self.items.len()
     }
 
     pub(crate) fn put(&mut self, op: PutOp) {
         let planned = self.pools.plan(&op);
-        let PutOp { id, owner, .. } = op;
-        match planned {
-            Ok(runs) => {
-                let runs = runs.into();
-                self.items.push_back(Item::Put(Put { id, owner, runs, taken: 0, begun: false }));
-            }
-            Err(error) => self.refused.push(Event::Put { id, owner, result: Err(error) }),
-        }
+        let (runs, result) = match planned {
+            Ok(runs) => (runs.into(), Ok(())),
+            Err(error) => (VecDeque::new(), Err(error)),
+        };
+        let kind = ItemKind::Put { owner: op.owner, runs, taken: 0, begun: false };
+        self.items.push_back(Item { id: op.id, kind, pending: 0, result });
     }
 
     pub(crate) fn flush(&mut self, id: OpId) {
-        self.items.push_back(Item::Flush(id));
+        self.items.push_back(Item { id, kind: ItemKind::Flush, pending: 0, result: Ok(()) });
     }
 
-    /// The next piece of at most `limit` bytes, or flush. The pieces taken before must be done
-    /// with: puts of which nothing is left end in `events` on the way.
-    pub(crate) fn next(&mut self, limit: usize, events: &mut Vec<Event>) -> Option<Next> {
-        self.finish_done(events);
-        match self.items.front_mut()? {
-            Item::Flush(id) => {
-                let id = *id;
-                self.items.pop_front();
-                Some(Next::Flush(id))
+    /// Takes the next piece or flush.
+    pub(crate) fn next(&mut self, limit: Limit) -> Option<Next> {
+        let page_bytes = self.pools.geometry.page_bytes();
+        loop {
+            let number = self.front + self.taken as Number;
+            let item = self.items.get_mut(self.taken)?;
+            let (next, rest) = item.take(number, page_bytes, limit);
+            if !rest {
+                self.taken += 1;
             }
-            Item::Put(put) => put.next(self.pools.geometry.page_bytes(), limit).map(Next::Piece),
+            if next.is_some() {
+                return next;
+            }
         }
     }
 
-    /// Ends puts at the front that have no pieces left; all taken ones must be done with.
-    pub(crate) fn finish_done(&mut self, events: &mut Vec<Event>) {
-        events.append(&mut self.refused);
-        while matches!(self.items.front(), Some(Item::Put(put)) if put.runs.is_empty()) {
-            self.finish_front(Ok(()), events);
+    /// One piece of that put, or that flush, is done.
+    pub(crate) fn done(&mut self, number: Number) {
+        let at = number.checked_sub(self.front).and_then(|at| usize::try_from(at).ok());
+        let item = at.and_then(|at| self.items.get_mut(at));
+        let item = item.expect("an operation stays until everything taken of it is done");
+        item.pending = item.pending.checked_sub(1).expect("done as often as taken");
+    }
+
+    /// Moves operations that are done, and before which none is not, to `events`.
+    pub(crate) fn ended(&mut self, events: &mut Vec<Event>) {
+        while self.taken > 0 && self.items.front().is_some_and(|item| item.pending == 0) {
+            self.taken -= 1;
+            self.front += 1;
+            events.extend(self.items.pop_front().map(|item| {
+                let result = item.result.clone();
+                item.end(result)
+            }));
         }
     }
 
-    /// Ends everything with [`TransferError::Closed`].
-    pub(crate) fn close(mut self) -> Vec<Event> {
-        let mut events = std::mem::take(&mut self.refused);
-        while !self.items.is_empty() {
-            self.finish_front(Err(TransferError::Closed), &mut events);
-        }
-        events
-    }
-
-    fn finish_front(&mut self, result: Result<(), TransferError>, events: &mut Vec<Event>) {
-        events.extend(self.items.pop_front().map(|item| match item {
-            Item::Put(Put { id, owner, .. }) => Event::Put { id, owner, result },
-            Item::Flush(id) => Event::Flush { id, result },
-        }));
+    /// Ends everything: what is done as it is, the rest with [`TransferError::Closed`].
+    pub(crate) fn close(self) -> Vec<Event> {
+        let end = |(at, item): (usize, Item)| {
+            let done = item.result.is_err() || (at < self.taken && item.pending == 0);
+            let result = if done { item.result.clone() } else { Err(TransferError::Closed) };
+            item.end(result)
+        };
+        self.items.into_iter().enumerate().map(end).collect()
     }
 }
 
-impl Put {
-    fn next(&mut self, page_bytes: usize, limit: usize) -> Option<Piece> {
-        let run = self.runs.front()?;
-        let (start, total) = (run.bytes.start + self.taken, run.len());
-        let piece = Piece {
-            source: run.source.get() as usize * page_bytes + start,
-            target: run.target.get() as usize * page_bytes + start,
-            len: limit.min(total - self.taken),
-            first: !std::mem::replace(&mut self.begun, true),
-        };
-        self.taken += piece.len;
-        if self.taken == total {
-            self.taken = 0;
-            self.runs.pop_front();
+impl Item {
+    /// Takes what is next of it, and says whether something is left after that.
+    fn take(&mut self, number: Number, page_bytes: usize, limit: Limit) -> (Option<Next>, bool) {
+        match &mut self.kind {
+            ItemKind::Flush => {
+                self.pending = 1;
+                (Some(Next::Flush(number)), false)
+            }
+            ItemKind::Put { runs, taken, begun, .. } => {
+                let Some(run) = runs.front() else { return (None, false) };
+                let first = !std::mem::replace(begun, true);
+                let piece = run.piece(*taken, page_bytes, limit, first);
+                *taken += piece.len;
+                if *taken == run.len() {
+                    *taken = 0;
+                    runs.pop_front();
+                }
+                self.pending += 1;
+                (Some(Next::Piece(number, piece)), !runs.is_empty())
+            }
         }
-        Some(piece)
+    }
+
+    fn end(self, result: Result<(), TransferError>) -> Event {
+        match self.kind {
+            ItemKind::Put { owner, .. } => Event::Put { id: self.id, owner, result },
+            ItemKind::Flush => Event::Flush { id: self.id, result },
+        }
+    }
+}
+
+impl Run {
+    /// The piece that follows the first `taken` bytes.
+    fn piece(&self, taken: usize, page_bytes: usize, limit: Limit, first: bool) -> Piece {
+        let start = self.bytes.start + taken;
+        let in_page = page_bytes - start % page_bytes;
+        let most = if limit.across_pages { limit.bytes } else { limit.bytes.min(in_page) };
+        Piece {
+            source: self.source.get() as usize * page_bytes + start,
+            target: self.target.get() as usize * page_bytes + start,
+            len: most.min(self.len() - taken),
+            first,
+        }
     }
 }
 
@@ -180,6 +231,7 @@ mod tests {
             start in 0usize..63,
             more in 1usize..64,
             limit in 1usize..200,
+            across_pages in any::<bool>(),
         ) {
             let page = pools().geometry.page_bytes();
             let bytes = if start % 3 == 0 { 0..page } else { start..(start + more).min(page) };
@@ -195,25 +247,37 @@ mod tests {
             queue.put(PutOp { id: OpId::new(1), pages, bytes, owner: Box::new(()) });
             queue.flush(OpId::new(2));
             let mut events = Vec::new();
-            let mut firsts = 0;
-            while let Some(next) = queue.next(limit, &mut events) {
+            let (mut firsts, mut numbers) = (0, Vec::new());
+            while let Some(next) = queue.next(Limit { bytes: limit, across_pages }) {
+                queue.ended(&mut events);
+                prop_assert!(events.len() <= usize::from(pairs.is_empty()), "nothing is done");
                 match next {
-                    Next::Piece(piece) => {
+                    Next::Piece(number, piece) => {
+                        numbers.push(number);
                         firsts += usize::from(piece.first);
-                        prop_assert!(piece.len <= limit && events.is_empty());
-                        for (page_id, within, whole) in by_page(page, piece.target, piece.len) {
+                        prop_assert!(piece.len <= limit);
+                        let cut: Vec<_> = by_page(page, piece.target, piece.len).collect();
+                        prop_assert!(across_pages || cut.len() == 1);
+                        for (page_id, within, whole) in cut {
                             let to = page_id.get() as usize * page + within.start;
                             let from = piece.source + whole.start;
                             let count = whole.len();
                             target[to..to + count].copy_from_slice(&source[from..from + count]);
                         }
                     }
-                    Next::Flush(id) => prop_assert_eq!(id, OpId::new(2)),
+                    Next::Flush(number) => numbers.push(number),
                 }
             }
             prop_assert_eq!(target, model);
             prop_assert_eq!(firsts, usize::from(!pairs.is_empty()));
-            prop_assert_eq!(events.len(), 1);
+            // Done in any order, ended in the order of queueing.
+            for number in numbers.into_iter().rev() {
+                queue.ended(&mut events);
+                queue.done(number);
+            }
+            queue.ended(&mut events);
+            let ids: Vec<_> = events.iter().map(|event| event.id().get()).collect();
+            prop_assert_eq!(ids, [1, 2]);
             prop_assert_eq!(queue.len(), 0);
         }
     }
@@ -231,12 +295,14 @@ mod tests {
         queue.put(put(1, 0..64));
         queue.put(put(2, 0..65));
         queue.flush(OpId::new(3));
+        let limit = Limit { bytes: 10, across_pages: true };
+        assert!(matches!(queue.next(limit), Some(Next::Piece(0, _))));
         let mut events = Vec::new();
-        assert!(matches!(queue.next(10, &mut events), Some(Next::Piece(_))));
-        assert_eq!(events.len(), 1, "the one out of bounds");
+        queue.ended(&mut events);
+        assert!(events.is_empty());
         events.extend(queue.close());
         let ids: Vec<_> = events.iter().map(|event| event.id().get()).collect();
-        assert_eq!(ids, [2, 1, 3]);
+        assert_eq!(ids, [1, 2, 3]);
         for event in events {
             assert!(event.result().is_err());
             if let Event::Put { id, owner, .. } = event {

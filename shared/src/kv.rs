@@ -116,6 +116,16 @@ pub trait PageStore: Send + Sync {
     /// # Panics
     /// If the page or the range is out of bounds, or the page is being written.
     fn read(&self, page: PageId, range: Range<usize>, into: &mut [u8]);
+    /// Lends `range` of the page's bytes to `with`, once, as slices in order: for a transport that
+    /// hands bytes on without a copy of its own. A store that has no slices to lend copies.
+    ///
+    /// # Panics
+    /// As [`Self::read`].
+    fn lend(&self, page: PageId, range: Range<usize>, with: &mut dyn FnMut(&[&[u8]])) {
+        let mut copy = vec![0; range.len()];
+        self.read(page, range, &mut copy);
+        with(&[&copy]);
+    }
     /// Copies `from` over `range` of the page's bytes.
     ///
     /// # Panics

@@ -16,6 +16,7 @@
 
 use super::element::Element;
 use crate::ops::OpError;
+use rustix::mm::{Advice, madvise};
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::any::Any;
 use std::ops::Range;
@@ -24,6 +25,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 /// Alignment of every region, bytes: a system page.
 pub const ALIGN: usize = 4096;
+
+/// A huge page, bytes.
+const HUGE: usize = 2 << 20;
 
 /// A region of host memory and what keeps it alive.
 pub struct HostMemory {
@@ -61,16 +65,32 @@ impl HostMemory {
     /// # Errors
     /// [`OpError::Memory`] if the system has not that much.
     pub fn zeroed(len: usize) -> Result<Self, OpError> {
+        Self::aligned(len, ALIGN)
+    }
+
+    /// As [`Self::zeroed`], in huge pages where the system gives them.
+    ///
+    /// # Errors
+    /// [`OpError::Memory`] if the system has not that much.
+    pub fn huge(len: usize) -> Result<Self, OpError> {
+        let memory = Self::aligned(len, HUGE)?;
+        // SAFETY: the range is this region, and the advice changes no contents. A system without
+        // huge pages refuses it, which leaves ordinary ones.
+        let _ = unsafe { madvise(memory.as_ptr().cast(), len, Advice::LinuxHugepage) };
+        Ok(memory)
+    }
+
+    fn aligned(len: usize, align: usize) -> Result<Self, OpError> {
         let short = || OpError::Memory { bytes: len };
         // Asked for at word alignment and aligned here: the allocator then maps fresh zero pages,
         // where a larger alignment would make it touch every byte.
-        let layout = len.checked_add(ALIGN).and_then(|n| Layout::from_size_align(n, 16).ok());
+        let layout = len.checked_add(align).and_then(|n| Layout::from_size_align(n, 16).ok());
         let layout = layout.ok_or_else(short)?;
         // SAFETY: the layout has a size above zero.
         let base = NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or_else(short)?;
         let owner = Box::new(Allocation { base, layout });
-        let skip = base.align_offset(ALIGN);
-        // SAFETY: `skip < ALIGN`, and the allocation is `ALIGN` bytes longer than `len`.
+        let skip = base.align_offset(align);
+        // SAFETY: `skip < align`, and the allocation is `align` bytes longer than `len`.
         let start = unsafe { base.add(skip) };
         Ok(Self { start, len, owner })
     }

@@ -10,8 +10,8 @@
 //!    and shuts the sockets down: after it returns nothing is written.
 //!
 //! A hostile peer without the secret gets a closed connection; with it, at most its session ended:
-//! frames are fixed-size, checked against the pool before a byte of them is read, and payloads
-//! pass through one buffer of fixed size a stream.
+//! a frame's head has a fixed size and is checked against the pool before a byte of its payload is
+//! read, and payloads pass through one buffer of fixed size a stream.
 
 mod source;
 mod target;
@@ -23,6 +23,6 @@ pub use target::{TcpConfig, TcpTarget};
 /// Data connections a session.
 pub const STREAMS: u8 = 2;
 
-/// Bytes of the copy buffer of a stream, at each end; also the largest payload of a frame. Small
-/// enough to stay in a core's own cache between the copy and the system call.
+/// Bytes of a receiver's copy buffer. Small enough to stay in a core's own cache between the
+/// system call and the copy.
 const BUFFER: usize = 256 << 10;

@@ -1,22 +1,28 @@
-//! The sending half: one thread, non-blocking sockets, one copy buffer a stream.
+//! The sending half: one thread, non-blocking sockets, payloads straight from the store.
 
+use super::STREAMS;
 use super::wire::{Frame, HEAD_BYTES, Hello, WELCOME};
-use super::{BUFFER, STREAMS};
 use crate::offer::{Head, Reader};
-use crate::queue::{Next, Piece, Queue, by_page};
+use crate::queue::{Limit, Next, Number, Piece, Queue};
 use crate::{Event, Joined, Kind, Link, OpId, PutOp, Source, TransferError};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use shared::ids::PageId;
 use shared::kv::PageStore;
 use std::collections::VecDeque;
-use std::io::{ErrorKind, Read, Write};
+use std::io::{ErrorKind, IoSlice, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
 
 /// Longest time that each step of a join may take.
 const JOIN_LIMIT: Duration = Duration::from_secs(2);
-/// Frames that one turn may send before the link looks at its owner's commands: 16 MiB.
-const FRAMES_A_TURN: usize = 64;
+/// Bytes begun before a link looks at its owner's commands again.
+const TURN_BYTES: usize = 16 << 20;
+/// A frame's payload: within a page, since the store lends one at a time; and no larger, so that
+/// both streams have a share of a large page.
+const LIMIT: Limit = Limit { bytes: 1 << 20, across_pages: false };
+/// Slices that one system call takes, IOV_MAX.
+const SLICES: usize = 1024;
 
 /// A pool whose pages can be sent to targets.
 pub struct TcpSource {
@@ -74,7 +80,6 @@ impl Source for TcpSource {
             store: Arc::clone(&self.store),
             streams,
             flushes: VecDeque::new(),
-            marks: 0,
         };
         Ok(Joined { link: Box::new(link), reply: Vec::new() })
     }
@@ -83,15 +88,47 @@ impl Source for TcpSource {
 /// One data connection.
 struct Stream {
     socket: TcpStream,
-    /// Frames on their way: `buffer[sent..]` is still to be sent.
-    buffer: Vec<u8>,
-    sent: usize,
-    /// Flush marks taken from the queue by another stream and not yet in this one's buffer.
-    marks: VecDeque<u64>,
-    /// The last mark that the target acknowledged; bytes of the next acknowledgement so far.
-    acked: u64,
+    /// The frame on its way.
+    frame: Option<Sending>,
+    /// Flushes taken from the queue whose marks this stream has not begun to send.
+    marks: VecDeque<Number>,
+    /// Flushes that this stream's receiver has not acknowledged, oldest first.
+    unacked: VecDeque<Number>,
+    /// The next acknowledgement so far.
     ack: [u8; 8],
     ack_len: usize,
+}
+
+/// A frame of which `sent` bytes are sent, head and payload.
+struct Sending {
+    head: [u8; HEAD_BYTES],
+    /// The put's number and the payload, which lies within one page; `None` for a mark.
+    piece: Option<(Number, Piece)>,
+    sent: usize,
+}
+
+impl Sending {
+    fn len(&self) -> usize {
+        HEAD_BYTES + self.piece.map_or(0, |(_, piece)| piece.len)
+    }
+
+    /// One system call: the rest of the frame, its payload straight from the store.
+    fn write(&self, mut socket: &TcpStream, store: &dyn PageStore) -> std::io::Result<usize> {
+        let head = &self.head[self.sent.min(HEAD_BYTES)..];
+        let Some((_, piece)) = self.piece else { return socket.write(head) };
+        let done = self.sent.saturating_sub(HEAD_BYTES);
+        let page_bytes = store.geometry().page_bytes();
+        let start = piece.source % page_bytes;
+        let page = u32::try_from(piece.source / page_bytes).expect("checked against the pool");
+        let mut written = Ok(0);
+        store.lend(PageId::new(page), start + done..start + piece.len, &mut |slices| {
+            let head = std::iter::once(head).filter(|head| !head.is_empty());
+            let slices: Vec<_> =
+                head.chain(slices.iter().copied()).take(SLICES).map(IoSlice::new).collect();
+            written = socket.write_vectored(&slices);
+        });
+        written
+    }
 }
 
 impl Stream {
@@ -108,37 +145,40 @@ impl Stream {
             return Err(std::io::Error::new(ErrorKind::InvalidData, text));
         }
         socket.set_nonblocking(true)?;
-        let buffer = Vec::with_capacity(BUFFER + HEAD_BYTES);
-        let marks = VecDeque::new();
-        Ok(Self { socket, buffer, sent: 0, marks, acked: 0, ack: [0; 8], ack_len: 0 })
+        let (marks, unacked) = (VecDeque::new(), VecDeque::new());
+        Ok(Self { socket, frame: None, marks, unacked, ack: [0; 8], ack_len: 0 })
     }
 
     fn has_to_send(&self) -> bool {
-        self.sent < self.buffer.len() || !self.marks.is_empty()
+        self.frame.is_some() || !self.marks.is_empty()
     }
 
-    /// Sends what the socket takes; whether the buffer is empty then.
-    fn send(&mut self) -> Result<bool, TransferError> {
-        while self.sent < self.buffer.len() {
-            match self.socket.write(&self.buffer[self.sent..]) {
+    /// Sends what the socket takes of the frame; whether there is none left.
+    fn send(&mut self, store: &dyn PageStore, queue: &mut Queue) -> Result<bool, TransferError> {
+        while let Some(frame) = &mut self.frame {
+            match frame.write(&self.socket, store) {
                 Ok(0) => return Err(TransferError::broken("the socket takes nothing")),
-                Ok(count) => self.sent += count,
+                Ok(count) => frame.sent += count,
                 Err(error) => match error.kind() {
                     ErrorKind::WouldBlock => return Ok(false),
                     ErrorKind::Interrupted => {}
                     _ => return Err(TransferError::broken(&format!("sending: {error}"))),
                 },
             }
+            if frame.sent == frame.len() {
+                if let Some((number, _)) = frame.piece {
+                    queue.done(number);
+                }
+                self.frame = None;
+            }
         }
-        self.buffer.clear();
-        self.sent = 0;
         Ok(true)
     }
 
     /// Takes acknowledgements that have arrived; whether there was any.
     fn receive(&mut self) -> Result<bool, TransferError> {
         let mut any = false;
-        loop {
+        while !self.unacked.is_empty() {
             match self.socket.read(&mut self.ack[self.ack_len..]) {
                 Ok(0) => return Err(TransferError::broken("the target closed the connection")),
                 Ok(count) => self.ack_len += count,
@@ -150,10 +190,13 @@ impl Stream {
             }
             if self.ack_len == self.ack.len() {
                 self.ack_len = 0;
-                self.acked = u64::from_le_bytes(self.ack);
+                if self.unacked.pop_front() != Some(u64::from_le_bytes(self.ack)) {
+                    return Err(TransferError::broken("the target acknowledged no flush of ours"));
+                }
                 any = true;
             }
         }
+        Ok(any)
     }
 }
 
@@ -161,64 +204,61 @@ struct TcpLink {
     queue: Queue,
     store: Arc<dyn PageStore>,
     streams: Vec<Stream>,
-    /// Flushes sent and not acknowledged by every stream, oldest first.
-    flushes: VecDeque<(u64, OpId)>,
-    /// Flush marks given out so far.
-    marks: u64,
+    /// Flushes taken and not acknowledged by every stream, oldest first.
+    flushes: VecDeque<Number>,
 }
 
 impl TcpLink {
-    /// Fills stream `at` with the next frame; whether there was any.
-    fn fill(&mut self, at: usize, events: &mut Vec<Event>) -> bool {
-        if let Some(number) = self.streams[at].marks.pop_front() {
-            self.streams[at].buffer.extend(Frame::Flush { number }.write());
-            return true;
-        }
-        match self.queue.next(BUFFER, events) {
-            None => return false,
-            Some(Next::Piece(piece)) => self.copy_into(at, piece),
-            Some(Next::Flush(id)) => {
-                self.marks += 1;
-                self.flushes.push_back((self.marks, id));
-                for stream in &mut self.streams {
-                    stream.marks.push_back(self.marks);
+    /// Gives stream `at` its next frame; its payload's length, or `None` if there is none.
+    fn fill(&mut self, at: usize) -> Option<usize> {
+        if self.streams[at].marks.is_empty() {
+            match self.queue.next(LIMIT)? {
+                Next::Piece(number, piece) => {
+                    let len = u32::try_from(piece.len).expect("at most a page, at most 1 GiB");
+                    let head = Frame::Piece { at: piece.target as u64, len }.write();
+                    let piece = Some((number, piece));
+                    self.streams[at].frame = Some(Sending { head, piece, sent: 0 });
+                    return Some(len as usize);
+                }
+                Next::Flush(number) => {
+                    self.flushes.push_back(number);
+                    for stream in &mut self.streams {
+                        stream.marks.push_back(number);
+                    }
                 }
             }
         }
-        // A piece that was taken is copied: its put needs the source pages no longer.
-        self.queue.finish_done(events);
-        true
+        let stream = &mut self.streams[at];
+        let number = stream.marks.pop_front()?;
+        let head = Frame::Flush { number }.write();
+        stream.frame = Some(Sending { head, piece: None, sent: 0 });
+        stream.unacked.push_back(number);
+        Some(0)
     }
 
-    fn copy_into(&mut self, at: usize, piece: Piece) {
-        let len = u32::try_from(piece.len).expect("a piece is at most the buffer");
-        let buffer = &mut self.streams[at].buffer;
-        buffer.extend(Frame::Piece { at: piece.target as u64, len }.write());
-        buffer.resize(HEAD_BYTES + piece.len, 0);
-        let page_bytes = self.store.geometry().page_bytes();
-        for (page, bytes, whole) in by_page(page_bytes, piece.source, piece.len) {
-            self.store.read(page, bytes, &mut buffer[HEAD_BYTES..][whole]);
-        }
-    }
-
-    /// One round over the streams; whether anything moved.
-    fn turn(&mut self, events: &mut Vec<Event>) -> Result<bool, TransferError> {
-        let mut moved = false;
+    /// One round over the streams; the payload bytes begun, or `None` if nothing moved.
+    fn turn(&mut self) -> Result<Option<usize>, TransferError> {
+        let mut moved = None;
         for at in 0..self.streams.len() {
-            if !self.flushes.is_empty() {
-                moved |= self.streams[at].receive()?;
+            if self.streams[at].receive()? {
+                moved.get_or_insert(0);
             }
-            while self.streams[at].send()? && self.fill(at, events) {
-                moved = true;
-                if !self.streams[at].send()? {
-                    break;
-                }
+            if self.streams[at].send(&*self.store, &mut self.queue)?
+                && let Some(bytes) = self.fill(at)
+            {
+                self.streams[at].send(&*self.store, &mut self.queue)?;
+                *moved.get_or_insert(0) += bytes;
             }
         }
-        let acked = self.streams.iter().map(|stream| stream.acked).min().unwrap_or(0);
-        while let Some(&(_, id)) = self.flushes.front().filter(|(number, _)| *number <= acked) {
+        // A stream that has not begun a mark has not acknowledged it either.
+        let open = |stream: &Stream, number| {
+            stream.unacked.front().or(stream.marks.front()).is_some_and(|&first| first <= number)
+        };
+        while let Some(&number) = self.flushes.front()
+            && !self.streams.iter().any(|stream| open(stream, number))
+        {
             self.flushes.pop_front();
-            events.push(Event::Flush { id, result: Ok(()) });
+            self.queue.done(number);
         }
         Ok(moved)
     }
@@ -229,8 +269,10 @@ impl TcpLink {
             .streams
             .iter()
             .map(|stream| {
-                let out = if stream.has_to_send() { PollFlags::OUT } else { PollFlags::empty() };
-                PollFd::new(&stream.socket, PollFlags::IN | out)
+                let mut wanted = PollFlags::empty();
+                wanted.set(PollFlags::OUT, stream.has_to_send());
+                wanted.set(PollFlags::IN, !stream.unacked.is_empty());
+                PollFd::new(&stream.socket, wanted)
             })
             .collect();
         let limit = Timespec {
@@ -262,32 +304,29 @@ impl Link for TcpLink {
     }
 
     fn progress(&mut self, wait: Duration, events: &mut Vec<Event>) -> Result<(), TransferError> {
-        for _ in 0..FRAMES_A_TURN {
-            if !self.turn(events)? {
-                break;
-            }
+        let mut moved = 0;
+        while let Some(bytes) = self.turn()?
+            && moved < TURN_BYTES
+        {
+            moved += bytes;
         }
-        if events.is_empty() && self.outstanding() > 0 {
+        if moved == 0 && self.outstanding() > 0 {
             self.wait(wait)?;
-            self.turn(events)?;
+            self.turn()?;
         }
+        self.queue.ended(events);
         Ok(())
     }
 
     fn outstanding(&self) -> usize {
-        self.queue.len() + self.flushes.len()
+        self.queue.len()
     }
 
     fn close(self: Box<Self>) -> Vec<Event> {
-        let Self { queue, streams, flushes, .. } = *self;
-        for stream in streams {
+        for stream in &self.streams {
             // An error means that the connection is gone already.
             let _ = stream.socket.shutdown(Shutdown::Both);
         }
-        let closed = || Err(TransferError::Closed);
-        let mut events: Vec<_> =
-            flushes.into_iter().map(|(_, id)| Event::Flush { id, result: closed() }).collect();
-        events.extend(queue.close());
-        events
+        self.queue.close()
     }
 }

@@ -310,14 +310,20 @@ fn land(shared: &Shared, session: &Session, socket: &mut TcpStream) -> Result<()
     let mut head = [0; HEAD_BYTES];
     loop {
         socket.read_exact(&mut head).map_err(broken)?;
-        match Frame::read(&head, shared.pool_bytes(), BUFFER)? {
+        match Frame::read(&head, shared.pool_bytes())? {
             Frame::Flush { number } => {
                 socket.write_all(&number.to_le_bytes()).map_err(broken)?;
             }
             Frame::Piece { at, len } => {
-                let bytes = &mut buffer[..len as usize];
-                socket.read_exact(bytes).map_err(broken)?;
-                write(shared, session, at, bytes)?;
+                let end = at + u64::from(len);
+                let mut at = at;
+                while at < end {
+                    let left = usize::try_from(end - at).unwrap_or(BUFFER);
+                    let bytes = &mut buffer[..left.min(BUFFER)];
+                    socket.read_exact(bytes).map_err(broken)?;
+                    write(shared, session, at, bytes)?;
+                    at += bytes.len() as u64;
+                }
             }
         }
     }

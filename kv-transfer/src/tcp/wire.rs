@@ -72,20 +72,14 @@ impl Frame {
         bytes
     }
 
-    /// Reads a head and checks a piece against a pool of `pool_bytes` and `limit` a frame.
-    pub(super) fn read(
-        bytes: &[u8; HEAD_BYTES],
-        pool_bytes: u64,
-        limit: usize,
-    ) -> Result<Self, TransferError> {
+    /// Reads a head and checks a piece against a pool of `pool_bytes`.
+    pub(super) fn read(bytes: &[u8; HEAD_BYTES], pool_bytes: u64) -> Result<Self, TransferError> {
         let mut reader = Reader(bytes);
         let kind = reader.u32("frame.kind")?;
         let len = reader.u32("frame.len")?;
         let value = reader.u64("frame.value")?;
         match (kind, len) {
-            (1, len) if len == 0 || len as usize > limit => {
-                Err(TransferError::malformed("frame.len", &len, "1 to the buffer's size"))
-            }
+            (1, 0) => Err(TransferError::malformed("frame.len", &len, "at least 1")),
             (1, len) if value.checked_add(u64::from(len)).is_none_or(|end| end > pool_bytes) => {
                 Err(TransferError::malformed("frame.at", &value, "bytes within the pool"))
             }
@@ -125,9 +119,9 @@ mod tests {
                 bytes[..4].copy_from_slice(&kind.to_le_bytes());
                 bytes[4..8].copy_from_slice(&len.to_le_bytes());
                 bytes[8..].copy_from_slice(&value.to_le_bytes());
-                match Frame::read(&bytes, 2500, 1000) {
+                match Frame::read(&bytes, 2500) {
                     Ok(frame @ Frame::Piece { at, len }) => {
-                        prop_assert!((1..=1000).contains(&len) && at + u64::from(len) <= 2500);
+                        prop_assert!(len >= 1 && at + u64::from(len) <= 2500);
                         prop_assert_eq!(frame.write(), bytes);
                     }
                     Ok(frame @ Frame::Flush { .. }) => prop_assert_eq!(frame.write(), bytes),

@@ -6,7 +6,7 @@ use super::memory::Region;
 use super::target::Terms;
 use super::{boot_id, refused, unavailable};
 use crate::offer::{Writer, random};
-use crate::queue::{Next, Queue};
+use crate::queue::{Limit, Next, Number, Queue};
 use crate::{Event, Joined, Kind, Link, OpId, PutOp, Source, TransferError};
 use shared::kv::KvGeometry;
 use std::time::{Duration, Instant};
@@ -16,7 +16,7 @@ const PROBE_LIMIT: Duration = Duration::from_secs(1);
 /// Bytes stored before a link looks at its owner's commands again.
 const TURN_BYTES: usize = 16 << 20;
 /// Largest single store.
-const PIECE: usize = 4 << 20;
+const LIMIT: Limit = Limit { bytes: 4 << 20, across_pages: true };
 /// Longest spin on an operation that UCX did not finish at once.
 const SPIN: Duration = Duration::from_micros(100);
 
@@ -71,14 +71,14 @@ impl Source for UcxSource {
             let (there, here) = (show(&terms.boot_id), show(&here));
             return Err(refused(format!("not one host: boot id {there} there, {here} here")));
         }
+        let answer = random::<8>(Kind::Ucx)?;
+        let mut probe = terms.nonce.to_le_bytes().to_vec();
+        probe.extend(answer);
         let mut endpoint = Endpoint::connect(&self.ucx, terms.address, terms.key)?;
         if !(endpoint.stores_directly(terms.base) && endpoint.stores_directly(terms.slot)) {
             return Err(refused("the target's pool is not mapped here, puts would be emulated"));
         }
-        let answer = random::<8>(Kind::Ucx)?;
-        let mut probe = terms.nonce.to_le_bytes().to_vec();
-        probe.extend(answer);
-        // SAFETY: `probe` outlives the wait, and on failure the endpoint is dropped before it.
+        // SAFETY: `probe` was made before the endpoint, so that it is dropped after it.
         let step = unsafe { endpoint.put(probe.as_ptr(), probe.len(), terms.slot) };
         endpoint.wait(step?, PROBE_LIMIT)?;
         let step = endpoint.flush()?;
@@ -87,40 +87,57 @@ impl Source for UcxSource {
         reply.u32(std::process::id()).raw(&answer);
         let region = self.region.clone();
         let queue = Queue::new(pools);
-        let link =
-            UcxLink { endpoint, queue, flushing: None, pending: false, region, base: terms.base };
+        let link = UcxLink { endpoint, queue, pending: None, region, base: terms.base };
         Ok(Joined { link: Box::new(link), reply: reply.0 })
     }
 }
 
-/// Field order matters: the endpoint goes first, so that nothing reads pages or region after.
+/// The endpoint is the first field, so that it is dropped before the pages that it may be reading.
 struct UcxLink {
     endpoint: Endpoint,
     queue: Queue,
-    /// The flush that UCX has not finished.
-    flushing: Option<OpId>,
-    /// Whether UCX has not finished something.
-    pending: bool,
+    /// What UCX has not finished.
+    pending: Option<Number>,
     region: Region,
     /// The target's pool, as the target names it.
     base: u64,
 }
 
 impl UcxLink {
-    /// Waits a little for what UCX did not finish at once; whether it is done.
-    fn settle(&mut self, wait: Duration, events: &mut Vec<Event>) -> Result<bool, TransferError> {
+    /// Waits a little for what UCX did not finish at once; whether nothing is pending then.
+    fn settle(&mut self, wait: Duration) -> Result<bool, TransferError> {
         let start = Instant::now();
-        while self.pending {
+        while let Some(number) = self.pending {
             if self.endpoint.poll()? == Step::Done {
-                self.pending = false;
+                self.pending = None;
+                self.queue.done(number);
             } else if start.elapsed() >= wait.min(SPIN) {
                 std::thread::yield_now();
                 return Ok(false);
             }
         }
-        let flushed = self.flushing.take().map(|id| Event::Flush { id, result: Ok(()) });
-        events.extend(flushed);
         Ok(true)
+    }
+
+    /// Starts what is next; how many bytes it moves, or `None` if there is nothing.
+    fn start_next(&mut self) -> Result<Option<usize>, TransferError> {
+        let (number, moves, step) = match self.queue.next(LIMIT) {
+            None => return Ok(None),
+            Some(Next::Flush(number)) => (number, 0, self.endpoint.flush()?),
+            Some(Next::Piece(number, piece)) => {
+                let from = self.region.at(piece.source, piece.len);
+                let remote = self.base + piece.target as u64;
+                // SAFETY: the bytes are in the region, which this link holds, and belong to pages
+                // that the put owns until the queue is told that the piece is done.
+                let step = unsafe { self.endpoint.put(from, piece.len, remote)? };
+                (number, piece.len, step)
+            }
+        };
+        match step {
+            Step::Done => self.queue.done(number),
+            Step::Pending => self.pending = Some(number),
+        }
+        Ok(Some(moves))
     }
 }
 
@@ -143,41 +160,24 @@ impl Link for UcxLink {
 
     fn progress(&mut self, wait: Duration, events: &mut Vec<Event>) -> Result<(), TransferError> {
         let mut moved = 0;
-        while self.settle(wait, events)? && moved < TURN_BYTES {
-            let step = match self.queue.next(PIECE, events) {
-                None => return Ok(()),
-                Some(Next::Flush(id)) => {
-                    self.flushing = Some(id);
-                    self.endpoint.flush()?
-                }
-                Some(Next::Piece(piece)) => {
-                    let from = self.region.at(piece.source, piece.len);
-                    let remote = self.base + piece.target as u64;
-                    moved += piece.len;
-                    // SAFETY: the bytes are in the region, which this link holds, and belong to
-                    // pages that the put at the queue's front owns until `settle` says done.
-                    unsafe { self.endpoint.put(from, piece.len, remote)? }
-                }
-            };
-            self.pending = step == Step::Pending;
+        while self.settle(wait)? && moved < TURN_BYTES {
+            match self.start_next()? {
+                Some(bytes) => moved += bytes,
+                None => break,
+            }
         }
-        if !self.pending {
-            self.queue.finish_done(events);
-        }
+        self.queue.ended(events);
         Ok(())
     }
 
     fn outstanding(&self) -> usize {
-        self.queue.len() + usize::from(self.flushing.is_some())
+        self.queue.len()
     }
 
     fn close(self: Box<Self>) -> Vec<Event> {
-        let Self { endpoint, queue, flushing, .. } = *self;
+        let Self { endpoint, queue, .. } = *self;
+        // Before the operations end: after this nothing reads their pages.
         drop(endpoint);
-        let result = Err(TransferError::Closed);
-        let mut events: Vec<_> =
-            flushing.map(|id| Event::Flush { id, result }).into_iter().collect();
-        events.extend(queue.close());
-        events
+        queue.close()
     }
 }

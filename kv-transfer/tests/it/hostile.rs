@@ -197,7 +197,7 @@ fn gated() -> Gated {
     source_pool.fill(1);
     pool.fill(2);
     let (arrived_in, arrived) = sync_channel(1);
-    let (pass, pass_out) = sync_channel(100);
+    let (pass, pass_out) = sync_channel(1);
     let inner = Arc::clone(&pool);
     let gate = Arc::new(Gate { inner, arrived: arrived_in, pass: Mutex::new(pass_out) });
     let target = TcpTarget::new(gate, TcpConfig::default()).unwrap();
@@ -213,16 +213,23 @@ fn gated() -> Gated {
 fn revoke_in_mid_stream_is_the_last_write() {
     let Gated { target, pool, session, mut link, arrived, pass } = gated();
     let pages: Vec<_> = (0..60).map(|page| (page, page)).collect();
-    link.put(put(1, &pages, 0..GEOMETRY.page_bytes()));
-    link.flush(OpId::new(2));
+    // Far more than fits into sockets, so that the stream is cut off in its middle.
+    for id in 0..50 {
+        link.put(put(id, &pages, 0..GEOMETRY.page_bytes()));
+    }
+    link.flush(OpId::new(99));
     let mut events = Vec::new();
     while arrived.try_recv().is_err() {
         link.progress(Duration::from_millis(1), &mut events).unwrap();
     }
     let before = std::thread::scope(|scope| {
         let revoking = scope.spawn(|| drop(target.revoke(session)));
+        // One write at a time, until revoking comes between two.
+        while !revoking.is_finished() {
+            let _ = pass.try_send(true);
+            std::thread::yield_now();
+        }
         drop(pass);
-        revoking.join().unwrap();
         (0..TARGET_PAGES).map(|page| pool.page(page)).collect::<Vec<_>>()
     });
     let broken = loop {

@@ -60,6 +60,9 @@ impl PageStore for Pool {
     fn read(&self, page: PageId, range: Range<usize>, into: &mut [u8]) {
         self.memory.read(page.get(), range, into);
     }
+    fn lend(&self, page: PageId, range: Range<usize>, with: &mut dyn FnMut(&[&[u8]])) {
+        self.memory.lend(page.get(), range, with);
+    }
     fn write(&self, page: PageId, range: Range<usize>, from: &[u8]) {
         self.memory.write(page.get(), range, from);
     }
