@@ -328,8 +328,12 @@ impl Journey {
     }
 
     async fn cancel(&self, pair: &Pair, wait: bool) {
-        let decode = pair.decode.as_ref().map(|(d, _)| &d.sender);
-        let mut expected = self.send_cancel(Some(&pair.prefill.sender), decode).await;
+        // One that is gone acknowledges nothing, and the client must not wait for it.
+        let (prefills, decodes) = (self.fleet.prefill_up(), self.fleet.decode_up());
+        let prefill = prefills.iter().find(|up| up.epoch == pair.prefill.epoch).map(|p| &p.sender);
+        let decode = pair.decode.as_ref().map(|(decode, _)| decode);
+        let decode = decode.filter(|d| decodes.iter().any(|up| up.epoch == d.epoch));
+        let mut expected = self.send_cancel(prefill, decode.map(|d| &d.sender)).await;
         if !wait {
             return;
         }
