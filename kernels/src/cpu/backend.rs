@@ -1,6 +1,7 @@
 //! [`Cpu`]: the op trait over the kernels of this folder.
 
 use super::activation::SiluMul as SiluKernel;
+use super::arena::Arena;
 use super::attention::{Keys, row, tile};
 use super::batch::CpuBatch;
 use super::element::Element;
@@ -29,6 +30,7 @@ const ROW_TOKENS: usize = 2;
 /// The CPU backend.
 pub struct Cpu {
     pool: Pool,
+    arena: Arena,
     level: Level,
 }
 
@@ -82,12 +84,12 @@ impl CpuPages {
 impl Cpu {
     /// A backend on `threads` threads, the caller included.
     pub fn new(threads: usize) -> Self {
-        Self { pool: Pool::new(threads), level: Level::detect() }
+        Self::with_level(threads, Level::detect())
     }
 
     /// A backend that uses no more than `level`.
     pub fn with_level(threads: usize, level: Level) -> Self {
-        Self { pool: Pool::new(threads), level }
+        Self { pool: Pool::new(threads), arena: Arena::default(), level }
     }
 
     /// Its threads, for work beside the ops: loading, hashing, measuring.
@@ -127,9 +129,10 @@ impl Ops for Cpu {
 
     fn matrix(&self, host: HostMatrix) -> Result<Matrix, OpError> {
         let HostMatrix { rows, cols, weights } = host;
+        let at = (&self.pool, &self.arena);
         Ok(match weights {
-            Weights::F32(w) => Matrix::F32(Packed::pack(&self.pool, rows, cols, &w)),
-            Weights::Bf16(w) => Matrix::Bf16(Packed::pack(&self.pool, rows, cols, &w)),
+            Weights::F32(w) => Matrix::F32(Packed::pack(at, (rows, cols), &w)?),
+            Weights::Bf16(w) => Matrix::Bf16(Packed::pack(at, (rows, cols), &w)?),
         })
     }
 

@@ -9,6 +9,7 @@ pub mod pool;
 pub mod simd;
 
 mod activation;
+mod arena;
 mod attention;
 mod backend;
 mod batch;

@@ -4,25 +4,10 @@
 //! sums, so a product needs no sum across lanes, a panel streams from memory in order, and the same
 //! layout serves one row or a thousand. The last panel is padded with zeros.
 
+use super::arena::{Arena, Region};
 use super::element::{Element, GROUP};
 use super::pool::Pool;
-
-/// Elements that start on a cache line.
-struct Aligned<E> {
-    elements: Vec<E>,
-    skip: usize,
-}
-
-/// Bytes of a cache line.
-const LINE: usize = 64;
-
-impl<E: Element> Aligned<E> {
-    fn zeroed(len: usize) -> Self {
-        let elements = vec![E::default(); len + LINE / size_of::<E>()];
-        let skip = elements.as_ptr().align_offset(LINE);
-        Self { elements, skip }
-    }
-}
+use crate::ops::OpError;
 
 /// A matrix in panels.
 pub struct Packed<E> {
@@ -30,19 +15,26 @@ pub struct Packed<E> {
     pub rows: usize,
     /// Inputs.
     pub cols: usize,
-    data: Aligned<E>,
+    data: Region<E>,
 }
 
 impl<E: Element> Packed<E> {
-    /// Packs `[rows][cols]`.
+    /// Packs `[rows][cols]` into memory of `arena`.
+    ///
+    /// # Errors
+    /// [`OpError::Memory`].
     ///
     /// # Panics
     /// If `source` is not `rows * cols` long, or either is 0.
-    pub fn pack(pool: &Pool, rows: usize, cols: usize, source: &[E]) -> Self {
+    pub fn pack(
+        (pool, arena): (&Pool, &Arena),
+        (rows, cols): (usize, usize),
+        source: &[E],
+    ) -> Result<Self, OpError> {
         assert!(rows > 0 && cols > 0 && source.len() == rows * cols, "{rows}x{cols}");
         let len = rows.div_ceil(GROUP) * GROUP * cols;
-        let mut data = Aligned::zeroed(len);
-        let panels = data.elements[data.skip..][..len].chunks_exact_mut(GROUP * cols);
+        let mut data = arena.zeroed(len)?;
+        let panels = data.chunks_exact_mut(GROUP * cols);
         let sources = source.chunks(GROUP * cols);
         pool.for_each(panels.zip(sources), |(panel, source)| {
             for (column, weights) in source.chunks_exact(cols).enumerate() {
@@ -52,13 +44,13 @@ impl<E: Element> Packed<E> {
                 }
             }
         });
-        Self { rows, cols, data }
+        Ok(Self { rows, cols, data })
     }
 
     /// Panels `panels` (half-open), as one slice of groups.
     pub fn groups(&self, panels: std::ops::Range<usize>) -> &[[E; GROUP]] {
-        let first = self.data.skip + panels.start * GROUP * self.cols;
-        self.data.elements[first..][..panels.len() * GROUP * self.cols].as_chunks::<GROUP>().0
+        let panel = GROUP * self.cols;
+        self.data[panels.start * panel..panels.end * panel].as_chunks().0
     }
 
     /// One row of the matrix, widened.
@@ -80,10 +72,10 @@ mod tests {
     use half::bf16;
 
     fn check<E: Element>() {
-        let pool = Pool::new(2);
+        let at = (&Pool::new(2), &Arena::default());
         for (rows, cols) in [(1, 1), (16, 3), (17, 5), (50, 33)] {
             let source: Vec<E> = (0..rows * cols).map(|i| E::from_f32(i as f32 % 251.0)).collect();
-            let packed = Packed::pack(&pool, rows, cols, &source);
+            let packed = Packed::pack(at, (rows, cols), &source).unwrap();
             for row in 0..rows {
                 let mut out = vec![f32::NAN; cols];
                 packed.row(row, &mut out);
