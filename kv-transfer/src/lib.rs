@@ -46,7 +46,7 @@ pub use join::{Answered, Offered, Report, Session, Sources, Targets};
 pub use proof::WriterProcess;
 pub use push::{PushConfig, Pusher, Unqueued};
 pub use self_test::{Bandwidth, SelfTest, self_test};
-pub use types::{Event, Kind, Offer, OpId, PutOp, SessionId};
+pub use types::{Event, Joined, Kind, Offer, OpId, PutOp, SessionId};
 
 use std::time::Duration;
 
@@ -91,18 +91,9 @@ pub trait Source: Send + Sync {
     fn connect(&self, offer: &[u8]) -> Result<Joined, TransferError>;
 }
 
-/// A connected link, and what the target needs to confirm it.
-pub struct Joined {
-    /// The way to the peer's pool.
-    pub link: Box<dyn Link>,
-    /// Bytes for [`Target::confirm`].
-    pub reply: Vec<u8>,
-}
-
 /// One writer's way to one peer's pool, owned by one thread (see [`Pusher`]).
 ///
-/// Operations are queued, and their events come out of [`Link::progress`] or [`Link::close`],
-/// exactly one each.
+/// Each operation queued has one event, which comes out of [`Link::progress`] or [`Link::close`].
 pub trait Link: Send {
     /// Which transport this is.
     fn kind(&self) -> Kind;

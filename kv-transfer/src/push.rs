@@ -10,8 +10,7 @@
 //! outstanding operations end, each with the cause; so do all later ones, until [`Pusher::close`].
 //! Closing destroys the link and joins the thread: after it no source page is read and, for a
 //! writer that stores itself, the mapping of the peer's pool is gone.
-//!
-//! Walk: the Handoff is sent by whoever receives the flush's event.
+//! The Handoff is sent by whoever receives the flush's event.
 
 use crate::{Event, Kind, Link, OpId, PutOp, TransferError};
 use std::fmt;

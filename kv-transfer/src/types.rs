@@ -1,6 +1,6 @@
 //! Ids and operations that every transport shares.
 
-use crate::TransferError;
+use crate::{Link, TransferError};
 use shared::ids::PageId;
 use std::any::Any;
 use std::fmt;
@@ -87,6 +87,14 @@ pub struct Offer {
     pub session: SessionId,
     /// Goes to the writer over the authenticated control connection. Holds a secret.
     pub bytes: Vec<u8>,
+}
+
+/// A connected link, and what the target needs to confirm it.
+pub struct Joined {
+    /// The way to the peer's pool.
+    pub link: Box<dyn Link>,
+    /// Bytes for [`crate::Target::confirm`].
+    pub reply: Vec<u8>,
 }
 
 /// The caller's number for a put or a flush; comes back in its event. Not interpreted here.

@@ -1,7 +1,7 @@
 //! Plain sockets, for hosts without a faster way: the source sends, the receiver writes its pool.
 //!
 //! 1. Accept: the offer has the target's address and a secret for one session.
-//! 2. Connect: the source opens [`STREAMS`] data connections, each with a [`wire`] hello; the
+//! 2. Connect: the source opens [`STREAMS`] data connections, each with a hello (`wire`); the
 //!    target takes each stream of a session once and answers one byte.
 //! 3. Pieces go to whichever stream takes more; a flush is a mark on every stream, acknowledged by
 //!    the receiver after everything before it was written. Nothing is compressed, encrypted or

@@ -29,7 +29,7 @@ impl Worker {
         let status = unsafe {
             (context.api.ucp_worker_create)(context.handle, &raw const params, &raw mut handle)
         };
-        context.check(status, "making a UCX worker")?;
+        context.check(status, "making a UCX worker (each peer takes 5 MB of /dev/shm)")?;
         Ok(Self { context, handle })
     }
 

@@ -155,3 +155,15 @@ fn the_self_test_measures_and_holds_the_floor() {
     let error = self_test(link.as_mut(), &pages, page_bytes, test).unwrap_err();
     assert_eq!(error, TransferError::Deadline { limit_ms: 20 });
 }
+
+/// UCX's constructor may install handlers of crashes, whose backtraces would hide ours.
+#[test]
+fn ucx_leaves_signals_alone() {
+    let caught = || {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        status.lines().find(|line| line.starts_with("SigCgt")).unwrap().to_owned()
+    };
+    let before = caught();
+    drop(ucx());
+    assert_eq!(caught(), before);
+}
