@@ -3,7 +3,7 @@
 //! The same [`Ask`] goes to the ring as `/generate`'s body and to the bare engine, so that the two
 //! can be held against each other.
 
-use crate::http::Answer;
+use crate::http::{self, Answer};
 use checkpoint::Checkpoint;
 use model::equal::{Agreement, judge};
 use model::reference;
@@ -14,6 +14,7 @@ use shared::ids::TokenId;
 use shared::kv::KvDtype;
 use shared::request::Sampling;
 use std::io;
+use std::net::SocketAddr;
 use std::path::Path;
 
 /// A request with token ids. `ignore_eos` is set: only `stop_ids` stop.
@@ -67,6 +68,11 @@ impl Ask {
                 "ignore_eos": true,
             },
         })
+    }
+
+    /// Sends it to the gateway at `url` and reads the answer to its end.
+    pub fn send(&self, url: SocketAddr) -> io::Result<Outcome> {
+        Outcome::read(http::post(url, "/generate", &self.body())?.answer()?)
     }
 
     /// What the bare engine makes of it.

@@ -19,3 +19,11 @@ mod random;
 
 mod golden;
 mod equal;
+mod killed;
+mod frozen;
+mod cancel;
+mod drain;
+mod retract;
+mod cache;
+mod refusals;
+mod many;

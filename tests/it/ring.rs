@@ -13,8 +13,8 @@ use crate::ports::Port;
 use crate::process::{Member, wait_for};
 use serde_json::{Value, json};
 use shared::metrics as names;
-use std::io;
 use std::net::SocketAddr;
+use std::path::Path;
 use tempfile::TempDir;
 use toml::Table;
 
@@ -128,6 +128,11 @@ impl Ring {
         self.gateway.listen.address
     }
 
+    /// Where config files, logs and the key lie.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
     pub fn servers(&self) -> impl Iterator<Item = &Member> {
         self.decode.iter().chain(&self.prefill)
     }
@@ -150,11 +155,7 @@ impl Ring {
     /// Sends a request to `/generate` and reads its answer.
     #[track_caller]
     pub fn generate(&self, ask: &Ask) -> Outcome {
-        self.try_generate(ask).unwrap()
-    }
-
-    pub fn try_generate(&self, ask: &Ask) -> io::Result<Outcome> {
-        Outcome::read(http::post(self.url(), "/generate", &ask.body())?.answer()?)
+        ask.send(self.url()).unwrap()
     }
 
     /// Sends requests, at most `width` at once; outcomes in order.
@@ -186,19 +187,21 @@ impl Ring {
         reply.json()["aborted"].as_u64().unwrap()
     }
 
-    /// Waits until no request is left anywhere, and no page is held but by a cache.
+    /// Waits until the gateway has no request.
     #[track_caller]
-    pub fn wait_settled(&self) {
+    pub fn wait_idle(&self) {
         wait_for("an idle gateway", || {
             let info = self.get("/server_info").json();
             (info["requests"] == 0 && info["queued"] == 0 && info["calls"] == 0).then_some(())
         });
+    }
+
+    /// Waits until no request is left anywhere, and no page is held but by a cache.
+    #[track_caller]
+    pub fn wait_settled(&self) {
+        self.wait_idle();
         let one_process = self.servers().next().is_none().then_some(&self.gateway);
-        for server in self.servers().chain(one_process) {
-            wait_for(&format!("no held pages on {}", server.name), || {
-                server.is_settled().then_some(())
-            });
-        }
+        self.servers().chain(one_process).for_each(Member::wait_settled);
     }
 }
 
@@ -212,6 +215,13 @@ impl Member {
     /// Pages of a server in a state.
     pub fn pages(&self, state: &str) -> Option<f64> {
         self.metric(names::PAGES, &[("state", state)])
+    }
+
+    /// Waits until a server holds nothing for any request.
+    #[track_caller]
+    pub fn wait_settled(&self) {
+        let what = format!("no held pages on {}", self.name);
+        wait_for(&what, || self.is_settled().then_some(()));
     }
 
     /// Whether a server holds nothing for any request.
