@@ -7,6 +7,8 @@ use shared::wire::frame::{FrameError, FrameKey, FrameKind, HEADER_BYTES, Header,
 use shared::wire::messages::Message;
 use std::io;
 use std::marker::PhantomData;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
@@ -79,11 +81,13 @@ pub enum SendError<M> {
 #[derive(Debug)]
 pub struct Sender<M> {
     queue: mpsc::Sender<M>,
+    /// Messages queued and not in the socket yet.
+    unwritten: Arc<AtomicUsize>,
 }
 
 impl<M> Clone for Sender<M> {
     fn clone(&self) -> Self {
-        Self { queue: self.queue.clone() }
+        Self { queue: self.queue.clone(), unwritten: Arc::clone(&self.unwritten) }
     }
 }
 
@@ -93,10 +97,15 @@ impl<M: Message> Sender<M> {
     /// # Errors
     /// [`SendError`] with the message.
     pub fn try_send(&self, message: M) -> Result<(), SendError<M>> {
-        self.queue.try_send(message).map_err(|e| match e {
-            mpsc::error::TrySendError::Full(m) => SendError::Full(m),
-            mpsc::error::TrySendError::Closed(m) => SendError::Closed(m),
-        })
+        match self.queue.try_reserve() {
+            Ok(place) => {
+                self.unwritten.fetch_add(1, Ordering::AcqRel);
+                place.send(message);
+                Ok(())
+            }
+            Err(mpsc::error::TrySendError::Full(())) => Err(SendError::Full(message)),
+            Err(mpsc::error::TrySendError::Closed(())) => Err(SendError::Closed(message)),
+        }
     }
 
     /// Queues, waiting for room. Cancel safe: the message is queued or not.
@@ -104,7 +113,16 @@ impl<M: Message> Sender<M> {
     /// # Errors
     /// The message, if the link has ended.
     pub async fn send(&self, message: M) -> Result<(), M> {
-        self.queue.send(message).await.map_err(|e| e.0)
+        let Ok(place) = self.queue.reserve().await else { return Err(message) };
+        self.unwritten.fetch_add(1, Ordering::AcqRel);
+        place.send(message);
+        Ok(())
+    }
+
+    /// Whether all that was queued is in the socket: from here on it arrives even if this process
+    /// ends. Also true of a link that has ended, which writes no more.
+    pub fn is_written(&self) -> bool {
+        self.queue.is_closed() || self.unwritten.load(Ordering::Acquire) == 0
     }
 
     /// Whether the link has ended.
@@ -142,7 +160,14 @@ impl Session {
         };
         let (sender, waiting) = mpsc::channel(queue);
         let (stop, stopped) = oneshot::channel();
-        let writer = Writer { stream: write, key: ours, counter: counter.0, timing: self.timing };
+        let unwritten = Arc::<AtomicUsize>::default();
+        let writer = Writer {
+            stream: write,
+            key: ours,
+            counter: counter.0,
+            timing: self.timing,
+            unwritten: Arc::clone(&unwritten),
+        };
         tokio::spawn(writer.run(waiting, stopped));
         let receiver = Receiver {
             stream: read,
@@ -154,7 +179,7 @@ impl Session {
             _stop: stop,
             message: PhantomData,
         };
-        (Sender { queue: sender }, receiver)
+        (Sender { queue: sender, unwritten }, receiver)
     }
 }
 
@@ -208,6 +233,7 @@ struct Writer {
     key: FrameKey,
     counter: u64,
     timing: Timing,
+    unwritten: Arc<AtomicUsize>,
 }
 
 impl Writer {
@@ -240,7 +266,9 @@ impl Writer {
 
     async fn message<M: Message>(&mut self, message: &M) -> Result<(), LinkError> {
         let payload = codec::encode(message)?;
-        self.frame(M::KIND, &payload).await
+        self.frame(M::KIND, &payload).await?;
+        self.unwritten.fetch_sub(1, Ordering::AcqRel);
+        Ok(())
     }
 
     async fn frame(&mut self, kind: FrameKind, payload: &[u8]) -> Result<(), LinkError> {

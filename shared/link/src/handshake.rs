@@ -174,7 +174,11 @@ fn unwelcome(hello: &Hello, local: &Local, layout: &Layout, from: &[Role]) -> Op
     if !from.contains(&hello.from.role) {
         return Some(format!("a {} does not take a {}", local.identity.role, hello.from.role));
     }
-    hello.layout.as_ref().and_then(|theirs| layout_mismatch(layout, theirs))
+    match &hello.layout {
+        Some(theirs) => layout_mismatch(layout, theirs),
+        None if hello.from.role == Role::Gateway => None,
+        None => Some(format!("a {} must say what it serves", hello.from.role)),
+    }
 }
 
 fn expect(want: FrameKind, got: FrameKind) -> Result<(), LinkError> {

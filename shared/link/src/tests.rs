@@ -63,6 +63,28 @@ async fn joined_ends_talk_until_one_drops() {
 }
 
 #[tokio::test]
+async fn what_is_written_arrives_though_its_sender_is_gone() {
+    let a = local(Role::Gateway, 1, None, Timing::default());
+    let b = local(Role::Prefill, 1, None, Timing::default());
+    let (a, b) = join(a, b).await;
+    let (to_b, from_b) = a.unwrap().start::<GatewayToPrefill, PrefillToGateway>(64);
+    let (to_a, mut from_a) = b.unwrap().start::<PrefillToGateway, GatewayToPrefill>(4);
+    for number in 0..64 {
+        to_b.try_send(GatewayToPrefill::Cancel(key(number))).unwrap();
+    }
+    assert!(!to_b.is_written(), "the writer has not run yet");
+    while !to_b.is_written() {
+        tokio::task::yield_now().await;
+    }
+    drop(from_b); // ends the writer, whatever is queued
+    for number in 0..64 {
+        assert_eq!(from_a.recv().await.unwrap(), GatewayToPrefill::Cancel(key(number)));
+    }
+    assert!(matches!(from_a.recv().await, Err(LinkError::Closed)));
+    drop((from_a, to_a));
+}
+
+#[tokio::test]
 async fn another_key_another_model_and_another_role_are_refused_by_name() {
     let quick = Timing { handshake: Duration::from_millis(500), ..Timing::default() };
     let server = || local(Role::Prefill, 1, None, quick);
@@ -73,6 +95,9 @@ async fn another_key_another_model_and_another_role_are_refused_by_name() {
     let (a, _) = join(local(Role::Prefill, 1, Some(layout(2)), quick), server()).await;
     let why = a.unwrap_err().to_string();
     assert!(why.contains("model digest") && why.contains("0101") && why.contains("0202"), "{why}");
+
+    let (a, _) = join(local(Role::Prefill, 1, None, quick), server()).await;
+    assert!(a.unwrap_err().to_string().contains("a prefill must say what it serves"));
 
     let (a, _) = join(local(Role::Decode, 1, None, quick), server()).await;
     assert!(a.unwrap_err().to_string().contains("does not take a decode"));
