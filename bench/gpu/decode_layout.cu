@@ -174,14 +174,15 @@ struct Run {
     config.numAttrs = overlapped ? 1 : 0;
     CHECK(cudaLaunchKernelEx(&config, variant.kernel, bench.map, arguments));
   }
-  double relative_error() {
-    const int64_t count = batch.rows * kHeadDim;
-    fill_bits<<<256, 256, 0, bench.stream>>>(reinterpret_cast<uint16_t*>(batch.output.data), count,
-                                             0x7fff);
+  void poison() {
+    fill_bits<<<256, 256, 0, bench.stream>>>(reinterpret_cast<uint16_t*>(batch.output.data),
+                                             batch.rows * kHeadDim, 0x7fff);
     CHECK(cudaMemsetAsync(bench.sums.data, 0, 16, bench.stream));
-    launch(batch.shape.layers - 1);
-    compare<<<64, 256, 0, bench.stream>>>(batch.output.data, batch.wanted.data, count,
-                                          bench.sums.data);
+  }
+  /// Of what the last layer's launch left in the output.
+  double relative_error() {
+    compare<<<64, 256, 0, bench.stream>>>(batch.output.data, batch.wanted.data,
+                                          batch.rows * kHeadDim, bench.sums.data);
     double sums[2];
     CHECK(cudaMemcpyAsync(sums, bench.sums.data, 16, cudaMemcpyDeviceToHost, bench.stream));
     CHECK(cudaStreamSynchronize(bench.stream));
@@ -219,10 +220,11 @@ std::vector<Layout> layouts_of(PoolShape s) {
   return {page_major(s), layer_major(s), page_major_head_kv(s), layer_major_split(s)};
 }
 
-void time_one(Run& run, const char* order, int context, bool check) {
+void time_one(Run& run, const char* order, int context) {
   const Batch& b = run.batch;
-  const double error = check ? run.relative_error() : NAN;
+  run.poison();
   const auto times = run.replays(b.shape.layers, 15);
+  const double error = run.relative_error();
   const double median = times[times.size() / 2] / b.shape.layers;
   const auto single = run.replays(1, 15);
   const double bytes = double(b.requests) * context * kKvHeads * kHeadDim * 2 * 2;
@@ -245,10 +247,10 @@ void time_geometry(Bench& bench, int layers, int group, const char* filter) {
         for (const Variant& variant : variants_of(group)) {
           if (!strstr(variant.name, filter)) continue;
           Run run(bench, batch, variant, 1);
-          time_one(run, order == 0 ? "random" : "in-order", shape.context, true);
+          time_one(run, order == 0 ? "random" : "in-order", shape.context);
           if (!first || order == 1) continue;
           run.overlapped = true;
-          time_one(run, "random+pdl", shape.context, false);
+          time_one(run, "random+pdl", shape.context);
         }
       }
     }
@@ -325,6 +327,8 @@ bool check_all(Bench& bench) {
       for (int rows_min = 1; rows_min <= 4; rows_min += 3) {
         Run run(bench, batch, variant, rows_min);
         for (int again = 0; again < 3; ++again, ++checks) {
+          run.poison();
+          run.launch(pool.layers - 1);
           const double error = run.relative_error();
           if (!(error < 1e-2)) {
             printf("FAIL %s %s round %d: %g\n", variant.name, layout.name, round, error);
@@ -357,6 +361,31 @@ void read_ceiling(Bench& bench) {
   printf("# plain sequential read of 16 GiB: %.0f GB/s\n", bytes / times[3] * 1e-6);
 }
 
+/// What a launch in a graph costs when the kernel does nothing.
+void launch_floor(Bench& bench) {
+  cudaGraph_t graph;
+  cudaGraphExec_t executable;
+  CHECK(cudaStreamBeginCapture(bench.stream, cudaStreamCaptureModeThreadLocal));
+  for (int i = 0; i < 28; ++i) nothing<<<bench.sms, 256, 0, bench.stream>>>();
+  CHECK(cudaStreamEndCapture(bench.stream, &graph));
+  CHECK(cudaGraphInstantiate(&executable, graph, 0));
+  std::vector<float> times;
+  for (int i = 0; i < 15; ++i) {
+    bench.flush_l2();
+    CHECK(cudaEventRecord(bench.begin, bench.stream));
+    CHECK(cudaGraphLaunch(executable, bench.stream));
+    CHECK(cudaEventRecord(bench.end, bench.stream));
+    CHECK(cudaStreamSynchronize(bench.stream));
+    float ms;
+    CHECK(cudaEventElapsedTime(&ms, bench.begin, bench.end));
+    times.push_back(ms);
+  }
+  std::sort(times.begin(), times.end());
+  printf("# an empty kernel in a graph of 28: %.2f us each\n", times[7] * 1e3 / 28);
+  CHECK(cudaGraphExecDestroy(executable));
+  CHECK(cudaGraphDestroy(graph));
+}
+
 int main(int argc, char** argv) {
   const std::string what = argc > 1 ? argv[1] : "";
   if (what != "check" && what != "time") {
@@ -366,6 +395,7 @@ int main(int argc, char** argv) {
   Bench bench;
   if (what == "check") return check_all(bench) ? 0 : 1;
   read_ceiling(bench);
+  launch_floor(bench);
   printf("layers,group,layout,order,variant,blocks,batch,context,us_layer_median,us_layer_min,"
          "us_single,gb_s,floor_us,error\n");
   time_geometry(bench, 28, 2, argc > 2 ? argv[2] : "");

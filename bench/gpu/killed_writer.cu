@@ -1,6 +1,9 @@
 // Have the GPU writes of a killed process ended when its pidfd fires?
 //
-//   killed_writer KIND TRIALS [busy]     KIND: short 50ms 2s 20s graph dtod htod forked
+//   killed_writer KIND TRIALS [busy]
+//
+// KIND  short (kernels of 0.13 ms), <n>ms (kernels of n ms), graph<n> (graphs of n short kernels),
+//       dtod, htod (copies of 256 MiB), stopped, forked, forkedlast, execed (kernels of 50 ms).
 //
 // 1. The parent exports 256 MiB by CUDA IPC, starts a writer (writer.cuh), opens its pidfd.
 // 2. It sees the region change, then kills the writer at a random moment, mid-kernel, queue full.
@@ -10,10 +13,15 @@
 // 4. Kernels write the GPU's clock, so the newest word also dates the last write; the GPU's clock is
 //    tied to the host's to within `clock_us` before each trial.
 //
+// 5. Two other signs of death are watched beside the pidfd: the end of a pipe that the writer holds,
+//    and the writer's pid in NVML's list of compute processes.
+//
+// `stopped`: SIGSTOP 5 ms before SIGKILL. `forked`, `execed`: the writer leaves a child behind, which
+// sleeps 4 s (writer.cuh).
 // `busy`: a second thread of the parent keeps the GPU busy with kernels of about 1 ms throughout, so
-// the writer is often switched out when it is killed.
+// the writer is often switched out when it is killed; `stall_us` is the longest of them after the kill.
+#include <dlfcn.h>
 #include <poll.h>
-#include <spawn.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -24,8 +32,6 @@
 #include <thread>
 
 #include "writer.cuh"
-
-extern char** environ;
 
 int64_t host_time() {
   timespec t;
@@ -84,6 +90,38 @@ Clock tie_clocks(uint64_t* pinned, cudaStream_t stream) {
   return {low + (high - low) / 2, high - low};
 }
 
+/// NVML's list of processes with a compute context on the first GPU.
+struct Processes {
+  struct Entry {
+    unsigned pid;
+    unsigned long long bytes;
+    unsigned gpu_instance, compute_instance;
+  };
+  int (*list)(void*, unsigned*, Entry*) = nullptr;
+  void* device = nullptr;
+
+  Processes() {
+    void* library = dlopen("libnvidia-ml.so.1", RTLD_NOW);
+    if (!library) return;
+    auto init = reinterpret_cast<int (*)()>(dlsym(library, "nvmlInit_v2"));
+    auto get = reinterpret_cast<int (*)(unsigned, void**)>(
+        dlsym(library, "nvmlDeviceGetHandleByIndex_v2"));
+    if (!init || !get || init() || get(0, &device)) return;
+    list = reinterpret_cast<int (*)(void*, unsigned*, Entry*)>(
+        dlsym(library, "nvmlDeviceGetComputeRunningProcesses_v3"));
+  }
+  /// -1 where NVML cannot say.
+  int lists(pid_t pid) const {
+    Entry entries[64];
+    unsigned count = 64;
+    if (!list || list(device, &count, entries)) return -1;
+    for (unsigned i = 0; i < count; ++i) {
+      if (entries[i].pid == unsigned(pid)) return 1;
+    }
+    return 0;
+  }
+};
+
 struct Parent {
   uint64_t *region, *seen, *pinned;
   Scan* scan;  // pinned
@@ -91,6 +129,8 @@ struct Parent {
   cudaStream_t stream, busy_stream;
   cudaIpcMemHandle_t handle;
   std::mt19937 random{1124};
+  Processes processes;
+  std::atomic<int64_t> longest_burn{0};
 
   Parent() {
     CHECK(cudaMalloc(&region, kRegionBytes));
@@ -136,6 +176,11 @@ struct Writer {
     if (write(in[1], &handle, sizeof handle) != ssize_t(sizeof handle)) perror("write"), exit(1);
     close(in[1]);
   }
+  /// Nobody holds the other end of the pipe any more.
+  bool hung_up() const {
+    pollfd p{from, POLLIN, 0};
+    return poll(&p, 1, 0) == 1 && (p.revents & POLLHUP);
+  }
   void wait_ready() {
     pollfd p{from, POLLIN, 0};
     char byte;
@@ -152,13 +197,35 @@ struct Writer {
 
 /// What was seen after the pidfd fired; times in µs after it.
 struct Aftermath {
-  double kill_to_pidfd, first_scan, last_write = NAN, last_change = NAN, clock;
+  double kill_to_pidfd = 0, clock = 0, first_scan = 0, stall = 0;
+  double last_write = NAN, last_change = NAN, hang_up = NAN, unlisted = NAN;
   unsigned long long changed_words = 0;
-  int scans = 0, scans_changed = 0;
+  int scans = 0, scans_changed = 0, listed_alive = 0;
 };
 
+/// Scans for `watch_s` after the pidfd fired; the first scan only says what was there.
+void watch(Parent& parent, const Writer& writer, const Clock& clock, int64_t fired, double watch_s,
+           Aftermath& seen) {
+  auto since = [&] { return (host_time() - fired) * 1e-3; };
+  if (writer.hung_up()) seen.hang_up = since();
+  Scan scan = parent.look();
+  seen.first_scan = (int64_t(scan.start) - clock.offset - fired) * 1e-3;
+  while (since() < watch_s * 1e6) {
+    scan = parent.look();
+    ++seen.scans;
+    if (scan.changed) {
+      ++seen.scans_changed;
+      seen.changed_words += scan.changed;
+      seen.last_change = since();
+    }
+    if (isnan(seen.hang_up) && writer.hung_up()) seen.hang_up = since();
+    if (isnan(seen.unlisted) && parent.processes.lists(writer.pid) == 0) seen.unlisted = since();
+    if (since() > 30'000) sleep_us(4'000);
+  }
+  seen.last_write = (int64_t(scan.newest) - clock.offset - fired) * 1e-3;
+}
+
 Aftermath trial(Parent& parent, const char* self, const std::string& kind, double watch_s) {
-  const bool dated = kind != "dtod" && kind != "htod";
   CHECK(cudaMemset(parent.region, 0, kRegionBytes));
   CHECK(cudaDeviceSynchronize());
   const Clock clock = tie_clocks(parent.pinned, parent.stream);
@@ -168,9 +235,15 @@ Aftermath trial(Parent& parent, const char* self, const std::string& kind, doubl
   parent.look();
   sleep_us(5'000 + parent.random() % 10'000);
   if (parent.look().changed == 0) fprintf(stderr, "# the writer does not write\n"), exit(1);
-  sleep_us(parent.random() % 8'000);
 
-  Aftermath seen{};
+  Aftermath seen;
+  seen.listed_alive = parent.processes.lists(writer.pid);
+  sleep_us(parent.random() % 8'000);
+  if (kind == "stopped") {
+    kill(writer.pid, SIGSTOP);
+    sleep_us(5'000);
+  }
+  parent.longest_burn = 0;
   pollfd p{writer.pidfd, POLLIN, 0};
   const int64_t killed = host_time();
   kill(writer.pid, SIGKILL);
@@ -178,21 +251,20 @@ Aftermath trial(Parent& parent, const char* self, const std::string& kind, doubl
   const int64_t fired = host_time();
   seen.kill_to_pidfd = (fired - killed) * 1e-3;
   seen.clock = clock.width * 0.5e-3;
-  const Scan first = parent.look();
-  seen.first_scan = (int64_t(first.start) - clock.offset - fired) * 1e-3;
-  Scan scan = first;
-  while (host_time() - fired < int64_t(watch_s * 1e9)) {
-    scan = parent.look();
-    ++seen.scans;
-    if (scan.changed) {
-      ++seen.scans_changed;
-      seen.changed_words += scan.changed;
-      seen.last_change = (host_time() - fired) * 1e-3;
-    }
-    if (host_time() - fired > 30'000'000) sleep_us(4'000);
-  }
-  if (dated) seen.last_write = (int64_t(scan.newest) - clock.offset - fired) * 1e-3;
+  watch(parent, writer, clock, fired, watch_s, seen);
+  seen.stall = parent.longest_burn * 1e-3;
+  const bool dated = kind != "dtod" && kind != "htod";
+  if (!dated) seen.last_write = NAN;
   return seen;
+}
+
+void keep_busy(Parent& parent, const std::atomic<bool>& stop) {
+  while (!stop) {
+    const int64_t before = host_time();
+    burn<<<132, 128, 0, parent.busy_stream>>>(1'000'000);
+    CHECK(cudaStreamSynchronize(parent.busy_stream));
+    parent.longest_burn = std::max<int64_t>(parent.longest_burn, host_time() - before);
+  }
 }
 
 int main(int argc, char** argv) {
@@ -204,19 +276,16 @@ int main(int argc, char** argv) {
   const std::string kind = argv[1];
   const bool busy = argc > 3;
   Parent parent;
-  std::atomic<bool> stop{false};
-  std::thread load([&] {
-    while (busy && !stop) {
-      burn<<<132, 128, 0, parent.busy_stream>>>(1'000'000);
-      CHECK(cudaStreamSynchronize(parent.busy_stream));
-    }
-  });
-  const double watch_s = kind == "forked" ? kForkedChildSeconds + 1.5 : 0.6;
+  std::atomic<bool> stop{!busy};
+  std::thread load([&] { keep_busy(parent, stop); });
+  const bool leaves_child = kind.rfind("forked", 0) == 0 || kind == "execed";
+  const double watch_s = leaves_child ? kChildSeconds + 1.5 : 0.6;
   for (int i = 0; i < atoi(argv[2]); ++i) {
     const Aftermath a = trial(parent, argv[0], kind, watch_s);
-    printf("%s,%s,%d,%.0f,%.1f,%.1f,%.1f,%.0f,%llu,%d,%d\n", kind.c_str(), busy ? "busy" : "idle", i,
-           a.kill_to_pidfd, a.clock, a.first_scan, a.last_write, a.last_change, a.changed_words,
-           a.scans_changed, a.scans);
+    printf("%s,%s,%d,%.0f,%.1f,%.1f,%.1f,%.0f,%llu,%d,%d,%.1f,%d,%.0f,%.0f\n", kind.c_str(),
+           busy ? "busy" : "idle", i, a.kill_to_pidfd, a.clock, a.first_scan, a.last_write,
+           a.last_change, a.changed_words, a.scans_changed, a.scans, a.hang_up, a.listed_alive,
+           a.unlisted, a.stall);
     fflush(stdout);
   }
   stop = true;

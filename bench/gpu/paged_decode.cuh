@@ -249,28 +249,26 @@ struct Decode {
     }
   }
 
-  /// Merges `count` partial results: element `at` of each, `step` floats apart.
+  /// Merges `count` partial results, `step` floats apart, in one pass: no load waits for another.
   template <bool kGlobal>
   __device__ static __forceinline__ float4 merge_at(const float* values, const float2* sums,
                                                     int count, int step, int sum_step,
                                                     float& maximum, float& sum) {
-    auto read_sum = [&](int i) {
-      return kGlobal ? __ldcg(sums + i * sum_step) : sums[i * sum_step];
-    };
     maximum = -INFINITY;
-#pragma unroll 8
-    for (int i = 0; i < count; ++i) maximum = fmaxf(maximum, read_sum(i).x);
     sum = 0.f;
     float4 total = make_float4(0.f, 0.f, 0.f, 0.f);
 #pragma unroll 8
     for (int i = 0; i < count; ++i) {
-      const float2 part = read_sum(i);
-      const float weight = ptx::exp2(part.x - maximum);
+      const float2 part = kGlobal ? __ldcg(sums + i * sum_step) : sums[i * sum_step];
       const float4* from = reinterpret_cast<const float4*>(values + int64_t(i) * step);
       const float4 v = kGlobal ? __ldcg(from) : *from;
-      sum += part.y * weight;
-      total.x += v.x * weight, total.y += v.y * weight;
-      total.z += v.z * weight, total.w += v.w * weight;
+      // The first result of a merge holds a token, so its maximum is finite.
+      const float next = fmaxf(maximum, part.x);
+      const float old = ptx::exp2(maximum - next), weight = ptx::exp2(part.x - next);
+      maximum = next;
+      sum = sum * old + part.y * weight;
+      total.x = total.x * old + v.x * weight, total.y = total.y * old + v.y * weight;
+      total.z = total.z * old + v.z * weight, total.w = total.w * old + v.w * weight;
     }
     return total;
   }
@@ -312,12 +310,15 @@ struct Decode {
                                       int group, int thread) {
     const int kv_head = item.head + group;
     int* counter = a.arrived + item.request * a.kv_heads + kv_head;
-    __threadfence();
     head_barrier(group);
-    if (thread == 0) shared.last[group] = atomicAdd(counter, 1) == item.pieces - 1;
+    if (thread == 0) {
+      // One fence for all: the barrier before it and the one after it order the others' accesses.
+      __threadfence();
+      shared.last[group] = atomicAdd(counter, 1) == item.pieces - 1;
+      __threadfence();
+    }
     head_barrier(group);
     if (!shared.last[group]) return;
-    __threadfence();
     const int64_t first = int64_t(item.first_slot) * kHeads + group;
     for (int at = thread * 4; at < kMergeFloats; at += kWayThreads * 4) {
       const int head = at / kHeadDim;

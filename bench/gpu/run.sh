@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Builds and runs the two measurements of this folder on the first GPU.
-#   bench/gpu/run.sh build | decode [FILTER] | killed | mps | all      results go to $OUT (default: target/gpu-bench)
+#   bench/gpu/run.sh build | decode [FILTER] | killed | mps | all
+# Results go to $OUT (default: target/gpu-bench).
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 out=${OUT:-$here/../../target/gpu-bench}
@@ -25,32 +26,42 @@ build() {
 decode() {
   "$bin/decode_layout" check
   "$bin/decode_layout" time "${1:-}" >"$out/decode.csv"
-  head -1 "$out/decode.csv"
+  head -2 "$out/decode.csv"
 }
 
 header=kind,parent,trial,kill_to_pidfd_us,clock_us,first_scan_us,last_write_us,last_change_us
-header=$header,changed_words,scans_changed,scans
+header=$header,changed_words,scans_changed,scans,hang_up_us,listed_alive,unlisted_us,stall_us
+
+# FILE TRIALS KIND…: a kind that ends badly leaves a comment, and the rest run.
+trials() {
+  local file=$out/$1 count=$2 kind
+  shift 2
+  [ -s "$file" ] || echo "$header" >"$file"
+  for kind in "$@"; do
+    # shellcheck disable=SC2086  # "50ms busy" is two words
+    timeout 90 "$bin/killed_writer" ${kind%% *} "$count" ${kind#"${kind%% *}"} >>"$file" ||
+      echo "# $kind: exit $?" >>"$file"
+  done
+}
 
 killed() {
-  local file=$out/${1:-killed.csv} trials=${2:-10}
-  echo "$header" >"$file"
-  for kind in short 50ms 2s 20s graph dtod htod; do
-    timeout 90 "$bin/killed_writer" $kind "$trials" >>"$file" || echo "# $kind: exit $?" >>"$file"
-  done
-  for kind in short 50ms 2s htod; do
-    timeout 60 "$bin/killed_writer" $kind $((trials / 2)) busy >>"$file" ||
-      echo "# $kind busy: exit $?" >>"$file"
-  done
-  timeout 60 "$bin/killed_writer" forked 3 >>"$file" || echo "# forked: exit $?" >>"$file"
+  rm -f "$out/killed.csv"
+  trials killed.csv "${1:-8}" short 50ms 2000ms 20000ms graph500 dtod htod stopped
+  trials killed.csv "${2:-4}" 'short busy' '50ms busy' '2000ms busy' 'htod busy'
+  trials killed.csv 3 forked forkedlast execed
 }
 
 # The same under MPS, where both processes run at once. Starts a daemon of its own, in a folder of its
-# own, and stops it again; the GPU's settings are not touched.
+# own, and stops it again; the GPU's settings are not touched. Each trial is a process of its own,
+# because a fault ends the parent.
 mps() {
   export CUDA_MPS_PIPE_DIRECTORY=$out/mps CUDA_MPS_LOG_DIRECTORY=$out/mps
   mkdir -p "$out/mps"
+  rm -f "$out/killed-mps.csv"
   timeout 20 nvidia-cuda-mps-control -d
-  killed killed-mps.csv 6
+  for _ in 1 2 3 4; do
+    trials killed-mps.csv 1 short 1ms 2ms 5ms 10ms 20ms 50ms graph8 graph40 graph80 dtod htod
+  done
   timeout 20 nvidia-cuda-mps-control <<<quit || true
   cp "$out"/mps/*.log "$out" 2>/dev/null || true
   rm -rf "$out/mps"
@@ -59,5 +70,5 @@ mps() {
 case ${1:-all} in
   build | decode | killed | mps) "$@" ;;
   all) build; decode; killed ;;
-  *) sed -n 2,3p "$0"; exit 2 ;;
+  *) sed -n 2,4p "$0"; exit 2 ;;
 esac

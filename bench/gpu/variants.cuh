@@ -26,9 +26,9 @@ std::vector<Variant> variants() {
       variant<kGroup, 8, 2, 3, Load::kTma>("tma-h4w2b1", 1),
       variant<kGroup, 8, 4, 3, Load::kTma>("tma-h2w4b1", 1),
       variant<kGroup, 8, 8, 3, Load::kTma>("tma-h1w8b1", 1),
-      variant<kGroup, 4, 1, 3, Load::kTma>("tma-h4w1b2", 2),
       variant<kGroup, 4, 4, 3, Load::kTma>("tma-h1w4b2", 2),
-      variant<kGroup, 8, 1, 3, Load::kCpAsync>("cpasync-h8w1b1", 1),
+      variant<kGroup, 8, 4, 3, Load::kCpAsync>("cpasync-h2w4b1", 1),
       variant<kGroup, 8, 8, 3, Load::kCpAsync>("cpasync-h1w8b1", 1),
+      variant<kGroup, 4, 4, 3, Load::kCpAsync>("cpasync-h1w4b2", 2),
   };
 }

@@ -1,18 +1,23 @@
 // The process that gets killed: it maps its parent's device memory by CUDA IPC and writes into it
 // without end, in one of several ways. Speaks over stdin (the handle) and stdout (one byte, ready).
 #pragma once
+#include <ctype.h>
+#include <fcntl.h>
 #include <signal.h>
+#include <spawn.h>
 #include <string.h>
 #include <sys/prctl.h>
 #include <unistd.h>
 
 #include <string>
 
+extern char** environ;
+
 #include "pool.cuh"
 
 constexpr size_t kRegionBytes = size_t(256) << 20;
 constexpr size_t kRegionWords = kRegionBytes / 8;
-constexpr unsigned kForkedChildSeconds = 4;
+constexpr unsigned kChildSeconds = 4;
 
 __device__ inline uint64_t device_time() {
   uint64_t t;
@@ -38,8 +43,10 @@ __global__ void fill_words(uint64_t* region, uint64_t value) {
   }
 }
 
+inline int ready_fd = STDOUT_FILENO;
+
 inline void say_ready() {
-  if (write(STDOUT_FILENO, "r", 1) != 1) _exit(3);
+  if (write(ready_fd, "r", 1) != 1) _exit(3);
 }
 
 inline void write_kernels(uint64_t* region, uint64_t duration, cudaStream_t stream) {
@@ -50,11 +57,12 @@ inline void write_kernels(uint64_t* region, uint64_t duration, cudaStream_t stre
   }
 }
 
-inline void write_graphs(uint64_t* region, cudaStream_t stream) {
+/// Graphs of `kernels` kernels, each one pass over the region (about 0.13 ms).
+inline void write_graphs(uint64_t* region, int kernels, cudaStream_t stream) {
   cudaGraph_t graph;
   cudaGraphExec_t executable;
   CHECK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
-  for (int i = 0; i < 500; ++i) write_times<<<264, 256, 0, stream>>>(region, 20'000);
+  for (int i = 0; i < kernels; ++i) write_times<<<264, 256, 0, stream>>>(region, 0);
   CHECK(cudaStreamEndCapture(stream, &graph));
   CHECK(cudaGraphInstantiate(&executable, graph, 0));
   for (bool first = true;; first = false) {
@@ -82,6 +90,35 @@ inline void write_copies(uint64_t* region, bool from_host, cudaStream_t stream) 
   }
 }
 
+/// A child that outlives the writer, as a careless daemon would leave one. `forked` shares every file
+/// that is open, `execed` those without close-on-exec. `forkedlast`: the pipe has the highest number
+/// of all files, so that it is not the first that a dying process closes.
+inline void leave_child(const std::string& kind) {
+  if (kind == "forkedlast") {
+    ready_fd = dup2(STDOUT_FILENO, 900);
+    close(STDOUT_FILENO);
+  }
+  if (kind.rfind("forked", 0) == 0 && fork() == 0) {
+    sleep(kChildSeconds);
+    _exit(0);
+  }
+  if (kind == "execed") {
+    fcntl(STDOUT_FILENO, F_SETFD, FD_CLOEXEC);
+    const std::string seconds = std::to_string(kChildSeconds);
+    const char* arguments[] = {"sleep", seconds.c_str(), nullptr};
+    pid_t pid;
+    if (posix_spawnp(&pid, "sleep", nullptr, nullptr, const_cast<char**>(arguments), environ)) {
+      _exit(3);
+    }
+  }
+}
+
+/// Milliseconds a kernel: "50ms" has 50; one pass where the kind names none.
+inline uint64_t kernel_ns(const std::string& kind) {
+  if (kind == "short") return 0;
+  return isdigit(kind[0]) ? strtoull(kind.c_str(), nullptr, 10) * 1'000'000 : 50'000'000;
+}
+
 /// Never returns; killed by the parent, or by the kernel if the parent dies.
 [[noreturn]] inline void be_writer(const std::string& kind) {
   prctl(PR_SET_PDEATHSIG, SIGKILL);
@@ -92,18 +129,9 @@ inline void write_copies(uint64_t* region, bool from_host, cudaStream_t stream) 
   uint64_t* region = static_cast<uint64_t*>(mapped);
   cudaStream_t stream;
   CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
-  // A child that holds the driver's files open, as a careless daemon would leave one.
-  if (kind == "forked" && fork() == 0) {
-    close(STDOUT_FILENO);
-    sleep(kForkedChildSeconds);
-    _exit(0);
-  }
-  if (kind == "short") write_kernels(region, 20'000, stream);
-  if (kind == "50ms" || kind == "forked") write_kernels(region, 50'000'000, stream);
-  if (kind == "2s") write_kernels(region, 2'000'000'000, stream);
-  if (kind == "20s") write_kernels(region, 20'000'000'000, stream);
-  if (kind == "graph") write_graphs(region, stream);
+  leave_child(kind);
   if (kind == "dtod" || kind == "htod") write_copies(region, kind == "htod", stream);
-  fprintf(stderr, "unknown kind %s\n", kind.c_str());
+  if (kind.rfind("graph", 0) == 0) write_graphs(region, atoi(kind.c_str() + 5), stream);
+  write_kernels(region, kernel_ns(kind), stream);
   _exit(2);
 }
