@@ -229,6 +229,8 @@ fn revoke_in_mid_stream_is_the_last_write() {
             let _ = pass.try_send(true);
             std::thread::yield_now();
         }
+        // Other bytes than the source's, so that a late write would show.
+        pool.fill(7);
         drop(pass);
         (0..TARGET_PAGES).map(|page| pool.page(page)).collect::<Vec<_>>()
     });

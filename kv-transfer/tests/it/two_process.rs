@@ -227,10 +227,13 @@ fn shared_memory_is_clean() {
     }
 }
 
-fn assert_unchanging(pool: &Pool) {
+/// Fills the pool anew and, after `meanwhile`, finds every byte as it was: nobody else writes.
+fn nobody_writes(pool: &Pool, meanwhile: impl FnOnce()) {
+    pool.fill(7);
     let before: Vec<_> = (0..TARGET_PAGES).map(|page| pool.page(page)).collect();
+    meanwhile();
     for (number, want) in before.iter().enumerate() {
-        assert!(pool.page(number as u32) == *want, "page {number} changed after the proof");
+        assert!(pool.page(number as u32) == *want, "page {number} was written after the proof");
     }
 }
 
@@ -243,7 +246,7 @@ fn writer_killed(choice: &str) {
             Proof::Immediate => assert_eq!(choice, "tcp"),
             Proof::ProcessEnd(writer) => assert!(writer.is_dead() && writer.ended()),
         }
-        assert_unchanging(&pool);
+        nobody_writes(&pool, || ());
         shared_memory_is_clean();
     }
 }
@@ -270,7 +273,7 @@ fn ucx_writer_stopped_in_mid_write() {
         assert!(!writer.is_dead() && !writer.ended());
         other.kill_and_wait();
         assert!(writer.is_dead() && writer.ended());
-        assert_unchanging(&pool);
+        nobody_writes(&pool, || ());
     }
 }
 
@@ -282,13 +285,11 @@ fn tcp_writer_stopped_in_mid_write() {
         let (mut other, session) = half_written("tcp", &pool, &targets);
         other.signal(Signal::STOP);
         assert!(matches!(session.revoke(), Proof::Immediate));
-        let before: Vec<_> = (0..TARGET_PAGES).map(|page| pool.page(page)).collect();
-        other.signal(Signal::CONT);
-        // The writer finds its link broken, closes, and says so.
-        assert_eq!(other.control.receive(), b"closed");
-        for (number, want) in before.iter().enumerate() {
-            assert!(pool.page(number as u32) == *want, "page {number} changed after revoke");
-        }
+        nobody_writes(&pool, || {
+            other.signal(Signal::CONT);
+            // The writer finds its link broken, closes, and says so.
+            assert_eq!(other.control.receive(), b"closed");
+        });
         other.kill_and_wait();
     }
 }
@@ -303,7 +304,7 @@ fn ucx_writer_closes() {
         assert_eq!(other.control.receive(), b"closed");
         let Proof::ProcessEnd(writer) = session.revoke() else { panic!("UCX is no receiver") };
         assert!(!writer.is_dead() && writer.ended());
-        assert_unchanging(&pool);
+        nobody_writes(&pool, || ());
     }
 }
 
