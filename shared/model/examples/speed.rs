@@ -20,6 +20,8 @@ use std::time::Instant;
 const PREFILL: usize = 256;
 const PAGE_TOKENS: u32 = 16;
 const STEPS: u32 = 8;
+const SHORT: u32 = 64;
+const LONG: u32 = 1500;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut args = std::env::args().skip(1);
@@ -38,26 +40,28 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("load: {:.2} s", begun.elapsed().as_secs_f64());
 
     let bytes = engine.weight_bytes() as f64;
-    let [mut floor, mut one, mut eight, mut prefill] = [const { Vec::new() }; 4];
+    let [mut floor, mut one, mut long, mut eight, mut prefill] = [const { Vec::new() }; 5];
     for round in 0..=rounds {
         let times = [
             timed(1, || {
                 black_box(engine.sum_weights());
                 Ok(())
             })?,
-            timed(STEPS, || step(&mut engine, 1, 1))?,
-            timed(STEPS, || step(&mut engine, 8, 1))?,
-            timed(1, || step(&mut engine, 1, PREFILL))?,
+            timed(STEPS, || step(&mut engine, 1, (SHORT, 1)))?,
+            timed(STEPS, || step(&mut engine, 1, (LONG, 1)))?,
+            timed(STEPS, || step(&mut engine, 8, (SHORT, 1)))?,
+            timed(1, || step(&mut engine, 1, (0, PREFILL)))?,
         ];
         if round > 0 {
-            let all = [&mut floor, &mut one, &mut eight, &mut prefill];
+            let all = [&mut floor, &mut one, &mut long, &mut eight, &mut prefill];
             all.into_iter().zip(times).for_each(|(all, time)| all.push(time));
         }
     }
-    let [floor, one, eight, prefill] = [floor, one, eight, prefill].map(median);
+    let [floor, one, long, eight, prefill] = [floor, one, long, eight, prefill].map(median);
     println!("weights: {:.1} MB a token", bytes / 1e6);
     println!("floor: {:.2} GB/s, {:.2} ms", bytes / floor / 1e9, floor * 1e3);
     println!("decode, batch 1: {:.1} tok/s, {:.2} of the floor", 1.0 / one, floor / one);
+    println!("decode after {LONG} tokens: {:.1} tok/s", 1.0 / long);
     println!("decode, batch 8: {:.1} tok/s, step {:.2} x batch 1", 8.0 / eight, eight / one);
     println!("prefill, {PREFILL} tokens: {:.0} tok/s", PREFILL as f64 / prefill);
     Ok(())
@@ -75,10 +79,12 @@ fn timed(
     Ok(begun.elapsed().as_secs_f64() / f64::from(times))
 }
 
-/// One step of `rows` sequences that have 64 tokens and take `new` more (or, for a prefill, none
-/// before).
-fn step(engine: &mut CpuEngine, rows: u32, new: usize) -> Result<(), Box<dyn Error>> {
-    let start = if new == 1 { 64 } else { 0 };
+/// One step of `rows` sequences that have `start` tokens and take `new` more.
+fn step(
+    engine: &mut CpuEngine,
+    rows: u32,
+    (start, new): (u32, usize),
+) -> Result<(), Box<dyn Error>> {
     let each = (start + new as u32).div_ceil(PAGE_TOKENS);
     let row = |row: u32| Row {
         tokens: (0..new as u32).map(|i| TokenId::new(100 + i)).collect(),

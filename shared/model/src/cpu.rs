@@ -95,6 +95,7 @@ impl CpuEngine {
         let positions = model_config.max_positions.min(room);
         let plan = LoadPlan { ops: &cpu, dtype, positions, threads };
         let loaded = load(checkpoint, plan, progress)?;
+        tracing::info!(threads, pages, page_tokens, ?dtype, "model loaded");
         let vocab = model_config.vocab as u32;
         let scratch = Scratch::new(&cpu, &loaded.model.sizes, 1, 1)?;
         Ok(Self {
