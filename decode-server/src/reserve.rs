@@ -28,6 +28,10 @@ impl Retracted {
     pub(crate) fn forget(&mut self, request: RequestId) {
         self.0.remove(&request);
     }
+    /// A gateway is gone: nothing of it comes back.
+    pub(crate) fn forget_gateway(&mut self, gateway: Epoch) {
+        self.0.retain(|request, _| request.gateway() != gateway);
+    }
     /// Whether an older request than this one is expected.
     pub(crate) fn before(&mut self, request: RequestId, now: Duration) -> bool {
         self.0.retain(|_, until| *until > now);
@@ -59,12 +63,17 @@ impl Decode {
                 "prefill incarnation {writer} has not joined here"
             )));
         }
-        let pool = self.pool.counts().total;
-        if !fits_pool(request.tokens_max(), pool, page_tokens) {
-            let pages = request.tokens_max().div_ceil(page_tokens);
-            return Err(Refusal::TooLarge { pages, pool });
+        let (pool, context) = (self.pool.counts().total, self.engine.context_length());
+        let longest = request.tokens_max();
+        if longest > context || !fits_pool(longest, pool, page_tokens) {
+            let pool = pool.min(context / page_tokens);
+            return Err(Refusal::TooLarge { pages: longest.div_ceil(page_tokens), pool });
         }
-        if self.retracted.before(key.id, now) || self.sequences.len() >= self.limits.batch_max {
+        // A request with a ticket will want its row: one that lands when all are taken would stand
+        // still after its first token.
+        let tickets = self.tickets.counts();
+        let rows = self.sequences.len() + tickets.granted + tickets.opened;
+        if self.retracted.before(key.id, now) || rows >= self.limits.batch_max {
             return Err(Refusal::NoPages);
         }
         let prompt = request.tokens.len() as u32;

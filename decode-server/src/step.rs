@@ -118,6 +118,7 @@ impl Decode {
         self.outboxes.leave(gateway);
         self.sequences.retain(|sequence| sequence.gateway() != gateway);
         self.tickets.cancel_gateway(gateway);
+        self.retracted.forget_gateway(gateway);
     }
 
     fn writer_gone(&mut self, writer: Epoch, lost: Lost<Granted>) {
@@ -281,8 +282,12 @@ impl Decode {
         if load != self.reported.0 && now >= self.reported.1 + REPORT_EVERY {
             self.reported = (load, now);
             self.outboxes.push_all(&DecodeToGateway::Load(load));
-            self.meter.report(&self.pool.counts(), self.tickets.counts(), load);
+            self.measure();
         }
+    }
+
+    fn measure(&self) {
+        self.meter.report(&self.pool.counts(), self.tickets.counts(), self.load());
     }
 }
 
@@ -302,6 +307,7 @@ impl Turn for Decode {
             Event::Gateway(_, GatewayToDecode::Cancel(key)) => self.cancel(key),
             Event::Gateway(epoch, GatewayToDecode::FlushCache) => {
                 self.cache.clear();
+                self.measure();
                 self.outboxes.push(epoch, DecodeToGateway::Flushed);
             }
             Event::GatewayLost(epoch) => self.gateway_lost(epoch),
@@ -343,12 +349,14 @@ impl Turn for Decode {
 
     fn drained(&self) -> bool {
         let tickets = self.tickets.counts();
-        self.draining && self.sequences.is_empty() && tickets.granted + tickets.opened == 0
+        let nothing = self.sequences.is_empty() && tickets.granted + tickets.opened == 0;
+        self.draining && nothing && self.outboxes.is_written()
     }
 
     fn idle(&self) -> Duration {
         let expiry = self.tickets.next_expiry().map(|at| at.saturating_sub(self.now()));
-        let report = (self.load() != self.reported.0).then_some(REPORT_EVERY);
+        let soon = self.draining || self.load() != self.reported.0;
+        let report = soon.then_some(REPORT_EVERY);
         let waits = [expiry, report, Some(IDLE_AT_MOST)];
         waits.into_iter().flatten().min().unwrap_or(IDLE_AT_MOST)
     }

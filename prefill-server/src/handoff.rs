@@ -12,12 +12,13 @@
 
 use crate::job::{Job, Route};
 use crate::step::Prefill;
-use kv_transfer::{OpId, PutOp, TransferError, land};
+use kv_transfer::{OpId, PutOp, TransferError, Unqueued, land};
 use link::{SendError, StopPoint};
-use shared::ids::{Epoch, PageId, TicketId};
+use shared::ids::{Epoch, TicketId};
 use shared::pool::{Owned, Sealed};
 use shared::wire::messages::{Fault, FaultKind, Handoff, PageRun, PrefillToDecode, RequestKey};
 use std::any::Any;
+use std::ops::Range;
 
 impl Prefill {
     /// `Opened` came.
@@ -64,56 +65,88 @@ impl Prefill {
         })
     }
 
-    /// Queues what is computed and not queued yet.
-    pub(crate) fn ship(&mut self, key: RequestKey) {
-        let Some(job) = self.jobs.iter_mut().find(|job| job.key == key) else { return };
-        let Route::Opened { held, ref pages, .. } = job.route else { return };
-        let (Some(decode), None) = (job.decode, &job.ended) else { return };
-        let Some(peer) = self.peers.get(&decode) else { return };
-        let finished = job.first.is_some();
-        let ready = job.full.len() as u32 + if finished { job.tail.len() as u32 } else { 0 };
-        if job.shipped < ready {
-            let range = job.shipped as usize..ready as usize;
-            let table = job.page_table();
-            let target = |index: usize| pages[index - held as usize];
-            let pairs: Vec<(PageId, PageId)> =
-                range.clone().map(|index| (table[index], target(index))).collect();
-            let bytes = 0..self.pages.geometry().page_bytes();
-            if self.limits.checksums {
-                job.checksums.extend(land::checksums(&*self.pages, &table[range.clone()], &bytes));
-            }
-            self.bytes_shipped += (pairs.len() * bytes.len()) as u64;
-            self.next_op += 1;
-            let id = OpId::new(self.next_op);
-            let owner = hold(job, range);
-            if let Err((_, why)) = peer.pusher.put(PutOp { id, pages: pairs, bytes, owner }) {
-                let message = format!("pages cannot be queued: {why}");
-                return self.fail(key, Fault { kind: FaultKind::PeerLost, message });
-            }
-            self.ops.insert(id, (decode, job.key));
-            job.in_flight += 1;
-            job.shipped = ready;
-            self.stops.reach(StopPoint::PrefillWriting);
+    /// Queues what is computed and not queued yet, of every job.
+    pub(crate) fn ship_all(&mut self) {
+        for key in self.jobs.iter().map(|job| job.key).collect::<Vec<_>>() {
+            self.ship(key);
         }
-        self.flush(key, decode);
     }
 
-    fn flush(&mut self, key: RequestKey, decode: Epoch) {
-        let Some(job) = self.jobs.iter_mut().find(|job| job.key == key) else { return };
-        let whole = job.len().div_ceil(self.page_tokens);
-        let (Some(peer), true) = (self.peers.get(&decode), job.first.is_some()) else { return };
-        if job.flush_sent || job.shipped < whole {
-            return;
+    /// Queues what found a push queue full; a queue has room again when its puts have ended.
+    pub(crate) fn ship_backlog(&mut self) {
+        if std::mem::take(&mut self.backlog) {
+            self.ship_all();
         }
+    }
+
+    /// Queues what is computed and not queued yet.
+    pub(crate) fn ship(&mut self, key: RequestKey) {
+        let Some(job) = self.jobs.iter().find(|job| job.key == key) else { return };
+        let (Route::Opened { .. }, Some(decode), None) = (&job.route, job.decode, &job.ended)
+        else {
+            return;
+        };
+        let finished = job.first.is_some();
+        let ready = job.full.len() as u32 + if finished { job.tail.len() as u32 } else { 0 };
+        let queued = if job.shipped < ready {
+            self.put(key, decode, job.shipped as usize..ready as usize)
+        } else {
+            Ok(())
+        };
+        match queued.and_then(|()| self.flush(key, decode)) {
+            Ok(()) => {}
+            Err(Unqueued::Full) => self.backlog = true,
+            Err(why @ Unqueued::Closed) => {
+                let message = format!("pages cannot be queued: {why}");
+                self.fail(key, Fault { kind: FaultKind::PeerLost, message });
+            }
+        }
+    }
+
+    /// Queues the pages in `range` of the prompt; they stay the job's if that fails.
+    fn put(&mut self, key: RequestKey, decode: Epoch, range: Range<usize>) -> Result<(), Unqueued> {
+        let Some(job) = self.jobs.iter_mut().find(|job| job.key == key) else { return Ok(()) };
+        let (Route::Opened { held, pages, .. }, Some(peer)) = (&job.route, self.peers.get(&decode))
+        else {
+            return Ok(());
+        };
+        let (sources, bytes) = (job.page_table(), 0..self.pages.geometry().page_bytes());
+        let targets = pages[range.start - *held as usize..].iter().copied();
+        let pairs: Vec<_> = sources[range.clone()].iter().copied().zip(targets).collect();
+        let checksums = match self.limits.checksums {
+            true => land::checksums(&*self.pages, &sources[range.clone()], &bytes),
+            false => vec![],
+        };
         self.next_op += 1;
         let id = OpId::new(self.next_op);
-        if let Err(why) = peer.pusher.flush(id) {
-            let message = format!("a flush cannot be queued: {why}");
-            return self.fail(key, Fault { kind: FaultKind::PeerLost, message });
+        let shipping = (pairs.len() * bytes.len()) as u64;
+        let owner = hold(job, range.clone());
+        if let Err((put, why)) = peer.pusher.put(PutOp { id, pages: pairs, bytes, owner }) {
+            give_back(job, put.owner);
+            return Err(why);
         }
+        job.checksums.extend(checksums);
+        job.shipped = range.end as u32;
+        job.in_flight += 1;
+        self.bytes_shipped += shipping;
+        self.ops.insert(id, (decode, key));
+        self.stops.reach(StopPoint::PrefillWriting);
+        Ok(())
+    }
+
+    /// Queues the flush once all pages are queued.
+    fn flush(&mut self, key: RequestKey, decode: Epoch) -> Result<(), Unqueued> {
+        let Some(job) = self.jobs.iter_mut().find(|job| job.key == key) else { return Ok(()) };
+        let whole = job.len().div_ceil(self.page_tokens);
+        let due = job.first.is_some() && !job.flush_sent && job.shipped == whole;
+        let (Some(peer), true) = (self.peers.get(&decode), due) else { return Ok(()) };
+        self.next_op += 1;
+        let id = OpId::new(self.next_op);
+        peer.pusher.flush(id)?;
         self.ops.insert(id, (decode, job.key));
         job.in_flight += 1;
         job.flush_sent = true;
+        Ok(())
     }
 
     /// A put or flush has ended.
@@ -184,11 +217,22 @@ impl Prefill {
     }
 }
 
+/// What a put holds: see [`hold`].
+type Held = (Vec<Sealed>, Vec<Owned>);
+
+/// Takes back what [`hold`] gave to a put that was not queued.
+fn give_back(job: &mut Job, owner: Box<dyn Any + Send>) {
+    if let Ok(held) = owner.downcast::<Held>() {
+        job.tail.extend(held.1);
+    }
+}
+
 /// Guards that keep the pages in `range` as they are.
-fn hold(job: &mut Job, range: std::ops::Range<usize>) -> Box<dyn Any + Send> {
+fn hold(job: &mut Job, range: Range<usize>) -> Box<dyn Any + Send> {
     let full = job.full.len();
     let sealed: Vec<Sealed> = job.full[range.start.min(full)..range.end.min(full)].to_vec();
     // The part-filled page is written no more: the prompt is computed.
     let tail: Vec<Owned> = if range.end > full { job.tail.drain(..).collect() } else { vec![] };
-    Box::new((sealed, tail))
+    let held: Held = (sealed, tail);
+    Box::new(held)
 }

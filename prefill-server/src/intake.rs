@@ -29,6 +29,7 @@ impl Prefill {
             }
             GatewayToPrefill::FlushCache => {
                 self.cache.clear();
+                self.measure();
                 self.outboxes.push(gateway, PrefillToGateway::Flushed);
             }
         }
@@ -46,9 +47,15 @@ impl Prefill {
         if self.queue.len() >= self.limits.queued_max {
             return Err(Refusal::QueueFull);
         }
-        let (prompt, pool) = (request.tokens.len() as u32, self.pool.counts().total);
-        if !fits_pool(prompt, pool, self.page_tokens) {
+        let (pool, context) = (self.pool.counts().total, self.engine.context_length());
+        let prompt = request.tokens.len() as u32;
+        if prompt > context || !fits_pool(prompt, pool, self.page_tokens) {
+            let pool = pool.min(context / self.page_tokens);
             return Err(Refusal::TooLarge { pages: prompt.div_ceil(self.page_tokens), pool });
+        }
+        let here = |other: &RequestKey| *other == key;
+        if self.queue.iter().map(|q| &q.key).chain(self.jobs.iter().map(|j| &j.key)).any(here) {
+            return Err(Refusal::NoLink(format!("{key} is here already")));
         }
         if let Some(foreign) = request.tokens.iter().find(|t| t.get() >= self.engine.vocab()) {
             return Err(Refusal::NoLink(format!("token {foreign} is not in this vocabulary")));

@@ -13,7 +13,8 @@ mod job;
 mod metrics;
 mod step;
 
-use decodes::Dialler;
+use decodes::{Dialler, Served};
+use gateways::Gateways;
 use inbox::{Event, INBOX};
 use kv_transfer::loopback::Hub;
 use kv_transfer::{PushConfig, SelfTest};
@@ -67,6 +68,7 @@ pub async fn run(
         inbox: events.clone(),
         push: PushConfig { deadline: config.transfer_deadline, ..PushConfig::default() },
         self_test: SelfTest { floor_mb_s: config.bandwidth_floor, ..SelfTest::default() },
+        served: Served::default(),
     });
     let door = Door {
         local: core.local,
@@ -90,8 +92,8 @@ pub async fn run(
     for address in config.decode {
         tasks.spawn(dialler.clone().keep(address));
     }
-    let gateway = events.clone();
-    tasks.spawn(door.keep(listener, move |session| gateways::serve(session, gateway.clone())));
+    let gateways = Arc::new(Gateways::new(events.clone()));
+    tasks.spawn(door.keep(listener, move |session| gateways.clone().serve(session)));
     let result = turn::supervise(ended, shutdown, (events, Event::Drain), config.drain).await;
     Ok(result?)
 }

@@ -55,6 +55,8 @@ pub(crate) struct Prefill {
     pub(crate) ops: HashMap<OpId, (Epoch, RequestKey)>,
     pub(crate) next_op: u64,
     pub(crate) bytes_shipped: u64,
+    /// A push queue was full: some job has more to ship than it could queue.
+    pub(crate) backlog: bool,
     pub(crate) arrivals: u64,
     pub(crate) outboxes: Outboxes<PrefillToGateway>,
     pub(crate) peers: HashMap<Epoch, Peer>,
@@ -91,6 +93,7 @@ impl Prefill {
             ops: HashMap::new(),
             next_op: 0,
             bytes_shipped: 0,
+            backlog: false,
             arrivals: 0,
             outboxes: Outboxes::new(|_, message| Some(message)),
             peers: HashMap::new(),
@@ -107,8 +110,10 @@ impl Prefill {
         self.started.elapsed()
     }
 
+    /// Says to which decode servers requests can be sent through here: none any more in a drain, so
+    /// that gateways send new ones elsewhere.
     pub(crate) fn announce_peers(&mut self) {
-        let joined = self.peers.keys().copied().collect();
+        let joined = if self.draining { vec![] } else { self.peers.keys().copied().collect() };
         self.outboxes.push_all(&PrefillToGateway::Joined(joined));
     }
 
@@ -226,9 +231,7 @@ impl Prefill {
             }
         }
         self.stops.reach(StopPoint::PrefillComputed);
-        for key in self.jobs.iter().map(|job| job.key).collect::<Vec<_>>() {
-            self.ship(key);
-        }
+        self.ship_all();
         self.answer();
         Ok(true)
     }
@@ -263,12 +266,14 @@ impl Prefill {
     }
 
     fn load(&self) -> Load {
-        let waiting: u32 = self.queue.iter().map(|queued| queued.request.tokens.len() as u32).sum();
+        let waiting = self.queue.iter().map(|queued| queued.request.tokens.len() as u64);
         let computing = self.jobs.iter().filter(|job| job.is_computing());
+        let computing = computing.map(|job| u64::from(job.len() - job.computed));
+        let tokens = waiting.chain(computing).sum::<u64>();
         Load {
             pages_available: self.pool.available(),
             queued: self.queue.len() as u32,
-            tokens: waiting + computing.map(|job| job.len() - job.computed).sum::<u32>(),
+            tokens: u32::try_from(tokens).unwrap_or(u32::MAX),
             running: self.jobs.len() as u32,
         }
     }
@@ -278,8 +283,12 @@ impl Prefill {
         if load != self.reported.0 && now >= self.reported.1 + REPORT_EVERY {
             self.reported = (load, now);
             self.outboxes.push_all(&PrefillToGateway::Load(load));
-            self.meter.report(&self.pool.counts(), load, self.bytes_shipped);
+            self.measure();
         }
+    }
+
+    pub(crate) fn measure(&self) {
+        self.meter.report(&self.pool.counts(), self.load(), self.bytes_shipped);
     }
 }
 
@@ -311,11 +320,15 @@ impl Turn for Prefill {
             Event::Revoked { peer, ticket } => self.revoked(peer, ticket),
             Event::PeerLost(epoch) => self.peer_lost(epoch),
             Event::Pushed { peer, op, result } => self.pushed(peer, op, &result),
-            Event::Drain => self.draining = true,
+            Event::Drain => {
+                self.draining = true;
+                self.announce_peers();
+            }
         }
     }
 
     fn turn(&mut self) -> Result<bool, EngineError> {
+        self.ship_backlog();
         self.admit();
         let stepped = self.step()?;
         self.report();
@@ -327,12 +340,15 @@ impl Turn for Prefill {
     }
 
     fn drained(&self) -> bool {
-        self.draining && self.queue.is_empty() && self.jobs.is_empty()
+        let nothing = self.queue.is_empty() && self.jobs.is_empty();
+        let written = || self.peers.values().all(|peer| peer.sender.is_written());
+        self.draining && nothing && self.outboxes.is_written() && written()
     }
 
     fn idle(&self) -> Duration {
         // Pages may come back from a push thread without an event of their own.
-        let soon = self.load() != self.reported.0 || !self.queue.is_empty();
+        let waits = !self.queue.is_empty() || self.backlog || self.draining;
+        let soon = waits || self.load() != self.reported.0;
         if soon { REPORT_EVERY } else { IDLE_AT_MOST }
     }
 }

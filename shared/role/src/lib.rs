@@ -8,5 +8,6 @@
 pub mod core;
 pub mod logs;
 pub mod outbox;
+pub mod place;
 pub mod settings;
 pub mod turn;

@@ -61,6 +61,12 @@ impl<M: Message + Clone> Outboxes<M> {
         }
     }
 
+    /// Whether nothing waits and all that was sent is on the wire.
+    pub fn is_written(&self) -> bool {
+        let written = |outbox: &Outbox<M>| outbox.waiting.is_empty() && outbox.sender.is_written();
+        self.by_gateway.values().all(written)
+    }
+
     /// Sends what the links take now; whether something is left.
     pub fn flush(&mut self) -> bool {
         let mut left = false;

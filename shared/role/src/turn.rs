@@ -24,7 +24,8 @@ pub trait Turn {
     fn turn(&mut self) -> Result<bool, EngineError>;
     /// Hands outgoing messages to the links; whether some had to stay.
     fn flush(&mut self) -> bool;
-    /// Whether it is draining and nothing is left.
+    /// Whether it is draining, nothing is left, and what it said is on the wire: the process may
+    /// end.
     fn drained(&self) -> bool;
     /// How long nothing can happen without an event, when there was nothing to do.
     fn idle(&self) -> Duration;
@@ -32,6 +33,9 @@ pub trait Turn {
 
 /// Between two tries to hand over what a link did not take.
 const RETRY_EVERY: Duration = Duration::from_millis(5);
+
+/// Events heard between two turns: peers that never stop talking do not stop the work.
+const EVENTS_A_TURN: usize = 4096;
 
 /// Runs until drained, or until the inbox's senders are gone.
 ///
@@ -56,7 +60,7 @@ pub fn run<R: Turn>(
                 Err(_) => {}
             }
         }
-        loop {
+        for _ in 0..EVENTS_A_TURN {
             match inbox.try_recv() {
                 Ok(event) => role.hear(event),
                 Err(TryRecvError::Empty) => break,
@@ -100,8 +104,11 @@ pub async fn supervise<E>(
         result = &mut ended => result,
         () = shutdown.wait() => {
             tracing::info!("draining");
-            drop(inbox.send(drain).await); // it is gone only if the role has ended
-            match timeout(deadline, ended).await {
+            let drained = async {
+                drop(inbox.send(drain).await); // it is gone only if the role has ended
+                ended.await
+            };
+            match timeout(deadline, drained).await {
                 Ok(result) => result,
                 Err(_) => {
                     tracing::warn!(?deadline, "the drain ran out of time");

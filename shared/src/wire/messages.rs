@@ -47,6 +47,16 @@ pub enum GatewayToDecode {
     FlushCache,
 }
 
+impl GatewayToDecode {
+    /// The request that it is about, if it is about one.
+    pub const fn key(&self) -> Option<RequestKey> {
+        match self {
+            Self::Reserve { key, .. } | Self::Cancel(key) => Some(*key),
+            Self::FlushCache => None,
+        }
+    }
+}
+
 /// Decode to gateway.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum DecodeToGateway {
@@ -112,6 +122,16 @@ pub enum GatewayToPrefill {
     Cancel(RequestKey),
     /// Drops all cached pages that no request holds; answered by `Flushed`.
     FlushCache,
+}
+
+impl GatewayToPrefill {
+    /// The request that it is about, if it is about one.
+    pub const fn key(&self) -> Option<RequestKey> {
+        match self {
+            Self::Prefill { key, .. } | Self::Cancel(key) => Some(*key),
+            Self::FlushCache => None,
+        }
+    }
 }
 
 /// A decode server and its promise.
