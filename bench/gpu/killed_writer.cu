@@ -7,19 +7,18 @@
 //
 // 1. The parent exports 256 MiB by CUDA IPC, starts a writer (writer.cuh), opens its pidfd.
 // 2. It sees the region change, then kills the writer at a random moment, mid-kernel, queue full.
-// 3. When the pidfd polls readable it scans the region: again and again for 30 ms, then every few ms
-//    with the GPU idle between, so that whatever is left of the writer gets the GPU. A word that
+// 3. When the pidfd polls readable it scans the region: again and again for 30 ms, then every few
+//    ms with the GPU idle between, so that whatever is left of the writer gets the GPU. A word that
 //    differs from the scan before was written after the pidfd fired.
-// 4. Kernels write the GPU's clock, so the newest word also dates the last write; the GPU's clock is
+// 4. Kernels write the GPU's clock, so the newest word also dates the last write; that clock is
 //    tied to the host's to within `clock_us` before each trial.
+// 5. Two other signs of death are watched beside the pidfd: the end of a pipe that the writer
+//    holds, and the writer's pid in NVML's list of compute processes.
 //
-// 5. Two other signs of death are watched beside the pidfd: the end of a pipe that the writer holds,
-//    and the writer's pid in NVML's list of compute processes.
-//
-// `stopped`: SIGSTOP 5 ms before SIGKILL. `forked`, `execed`: the writer leaves a child behind, which
-// sleeps 4 s (writer.cuh).
-// `busy`: a second thread of the parent keeps the GPU busy with kernels of about 1 ms throughout, so
-// the writer is often switched out when it is killed; `stall_us` is the longest of them after the kill.
+// `stopped`: SIGSTOP 5 ms before SIGKILL. `forked`, `execed`: the writer leaves a child behind,
+// which sleeps 4 s (writer.cuh). `busy`: a second thread of the parent keeps the GPU busy with
+// kernels of about 1 ms throughout, so the writer is often switched out when it is killed;
+// `stall_us` is the longest of them after the kill.
 #include <dlfcn.h>
 #include <poll.h>
 #include <sys/syscall.h>

@@ -1,5 +1,6 @@
-// Where a 4 KiB chunk (16 tokens × 128 dims of bf16: one page, one layer, K or V, one kv head) lies
-// in the pool. Every layout under test is four strides, counted in chunks; the kernel knows no more.
+// Where a 4 KiB chunk (16 tokens × 128 dims of bf16: one page, one layer, K or V, one kv head)
+// lies in the pool. Every layout under test is four strides, counted in chunks; the kernel knows no
+// more.
 #pragma once
 #include <stdint.h>
 

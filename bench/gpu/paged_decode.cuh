@@ -4,13 +4,15 @@
 // 1. The host plans (plan.h): each block gets a list of items, each a page range of one request and
 //    one group of kv heads. The plan is the same for all layers of a step.
 // 2. A block has `kWarps` warps. `kWays` warps share a kv head, each taking every kWays-th page, so
-//    a block works on kWarps / kWays heads at once. Warps of different heads never wait for another.
+//    a block works on kWarps / kWays heads at once. Warps of different heads never wait for each
+//    other.
 // 3. Each warp owns a ring of `kStages` page slots (8 KiB: K and V of its head) and is both the
 //    producer and the consumer of it. The producer runs kStages pages ahead, across items.
 // 4. Scores are computed transposed, S^T = K · Q^T (16 tokens × 8 heads), so that K and V are the
-//    16-row operands and at most 8 q heads a kv head pad to 8 columns and not to 16. P^T reaches the
-//    B operand of O^T += V^T · P^T by one `movmatrix` for 8 tokens.
-// 5. The softmax maximum moves only when a score exceeds it by 2^kSlack; most pages need no shuffle.
+//    16-row operands and at most 8 q heads a kv head pad to 8 columns and not to 16. P^T reaches
+//    the B operand of O^T += V^T · P^T by one `movmatrix` for 8 tokens.
+// 5. The softmax maximum moves only when a score exceeds it by kSlack (log2); most pages need no
+//    shuffle.
 // 6. At the end of an item the warps of a head merge in shared memory. A whole request is written;
 //    a piece goes to `partials`, and whoever arrives last at `arrived` merges the request's pieces
 //    and sets the counter back to 0, so a captured graph can be replayed.
@@ -60,7 +62,8 @@ struct Decode {
     uint64_t* barriers;  // [warp][stage]
     int* last;          // [head]
     __device__ explicit Shared(uint8_t* raw) {
-      ring = reinterpret_cast<uint8_t*>((reinterpret_cast<uintptr_t>(raw) + 1023) & ~uintptr_t(1023));
+      const uintptr_t aligned = (reinterpret_cast<uintptr_t>(raw) + 1023) & ~uintptr_t(1023);
+      ring = reinterpret_cast<uint8_t*>(aligned);
       merge = reinterpret_cast<float*>(ring + kRingBytes);
       sums = reinterpret_cast<float2*>(merge + kWarps * kMergeFloats);
       barriers = reinterpret_cast<uint64_t*>(sums + kWarps * kGroup);
@@ -115,8 +118,8 @@ struct Decode {
     } else {
       if (chunk >= 0) {
         const int high = feed.lane >> 4, column = feed.lane & 15;
-        const char* key = reinterpret_cast<const char*>(feed.a.pool) + int64_t(chunk) * kChunkBytes +
-                          feed.lane * 16;
+        const char* key = reinterpret_cast<const char*>(feed.a.pool) +
+                          int64_t(chunk) * kChunkBytes + feed.lane * 16;
         const char* value = key + int64_t(feed.a.kv_stride) * kChunkBytes;
         const uint32_t target = slot + (column >> 3) * 2048 + high * 128;
         const uint32_t swizzled = (column & 7) ^ high;
@@ -346,7 +349,9 @@ struct Decode {
     const int item_begin = __ldg(a.first_item + blockIdx.x);
     const int item_end = __ldg(a.first_item + blockIdx.x + 1);
     Feed feed(a, item_begin, item_end, group, way, lane);
-    for (int i = 0; i < kStages; ++i) issue(feed, map, ring_address + i * kPageBytes, barriers + i * 8);
+    for (int i = 0; i < kStages; ++i) {
+      issue(feed, map, ring_address + i * kPageBytes, barriers + i * 8);
+    }
     // Pages are older than the previous kernel; queries, partials and counters are not.
     ptx::wait_for_previous_kernel();
     ptx::let_next_kernel_start();

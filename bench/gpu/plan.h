@@ -3,8 +3,8 @@
 // A row is `ways` neighbouring pages of one request, one page for each warp that works on a head.
 // Rows are laid end to end in the order request, head group, row; block b takes the b-th of n equal
 // shares, so every block reads the same number of bytes whatever the lengths are. A share that ends
-// inside a request leaves a piece; the block that finishes a request's last piece merges them. Pieces
-// cost time, so the share may be up to 1/24 larger than need be where that gives fewer of them.
+// inside a request leaves a piece; the block that finishes a request's last piece merges them.
+// Pieces cost time, so the share may be up to 1/24 larger than need be where that gives fewer of them.
 #pragma once
 #include <algorithm>
 #include <vector>

@@ -51,8 +51,8 @@ killed() {
   trials killed.csv 3 forked forkedlast execed
 }
 
-# The same under MPS, where both processes run at once. Starts a daemon of its own, in a folder of its
-# own, and stops it again; the GPU's settings are not touched. Each trial is a process of its own,
+# The same under MPS, where both processes run at once. Starts a daemon of its own, in a folder of
+# its own, and stops it again; the GPU's settings are not touched. Each trial is a process of its own,
 # because a fault ends the parent.
 mps() {
   export CUDA_MPS_PIPE_DIRECTORY=$out/mps CUDA_MPS_LOG_DIRECTORY=$out/mps

@@ -90,9 +90,9 @@ inline void write_copies(uint64_t* region, bool from_host, cudaStream_t stream) 
   }
 }
 
-/// A child that outlives the writer, as a careless daemon would leave one. `forked` shares every file
-/// that is open, `execed` those without close-on-exec. `forkedlast`: the pipe has the highest number
-/// of all files, so that it is not the first that a dying process closes.
+/// A child that outlives the writer, as a careless daemon would leave one. `forked` shares every
+/// file that is open, `execed` those without close-on-exec. `forkedlast`: the pipe has the highest
+/// number of all files, so that it is not the first that a dying process closes.
 inline void leave_child(const std::string& kind) {
   if (kind == "forkedlast") {
     ready_fd = dup2(STDOUT_FILENO, 900);
