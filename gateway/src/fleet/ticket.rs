@@ -6,7 +6,9 @@
 //! 2. It hands request and ticket to prefill.
 //! 3. It passes tokens on as decode makes them, until the end.
 //! 4. Retracted, revoked, or with a lost server: prompt and tokens so far go round again as the
-//!    next attempt, while the budget lasts. The client sees a pause.
+//!    next attempt, while the budget lasts. The client sees a pause. It had its turn already: decode
+//!    gives younger requests nothing while one that it retracted is expected back, so this one asks
+//!    at once, and says so if it does not come back there.
 //! 5. Whatever ends it early cancels it on both servers.
 
 use super::mailbox::{Mailbox, Note};
@@ -37,6 +39,8 @@ pub(crate) struct Journey {
     events: mpsc::Sender<Event>,
     retries_left: u32,
     told_cached: bool,
+    /// The decode server that waits for this request's return.
+    expected_by: Option<Up<GatewayToDecode>>,
 }
 
 /// A pair that holds, or is about to hold, this attempt.
@@ -53,11 +57,13 @@ impl Pair {
 
 /// Why an attempt ended without a result.
 enum Stop {
+    /// Decode took its pages back: send it round again.
+    Retracted { made: Vec<TokenId> },
     /// Send it round again, at once.
     Again { made: Vec<TokenId>, costs: bool, why: Failure },
     /// Tell the client.
     Fail(Failure),
-    /// The client is gone.
+    /// The client is gone, or knows.
     Gone,
 }
 
@@ -78,8 +84,17 @@ impl Journey {
         let mailbox = Arc::new(Mailbox::default());
         fleet.journeys().insert(id, Travelling { key, mailbox: mailbox.clone() });
         let (retries_left, prompt_len) = (fleet.retries, request.prompt_len);
-        let told_cached = false;
-        Self { fleet, key, prompt_len, request, mailbox, events, retries_left, told_cached }
+        Self {
+            fleet,
+            key,
+            prompt_len,
+            request,
+            mailbox,
+            events,
+            retries_left,
+            told_cached: false,
+            expected_by: None,
+        }
     }
 
     /// Travels to the end and reports it. `queued` is this request's place in the queue, given up
@@ -91,21 +106,25 @@ impl Journey {
                 Ok(finish) => break Some(Event::Finished(finish)),
                 Err(stop) => stop,
             };
-            match stop {
+            let (made, why) = match stop {
                 Stop::Gone => break None,
                 Stop::Fail(failure) => break Some(Event::Failed(failure)),
-                Stop::Again { made, costs, why } => {
-                    if costs && self.retries_left == 0 {
-                        break Some(Event::Failed(why));
-                    }
-                    self.retries_left -= u32::from(costs);
-                    match self.request.replay(&made) {
-                        Some(request) => self.request = request,
-                        None => break Some(Event::Failed(why)),
-                    }
-                    self.next_attempt();
+                Stop::Retracted { made } => {
+                    (made, internal("the request was retracted and has nothing left to make"))
                 }
+                Stop::Again { costs: true, why, .. } if self.retries_left == 0 => {
+                    break Some(Event::Failed(why));
+                }
+                Stop::Again { made, costs, why } => {
+                    self.retries_left -= u32::from(costs);
+                    (made, why)
+                }
+            };
+            match self.request.replay(&made) {
+                Some(request) => self.request = request,
+                None => break Some(Event::Failed(why)),
             }
+            self.next_attempt();
         };
         self.fleet.journeys().remove(&self.key.id);
         if let Some(event) = event {
@@ -123,17 +142,7 @@ impl Journey {
     }
 
     async fn attempt(&mut self, queued: &mut Option<OwnedSemaphorePermit>) -> Result<Finish, Stop> {
-        let deadline = Instant::now() + self.fleet.deadlines.queue;
-        let pair = {
-            let fleet = self.fleet.clone();
-            let turn = tokio::select! {
-                turn = fleet.turn.lock() => turn,
-                stop = self.interrupted(deadline) => return Err(stop),
-            };
-            let pair = self.reserve(deadline).await?;
-            drop((turn, queued.take()));
-            pair
-        };
+        let pair = self.admitted(queued).await?;
         let target = pair.decode.as_ref().map(|(decode, ticket)| Target {
             decode: decode.id.clone(),
             epoch: decode.epoch,
@@ -141,16 +150,53 @@ impl Journey {
         });
         let prefill =
             GatewayToPrefill::Prefill { key: self.key, request: self.request.clone(), target };
-        let sent = pair.prefill.sender.send(prefill).await;
-        let ended = match sent {
-            Ok(()) => self.listen(&pair).await,
-            Err(_) => Err(self.lost(Role::Prefill, vec![])),
+        // A loss of prefill that was noted while decode was asked is not noted again.
+        let up = self.fleet.prefill_up().iter().any(|up| up.epoch == pair.prefill.epoch);
+        let ended = match up && pair.prefill.sender.send(prefill).await.is_ok() {
+            true => self.listen(&pair).await,
+            false => Err(self.lost(Role::Prefill, vec![])),
         };
-        if let Err(stop) = &ended {
-            let wait = !matches!(stop, Stop::Again { .. });
-            self.cancel(&pair, wait).await;
+        let stop = match ended {
+            Ok(finish) => return Ok(finish),
+            Err(stop) => stop,
+        };
+        if let Stop::Retracted { .. } = stop {
+            // Neither server has anything of it any more.
+            self.expected_by = pair.decode.map(|(decode, _)| decode);
+            return Err(stop);
         }
-        ended
+        let expected = self.cancel(&pair).await;
+        match stop {
+            Stop::Retracted { .. } | Stop::Again { .. } => return Err(stop),
+            // The client need not wait for servers that may be in a long step.
+            Stop::Fail(failure) => drop(self.events.send(Event::Failed(failure)).await),
+            Stop::Gone => {}
+        }
+        self.acknowledged(&pair, expected).await;
+        Err(Stop::Gone)
+    }
+
+    /// Waits for this journey's turn and a ticket. A replay is older than those who wait their turn.
+    async fn admitted(&mut self, queued: &mut Option<OwnedSemaphorePermit>) -> Result<Pair, Stop> {
+        let deadline = Instant::now() + self.fleet.deadlines.queue;
+        let fleet = self.fleet.clone();
+        let turn = match queued {
+            None => None,
+            Some(_) => tokio::select! {
+                turn = fleet.turn.lock() => Some(turn),
+                stop = self.interrupted(deadline) => return Err(stop),
+            },
+        };
+        let pair = self.reserve(deadline).await;
+        if let Some(waits) = self.expected_by.take() {
+            let back = pair.as_ref().is_ok_and(|pair| pair.has(waits.epoch));
+            if !back {
+                self.send_cancel(None, Some(&waits.sender)).await;
+            }
+        }
+        let pair = pair?;
+        drop((turn, queued.take()));
+        Ok(pair)
     }
 
     /// While waiting without any server involved: ends on abort, a gone client, or the deadline.
@@ -169,10 +215,7 @@ impl Journey {
         let fleet = &self.fleet;
         let mut changed = fleet.changed.subscribe();
         loop {
-            let (prefill, mut decode) = (fleet.prefill_up(), fleet.decode_up());
-            if !Fleet::any_joined(&prefill, &decode) {
-                return Err(fleet.not_ready().into());
-            }
+            let (prefill, mut decode) = fleet.candidates(&self.request)?;
             let (views, mut decode_views) = fleet.views(&self.request, &prefill, &decode);
             while let Some((p, d)) = fleet.policy.pick(&self.request, &views, &decode_views) {
                 let prefill = prefill[p].clone();
@@ -182,7 +225,7 @@ impl Journey {
                 }
                 decode_views.remove(d);
                 let decode = decode.remove(d);
-                if let Some(ticket) = self.ask(&prefill, &decode).await? {
+                if let Some(ticket) = self.ask(&prefill, &decode, deadline).await? {
                     return Ok(Pair { prefill, decode: Some((decode, ticket)) });
                 }
             }
@@ -207,6 +250,7 @@ impl Journey {
         &self,
         prefill: &Up<GatewayToPrefill>,
         decode: &Up<GatewayToDecode>,
+        deadline: Instant,
     ) -> Result<Option<shared::ids::TicketId>, Stop> {
         let request = self.request.clone();
         let reserve = GatewayToDecode::Reserve { key: self.key, writer: prefill.epoch, request };
@@ -217,6 +261,9 @@ impl Journey {
             let note = tokio::select! {
                 note = self.mailbox.next() => note,
                 () = self.events.closed() => break Stop::Gone,
+                () = sleep_until(deadline) => {
+                    break deadline_of("a ticket", self.fleet.deadlines.queue);
+                }
             };
             match note {
                 Note::Ticket(ticket) => return Ok(Some(ticket)),
@@ -241,12 +288,13 @@ impl Journey {
     async fn listen(&mut self, pair: &Pair) -> Result<Finish, Stop> {
         let deadlines = self.fleet.deadlines;
         let mut made: Vec<TokenId> = vec![];
-        let (mut deadline, mut phase) = (Instant::now() + deadlines.first_token, "the first token");
+        let (mut within, mut phase) = (deadlines.first_token, "the first token");
+        let mut deadline = Instant::now() + within;
         loop {
             let note = tokio::select! {
                 note = self.mailbox.next() => note,
                 () = self.events.closed() => return Err(Stop::Gone),
-                () = sleep_until(deadline) => return Err(deadline_of(phase, deadlines.first_token)),
+                () = sleep_until(deadline) => return Err(deadline_of(phase, within)),
             };
             match note {
                 Note::Tokens { cached, tokens, finish } => {
@@ -255,12 +303,10 @@ impl Journey {
                     if let Some(finish) = finish {
                         return Ok(finish);
                     }
-                    (deadline, phase) = (Instant::now() + deadlines.next_token, "the next token");
+                    (within, phase) = (deadlines.next_token, "the next token");
+                    deadline = Instant::now() + within;
                 }
-                Note::Retracted => {
-                    let why = internal("the request was retracted and has nothing left to make");
-                    return Err(Stop::Again { made, costs: false, why });
-                }
+                Note::Retracted => return Err(Stop::Retracted { made }),
                 Note::Refused(role, refusal) => return Err(self.refused(role, &refusal, made)),
                 Note::Failed(_, fault) => return Err(self.fault(&fault, made)),
                 Note::Lost(epoch) if pair.has(epoch) => {
@@ -294,11 +340,13 @@ impl Journey {
             }),
             other => {
                 let message = format!("{role} did not take the request: {other:?}");
-                Stop::Again {
-                    made,
-                    costs: true,
-                    why: Failure { kind: FailureKind::NotReady, message },
-                }
+                let kind = match other {
+                    Refusal::QueueFull => FailureKind::QueueFull,
+                    _ => FailureKind::NotReady,
+                };
+                // One that drains has said that it takes no more, so this one goes elsewhere.
+                let free = matches!(other, Refusal::Draining);
+                Stop::Again { made, costs: !free, why: Failure { kind, message } }
             }
         }
     }
@@ -327,16 +375,18 @@ impl Journey {
         }
     }
 
-    async fn cancel(&self, pair: &Pair, wait: bool) {
-        // One that is gone acknowledges nothing, and the client must not wait for it.
+    /// Cancels this attempt on both servers; how many acknowledgements are due.
+    async fn cancel(&self, pair: &Pair) -> usize {
+        // One that is gone acknowledges nothing.
         let (prefills, decodes) = (self.fleet.prefill_up(), self.fleet.decode_up());
         let prefill = prefills.iter().find(|up| up.epoch == pair.prefill.epoch).map(|p| &p.sender);
         let decode = pair.decode.as_ref().map(|(decode, _)| decode);
         let decode = decode.filter(|d| decodes.iter().any(|up| up.epoch == d.epoch));
-        let mut expected = self.send_cancel(prefill, decode.map(|d| &d.sender)).await;
-        if !wait {
-            return;
-        }
+        self.send_cancel(prefill, decode.map(|d| &d.sender)).await
+    }
+
+    /// Waits until nothing more can come of a cancelled attempt.
+    async fn acknowledged(&self, pair: &Pair, mut expected: usize) {
         let acknowledged = async {
             while expected > 0 {
                 match self.mailbox.next().await {
