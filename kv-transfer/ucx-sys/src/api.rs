@@ -178,7 +178,12 @@ impl UcxApi {
             // caller takes those away again. RTLD_LOCAL keeps its symbols to itself.
             match unsafe { Library::open(Some(&name), RTLD_NOW | RTLD_LOCAL) } {
                 Ok(handle) => return Self::from_handle(name.display().to_string(), handle),
-                Err(error) => tried.push(error.to_string()),
+                Err(error) => {
+                    // What the loader said is the source, and names what it looked for.
+                    let said = std::error::Error::source(&error).map(ToString::to_string);
+                    let said = said.unwrap_or_else(|| error.to_string());
+                    tried.push(format!("{}: {said}", name.display()));
+                }
             }
         }
         Err(LoadError::NotFound { tried })

@@ -49,6 +49,9 @@ pub enum HandshakeError {
     /// The peer sent something else, or has another ring key.
     #[error("{0}")]
     Link(#[from] LinkError),
+    /// The peer hung up on our first words, as one does that holds another ring key.
+    #[error("the peer hung up on our hello: another ring key, most likely; its log says why")]
+    HungUp,
     /// The peer turned us down.
     #[error("the peer refused to join: {0}")]
     Refused(String),
@@ -112,7 +115,8 @@ async fn initiate(mut stream: TcpStream, local: &Local) -> Result<Session, Hands
     let hello = Hello { nonce, from: local.identity.clone(), layout: local.layout };
     let hello = codec::encode(&hello).map_err(LinkError::from)?;
     write(&mut stream, FrameKind::Hello, &local.key.hello_key(), &hello).await?;
-    let (kind, welcome) = read(&mut stream, &local.key.welcome_key(&hello), 0).await?;
+    let answered = read(&mut stream, &local.key.welcome_key(&hello), 0).await;
+    let (kind, welcome) = answered.map_err(hung_up)?;
     if kind == FrameKind::Refuse {
         let refuse: Refuse = codec::decode(&welcome).map_err(LinkError::from)?;
         return Err(HandshakeError::Refused(refuse.reason));
@@ -133,6 +137,17 @@ async fn initiate(mut stream: TcpStream, local: &Local) -> Result<Session, Hands
         layout: Some(welcome.layout),
         capacity: Some(welcome.capacity),
     })
+}
+
+/// A stranger gets no answer: the connection just ends.
+fn hung_up(error: HandshakeError) -> HandshakeError {
+    use io::ErrorKind::{ConnectionReset, UnexpectedEof};
+    match error {
+        HandshakeError::Io(error) if matches!(error.kind(), UnexpectedEof | ConnectionReset) => {
+            HandshakeError::HungUp
+        }
+        other => other,
+    }
 }
 
 async fn accept(
