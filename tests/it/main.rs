@@ -7,6 +7,7 @@
 //!
 //! `TANDEM_LONG=1` (`./ops/test --long`) runs many more rounds of the same.
 #![forbid(unsafe_code)]
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 mod ports;
 mod http;

@@ -43,7 +43,10 @@ fn what_never_fits_is_400_with_its_field() {
         let reply = ring.post(path, &body).whole().unwrap();
         assert_eq!(reply.status, 400, "{}", reply.body);
         let error = &reply.json()["error"];
-        assert_eq!((&error["param"], &error["type"]), (&json!(param), &json!("invalid_request_error")));
+        assert_eq!(
+            (&error["param"], &error["type"]),
+            (&json!(param), &json!("invalid_request_error"))
+        );
     };
     let prompt = vec![5; 400];
     check("/v1/completions", json!({"prompt": prompt, "max_tokens": 200}), "max_tokens");
@@ -133,7 +136,8 @@ fn another_model_is_refused_at_join() {
 #[test]
 fn settings_that_do_not_fit_end_the_process_with_their_name() {
     let check = |key: &str, value: toml::Value, words: &[&str]| {
-        let mut ring = Ring::new(Plan::tiny("tiny-qwen3").on_decode(key, value));
+        let plan = Plan::tiny("tiny-qwen3").on_decode("transport", "ucx");
+        let mut ring = Ring::new(plan.on_decode(key, value));
         ring.decode[0].start(&[]);
         let status = ring.decode[0].exited();
         assert!(!status.success());
@@ -143,5 +147,5 @@ fn settings_that_do_not_fit_end_the_process_with_their_name() {
     check("model", "/nonexistent/model".into(), &["/nonexistent/model"]);
     check("dtype", "int4".into(), &["dtype", "int4", "bf16"]);
     check("page_sise", 16.into(), &["page_sise"]);
-    check("ucx_dir", "/nonexistent".into(), &[]);
+    check("ucx_dir", "/nonexistent".into(), &["ucx", "/nonexistent"]);
 }

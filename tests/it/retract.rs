@@ -6,7 +6,8 @@ use crate::plan::{Plan, golden_path, long};
 use crate::random::Random;
 use shared::metrics as names;
 
-/// Twelve requests of up to 260 tokens over 40 pages, none of them with growth reserved.
+/// Requests of up to 260 tokens over 40 pages, none of them with growth reserved, and more of them
+/// than there are pages for: those that are retracted go before those that wait.
 #[test]
 fn retracted_requests_end_as_if_nothing_had_happened() {
     let ring = Plan::tiny("tiny-qwen3")
@@ -14,7 +15,7 @@ fn retracted_requests_end_as_if_nothing_had_happened() {
         .on_decode("num_reserved_decode_tokens", 0)
         .start();
     let mut random = Random::new(11);
-    let asks: Vec<_> = (0..if long() { 60 } else { 12 })
+    let asks: Vec<_> = (0..if long() { 96 } else { 24 })
         .map(|index| {
             let prompt: Vec<u32> = (0..20 + random.below(40)).map(|_| random.below(512)).collect();
             let mut ask = Ask { stream: index % 2 == 0, ..Ask::greedy(&prompt, 200) };
@@ -26,7 +27,7 @@ fn retracted_requests_end_as_if_nothing_had_happened() {
         })
         .collect();
     let mut engine = engine(&golden_path("tiny-qwen3"), 512);
-    let outcomes = ring.generate_all(&asks, 12);
+    let outcomes = ring.generate_all(&asks, 24);
     for (ask, outcome) in asks.iter().zip(&outcomes) {
         outcome.assert_equal(&ask.reference(&mut engine));
         assert_eq!(outcome.meta["completion_tokens"], 200);
