@@ -200,6 +200,7 @@ impl Config {
     /// # Errors
     /// The first value that is missing, out of range, or names a file that cannot be read.
     pub fn new(settings: Settings) -> Result<Self, ConfigError> {
+        let timing = timing(&settings)?;
         let api_key = match (settings.api_key, &settings.api_key_file) {
             (Some(key), _) => Some(key),
             (None, Some(path)) => Some(first_line("api_key_file", path)?),
@@ -225,7 +226,7 @@ impl Config {
             body_max: ms(settings.body_ms, Duration::from_secs(30)),
             drain_max: Duration::from_secs(settings.drain_seconds.unwrap_or(30)),
         };
-        let (link, own) = (Timing::default(), Deadlines::default());
+        let own = Deadlines::default();
         Ok(Self {
             id,
             log: settings.log.unwrap_or_else(|| "info".to_owned()),
@@ -236,16 +237,12 @@ impl Config {
             context_length: settings.context_length,
             api_key,
             key_file: settings.key_file,
-            prefill: settings.prefill,
-            decode: settings.decode,
+            prefill: each_once("prefill", settings.prefill)?,
+            decode: each_once("decode", settings.decode)?,
             max_queued: at_least_1("max_queued", settings.max_queued, 1024)?,
             retries: settings.retries.unwrap_or(0),
             http,
-            timing: Timing {
-                handshake: ms(settings.handshake_ms, link.handshake),
-                heartbeat: ms(settings.heartbeat_ms, link.heartbeat),
-                silence: ms(settings.silence_ms, link.silence),
-            },
+            timing,
             deadlines: Deadlines {
                 queue: ms(settings.queue_ms, own.queue),
                 first_token: ms(settings.first_token_ms, own.first_token),
@@ -253,6 +250,33 @@ impl Config {
                 acknowledge: ms(settings.acknowledge_ms, own.acknowledge),
             },
         })
+    }
+}
+
+/// Deadlines of links that can hold.
+fn timing(settings: &Settings) -> Result<Timing, ConfigError> {
+    let default = Timing::default();
+    let timing = Timing {
+        handshake: ms(settings.handshake_ms, default.handshake),
+        heartbeat: ms(settings.heartbeat_ms, default.heartbeat),
+        silence: ms(settings.silence_ms, default.silence),
+    };
+    if timing.heartbeat.is_zero() {
+        return refuse("heartbeat_ms", "0".into(), "at least 1");
+    }
+    if timing.silence < timing.heartbeat * 2 {
+        let value = timing.silence.as_millis().to_string();
+        return refuse("silence_ms", value, "at least twice heartbeat_ms");
+    }
+    Ok(timing)
+}
+
+/// A server that is named twice would have its links end each other.
+fn each_once(key: &'static str, addresses: Vec<String>) -> Result<Vec<String>, ConfigError> {
+    let twice = |(at, address): &(usize, &String)| addresses[..*at].contains(address);
+    match addresses.iter().enumerate().find(twice) {
+        Some((_, address)) => refuse(key, format!("{address:?} twice"), "each server once"),
+        None => Ok(addresses),
     }
 }
 
@@ -344,6 +368,9 @@ mod tests {
         check("model = \"m\"\nid = \"a b\"", "`id` is \"a b\"");
         check("model = \"m\"\napi_key = \"\"", "`api_key` is empty");
         check("model = \"m\"\napi_key_file = \"/nonexistent/key\"", "`api_key_file`");
+        check("model = \"m\"\nheartbeat_ms = 0", "`heartbeat_ms` is 0; want at least 1");
+        check("model = \"m\"\nsilence_ms = 10", "`silence_ms` is 10; want at least twice");
+        check("model = \"m\"\ndecode = [\"a:1\", \"a:1\"]", "want each server once");
         check("model = ", "line 1");
     }
 

@@ -73,7 +73,8 @@ impl Fleet {
     /// A server came, or the one that is named went.
     pub(super) fn changed(&self, lost: Option<Epoch>) {
         if let Some(epoch) = lost {
-            lock(&self.seen).forget(epoch);
+            let up: Vec<_> = self.prefill_up().iter().map(|up| up.epoch).collect();
+            lock(&self.seen).keep(&up);
             for travelling in self.journeys().values() {
                 travelling.mailbox.deliver(Note::Lost(epoch));
             }

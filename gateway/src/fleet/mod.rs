@@ -103,6 +103,8 @@ pub(crate) struct Fleet {
     deadlines: Deadlines,
 }
 
+type Candidates = (Vec<Up<GatewayToPrefill>>, Vec<Up<GatewayToDecode>>);
+
 #[derive(Clone)]
 struct Travelling {
     key: RequestKey,
@@ -191,16 +193,11 @@ impl Ring {
         }
         let capacities =
             || prefill.iter().map(|p| &p.capacity).chain(decode.iter().map(|d| &d.capacity));
-        let tokens = |up: (u32, u32)| up.0.saturating_mul(up.1);
-        let largest = |pools: &mut dyn Iterator<Item = (u32, u32)>| pools.map(tokens).max();
-        let p = largest(
-            &mut prefill.iter().map(|p| (p.capacity.pages, p.layout.geometry.page_tokens)),
-        )?;
-        let d =
-            largest(&mut decode.iter().map(|d| (d.capacity.pages, d.layout.geometry.page_tokens)))?;
+        let largest_prefill = prefill.iter().map(Up::pool_tokens).max()?;
+        let largest_decode = decode.iter().map(Up::pool_tokens).max()?;
         Some(Limits {
             context_length: capacities().map(|c| c.context_length).min()?,
-            pool_tokens: p.min(d),
+            pool_tokens: largest_prefill.min(largest_decode),
             vocab: capacities().map(|c| c.vocab).min()?,
         })
     }
@@ -285,6 +282,22 @@ impl Fleet {
 
     fn any_joined(prefill: &[Up<GatewayToPrefill>], decode: &[Up<GatewayToDecode>]) -> bool {
         prefill.iter().any(|p| decode.iter().any(|d| p.joined.contains(&d.epoch)))
+    }
+
+    /// Servers that are up and whose pools hold the request.
+    fn candidates(&self, request: &Request) -> Result<Candidates, Failure> {
+        let (mut prefill, mut decode) = (self.prefill_up(), self.decode_up());
+        if !Self::any_joined(&prefill, &decode) {
+            return Err(self.not_ready());
+        }
+        let (prompt, longest) = (request.tokens.len() as u32, request.tokens_max());
+        prefill.retain(|up| up.pool_tokens() >= prompt);
+        decode.retain(|up| up.pool_tokens() >= longest);
+        if Self::any_joined(&prefill, &decode) {
+            return Ok((prefill, decode));
+        }
+        let message = format!("no pair of servers that are up holds {longest} tokens");
+        Err(Failure { kind: FailureKind::TooLarge, message })
     }
 
     fn not_ready(&self) -> Failure {

@@ -105,7 +105,12 @@ impl Seen {
         seen.young.extend(hashes.iter().take(GENERATION));
     }
 
-    /// Forgets a server that ended or dropped its cache.
+    /// Forgets all servers but these.
+    pub fn keep(&mut self, servers: &[Epoch]) {
+        self.by_server.retain(|server, _| servers.contains(server));
+    }
+
+    /// Forgets a server that dropped its cache.
     pub fn forget(&mut self, server: Epoch) {
         self.by_server.remove(&server);
     }

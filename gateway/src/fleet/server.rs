@@ -10,11 +10,14 @@ use shared::wire::handshake::{Capacity, Layout, Role};
 use shared::wire::messages::{Load, Message};
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Messages that may wait for one server's socket: every queued and running request may have one
 /// in each stage, so a multiple of what a gateway admits.
 const OUTBOX: usize = 4096;
+
+/// A link that held for so long is tried again soon; one that did not, after ever longer pauses.
+const HELD: Duration = Duration::from_secs(1);
 
 /// A configured server.
 #[derive(Debug)]
@@ -53,6 +56,13 @@ impl<Out> Clone for Up<Out> {
             joined: self.joined.clone(),
             sender: self.sender.clone(),
         }
+    }
+}
+
+impl<Out> Up<Out> {
+    /// Tokens that its pool holds.
+    pub(crate) fn pool_tokens(&self) -> u32 {
+        self.capacity.pages.saturating_mul(self.layout.geometry.page_tokens)
     }
 }
 
@@ -121,7 +131,7 @@ impl<Out: Message> Server<Out> {
             let why = match dial(&self.address, role, &local).await {
                 Err(error) => error.to_string(),
                 Ok(session) => {
-                    pause = Backoff::default();
+                    let began = Instant::now();
                     let (id, epoch) = (session.peer.id.clone(), session.peer.epoch);
                     let (Some(layout), Some(capacity)) = (session.layout, session.capacity) else {
                         unreachable!("an acceptor's Welcome carries both")
@@ -140,6 +150,9 @@ impl<Out: Message> Server<Out> {
                     };
                     *self.lock() = State::Down(error.to_string());
                     changed(Some(epoch));
+                    if began.elapsed() >= HELD {
+                        pause = Backoff::default();
+                    }
                     error.to_string()
                 }
             };

@@ -63,7 +63,7 @@ enum Stop {
     Again { made: Vec<TokenId>, costs: bool, why: Failure },
     /// Tell the client.
     Fail(Failure),
-    /// The client is gone, or knows.
+    /// The client is gone.
     Gone,
 }
 
@@ -166,14 +166,10 @@ impl Journey {
             return Err(stop);
         }
         let expected = self.cancel(&pair).await;
-        match stop {
-            Stop::Retracted { .. } | Stop::Again { .. } => return Err(stop),
-            // The client need not wait for servers that may be in a long step.
-            Stop::Fail(failure) => drop(self.events.send(Event::Failed(failure)).await),
-            Stop::Gone => {}
-        }
-        self.acknowledged(&pair, expected).await;
-        Err(Stop::Gone)
+        if let Stop::Gone = stop {
+            self.acknowledged(&pair, expected).await;
+        } // or the client would wait for servers that may be in a long step
+        Err(stop)
     }
 
     /// Waits for this journey's turn and a ticket. A replay is older than those who wait their turn.
