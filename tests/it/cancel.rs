@@ -68,7 +68,7 @@ fn while_queued_for_a_ticket() {
 fn in_prefill() {
     for point in ["prefill-accepted", "prefill-computed:2", "prefill-writing:2", "prefill-written"]
     {
-        let mut ring = Ring::new(Plan::tiny("tiny-qwen3").on_prefill("chunked_prefill_size", 16));
+        let mut ring = Ring::new(&Plan::tiny("tiny-qwen3").on_prefill("chunked_prefill_size", 16));
         ring.decode[0].start(&[]);
         ring.prefill[0].start(&["--stop-at", point]);
         ring.gateway.start(&[]);

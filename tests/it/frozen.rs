@@ -24,7 +24,7 @@ fn ring(transport: &str, point: &str) -> Ring {
         .servers("transport", transport)
         .servers("transfer_deadline_ms", 1500)
         .on_prefill("chunked_prefill_size", 32);
-    let mut ring = Ring::new(plan);
+    let mut ring = Ring::new(&plan);
     let role = point.split('-').next().unwrap();
     for member in ring.servers_mut() {
         let flags: &[&str] = &["--stop-at", point];

@@ -39,7 +39,7 @@ fn check(victim: Victim, point: &str, transport: &str) {
     let plan = Plan::tiny("tiny-qwen3")
         .servers("transport", transport)
         .on_prefill("chunked_prefill_size", 32);
-    let mut ring = Ring::new(plan);
+    let mut ring = Ring::new(&plan);
     for member in ring.servers_mut() {
         let is_victim = member.name.starts_with(point.split('-').next().unwrap());
         let flags: &[&str] = &["--stop-at", point];

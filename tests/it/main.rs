@@ -7,7 +7,7 @@
 //!
 //! `TANDEM_LONG=1` (`./ops/test --long`) runs many more rounds of the same.
 #![forbid(unsafe_code)]
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod ports;
 mod http;
@@ -28,3 +28,4 @@ mod retract;
 mod cache;
 mod refusals;
 mod many;
+mod soak;

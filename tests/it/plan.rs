@@ -95,7 +95,7 @@ impl Plan {
     /// Starts it and waits until every pair has joined.
     #[track_caller]
     pub fn start(self) -> Ring {
-        let mut ring = Ring::new(self);
+        let mut ring = Ring::new(&self);
         ring.start_all();
         ring.wait_ready();
         ring

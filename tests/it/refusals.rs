@@ -63,7 +63,7 @@ fn what_never_fits_is_400_with_its_field() {
 
 #[test]
 fn a_fleet_that_is_not_ready_is_503() {
-    let mut ring = Ring::new(Plan::tiny("tiny-qwen3"));
+    let mut ring = Ring::new(&Plan::tiny("tiny-qwen3"));
     ring.gateway.start(&[]);
     ring.decode[0].start(&[]);
     let url = ring.url();
@@ -83,7 +83,7 @@ fn a_fleet_that_is_not_ready_is_503() {
 /// A member with another key is a stranger to all others, and each end says why.
 #[test]
 fn a_wrong_key_never_joins() {
-    let mut ring = Ring::new(Plan::tiny("tiny-qwen3"));
+    let mut ring = Ring::new(&Plan::tiny("tiny-qwen3"));
     let key = ring.folder().join("other-key");
     std::fs::write(&key, "a5".repeat(32)).unwrap();
     ring.decode[0].start(&["--key-file", key.to_str().unwrap()]);
@@ -104,7 +104,7 @@ fn a_wrong_key_never_joins() {
 
 /// Both ends' values are in the log of each end.
 #[track_caller]
-fn check_mismatch(plan: Plan, words: &[&str]) {
+fn check_mismatch(plan: &Plan, words: &[&str]) {
     let mut ring = Ring::new(plan);
     ring.start_all();
     wait_log(&ring.decode[0], words);
@@ -116,13 +116,13 @@ fn check_mismatch(plan: Plan, words: &[&str]) {
 
 #[test]
 fn pages_of_another_type_are_refused_at_join() {
-    check_mismatch(Plan::tiny("tiny-qwen3").on_prefill("dtype", "bf16"), &["F32", "Bf16"]);
+    check_mismatch(&Plan::tiny("tiny-qwen3").on_prefill("dtype", "bf16"), &["F32", "Bf16"]);
 }
 
 #[test]
 fn pages_of_another_size_are_refused_at_join() {
     let plan = Plan::tiny("tiny-qwen3").on_prefill("page_size", 32);
-    check_mismatch(plan, &["page_tokens: 16", "page_tokens: 32"]);
+    check_mismatch(&plan, &["page_tokens: 16", "page_tokens: 32"]);
 }
 
 /// Same shape, other weights.
@@ -130,14 +130,14 @@ fn pages_of_another_size_are_refused_at_join() {
 fn another_model_is_refused_at_join() {
     let other = golden_path("tiny-qwen2");
     let plan = Plan::tiny("tiny-qwen3").on_prefill("model", other.to_str().unwrap());
-    check_mismatch(plan, &["model"]);
+    check_mismatch(&plan, &["model"]);
 }
 
 #[test]
 fn settings_that_do_not_fit_end_the_process_with_their_name() {
     let check = |key: &str, value: toml::Value, words: &[&str]| {
         let plan = Plan::tiny("tiny-qwen3").on_decode("transport", "ucx");
-        let mut ring = Ring::new(plan.on_decode(key, value));
+        let mut ring = Ring::new(&plan.on_decode(key, value));
         ring.decode[0].start(&[]);
         let status = ring.decode[0].exited();
         assert!(!status.success());

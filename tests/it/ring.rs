@@ -29,7 +29,7 @@ pub struct Ring {
 }
 
 impl Ring {
-    pub fn new(plan: Plan) -> Self {
+    pub fn new(plan: &Plan) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path();
         let server = |role: &str, index: usize| {
@@ -42,7 +42,7 @@ impl Ring {
         let gateway = Member::new(path, "gateway".into(), "tandem-gateway", ports);
         let size = (plan.prefill, plan.decode);
         let ring = Self { gateway, prefill, decode, size, folder };
-        ring.write_configs(&plan);
+        ring.write_configs(plan);
         ring
     }
 
