@@ -1,9 +1,10 @@
-//! `tandem-bench`: every bar that Tandem is held to is a row here: a command, a figure, an exit code.
+//! `tandem-bench`: every bar that Tandem is held to is a row here: a command, a figure, an exit
+//! code.
 //!
 //! ```text
 //! cargo run --release -p tandem-bench -- rows                     lists the rows and their bars
-//! cargo run --release -p tandem-bench -- row decode-ring          measures one; exits 1 below its bar
-//! cargo run --release -p tandem-bench -- all --out bench/runs/D   measures all and writes the record
+//! cargo run --release -p tandem-bench -- row decode-ring          one; exits 1 below its bar
+//! cargo run --release -p tandem-bench -- all --out bench/runs/D   all; writes the record
 //! ```
 //!
 //! In reading order: [`row`] is what a row and a group of rows measured together are; [`place`]
@@ -11,8 +12,8 @@
 //! talks to it; [`pair`] runs two processes that share a transport only; [`rows`] has one file a
 //! group; [`record`] writes what was measured.
 //!
-//! A figure that depends on the machine has its floor or peer beside it, taken in alternation in the
-//! same run; figures are medians unless the row says "longest".
+//! A figure that depends on the machine has its floor or peer beside it, taken in alternation in
+//! the same run; figures are medians unless the row says "longest".
 #![forbid(unsafe_code)]
 
 mod row;

@@ -1,4 +1,5 @@
-//! Greedy tokens and log-probabilities of the ring, f32, against golden data made with transformers.
+//! Greedy tokens and log-probabilities of the ring, f32, against golden data made with
+//! transformers.
 
 use crate::fleet::client::output_ids;
 use crate::fleet::{Fleet, Plan};

@@ -7,8 +7,8 @@
 //! - decode has named pages and is killed.
 //!
 //! All requests that were pending must end with a typed error, the others must live and give all
-//! pages back, nothing of the dead may stay in shared memory, and after a restart of the dead on the
-//! same address the ring must answer.
+//! pages back, nothing of the dead may stay in shared memory, and after a restart of the dead on
+//! the same address the ring must answer.
 
 use crate::fleet::client::Ended;
 use crate::fleet::process::names_left;

@@ -1,9 +1,9 @@
 //! SIGSTOP of a server for 10 s: requests on it end, its pages wait for it.
 //!
 //! Prefill freezes itself in mid-write, by UCX, where nobody but the frozen process can take its
-//! hands off decode's pages. Its requests must end with a typed error; the pages that it could still
-//! write must stay quarantined until it resumes, or is dead, and go back then. Decode freezes too:
-//! its requests must end, and after it resumes the ring must answer.
+//! hands off decode's pages. Its requests must end with a typed error; the pages that it could
+//! still write must stay quarantined until it resumes, or is dead, and go back then. Decode freezes
+//! too: its requests must end, and after it resumes the ring must answer.
 
 use crate::fleet::client::Ended;
 use crate::fleet::{Fleet, Member};

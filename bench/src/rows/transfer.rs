@@ -2,8 +2,8 @@
 //! run.
 //!
 //! The parent receives, the peer sends. Every round moves the same 128 MiB of pages, scattered over
-//! pools of 256 MiB, four ways, one after the other: memcpy within the peer (the floor of UCX), UCX,
-//! a bare socket with the same pages (the floor of TCP), TCP. The figure is the median of each
+//! pools of 256 MiB, four ways, one after the other: memcpy within the peer (the floor of UCX),
+//! UCX, a bare socket with the same pages (the floor of TCP), TCP. The figure is the median of each
 //! round's own ratio: what else the machine does changes from round to round. The landed pages are
 //! verified by checksum.
 

@@ -52,12 +52,10 @@ fn columns(source: &Source) -> Vec<Finding> {
 /// Columns less those of literals; a comment counts, although it is masked too.
 fn columns_without_strings(line: &str, masked: &str) -> usize {
     let all = line.chars().count();
-    let is_comment = line.trim_start().starts_with("//");
-    if is_comment {
-        return all;
-    }
     let code_end = masked.trim_end().len();
-    let blanked = line.bytes().zip(masked.bytes()).take(code_end);
+    let is_comment = line[code_end..].trim_start().starts_with("//");
+    let literals_end = if is_comment { code_end } else { line.len() };
+    let blanked = line.bytes().zip(masked.bytes()).take(literals_end);
     all - blanked.filter(|(byte, mask)| byte != mask && byte & 0xc0 != 0x80).count()
 }
 
@@ -146,6 +144,8 @@ mod tests {
         assert_eq!(found("a.rs", &format!("// {}\n", "é".repeat(98))).len(), 1);
         assert!(found("a.rs", &format!("// {}\n", "é".repeat(97))).is_empty());
         assert!(found("a.rs", &format!("a(\"{}\");\n", "é".repeat(98))).is_empty());
+        let two_lines = format!("a(\"x\\\n  {}\\\n\");\n", "e".repeat(98));
+        assert!(found("a.rs", &two_lines).is_empty());
         assert_eq!(found("a.rs", &format!("a(); // {}\n", "e".repeat(98))).len(), 1);
         assert!(found("a.rs", &format!("// https://x/{}\n", "e".repeat(98))).is_empty());
     }
