@@ -12,7 +12,7 @@ mod ticket;
 use crate::ring::{Answer, Event, Failure, FailureKind, Limits};
 use link::{Local, Timing};
 use mailbox::{Mailbox, Note};
-use route::{DecodeView, LeastTokens, Policy, PrefillView, Seen};
+use route::{DecodeView, Hashes, LeastTokens, Policy, PrefillView, Seen};
 use serde_json::{Value, json};
 use server::{Server, Up};
 use shared::ids::{Epoch, RequestId};
@@ -316,15 +316,14 @@ impl Fleet {
 
     fn views(
         &self,
-        request: &Request,
+        (request, hashes): (&Request, &mut Hashes),
         prefill: &[Up<GatewayToPrefill>],
         decode: &[Up<GatewayToDecode>],
     ) -> (Vec<PrefillView>, Vec<DecodeView>) {
         let seen = lock(&self.seen);
         let view = |up: &Up<GatewayToPrefill>| {
-            let page_tokens = up.layout.geometry.page_tokens;
-            let hashes = route::page_hashes(request, &up.layout.model, page_tokens);
-            let overlap = seen.overlap(up.epoch, &hashes) * page_tokens;
+            let hashes = hashes.of(request, &up.layout);
+            let overlap = seen.overlap(up.epoch, hashes) * up.layout.geometry.page_tokens;
             let (id, joined) = (up.id.clone(), up.joined.clone());
             PrefillView { id, epoch: up.epoch, load: up.load, joined, overlap }
         };

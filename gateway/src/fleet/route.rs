@@ -6,6 +6,7 @@
 use shared::ids::{Epoch, ServerId};
 use shared::page_hash::{PageHash, PageHasher};
 use shared::request::Request;
+use shared::wire::handshake::Layout;
 use shared::wire::messages::Load;
 use std::collections::{HashMap, HashSet};
 
@@ -116,8 +117,22 @@ impl Seen {
     }
 }
 
-/// Page hashes of a request's prompt.
-pub fn page_hashes(request: &Request, model: &[u8; 32], page_tokens: u32) -> Vec<PageHash> {
+/// Page hashes of one request's prompt, computed once for each layout in a row: a request that waits
+/// looks at the same servers again and again.
+#[derive(Debug, Default)]
+pub struct Hashes(Option<(Layout, Vec<PageHash>)>);
+
+impl Hashes {
+    /// Those of `request` in pages of `layout`.
+    pub fn of(&mut self, request: &Request, layout: &Layout) -> &[PageHash] {
+        let known = self.0.take().filter(|(known, _)| known == layout);
+        let compute =
+            || (*layout, page_hashes(request, &layout.model, layout.geometry.page_tokens));
+        &self.0.insert(known.unwrap_or_else(compute)).1
+    }
+}
+
+fn page_hashes(request: &Request, model: &[u8; 32], page_tokens: u32) -> Vec<PageHash> {
     PageHasher::new(model, &request.salt).pages(&request.tokens, page_tokens)
 }
 

@@ -12,8 +12,9 @@
 //! 5. Whatever ends it early cancels it on both servers.
 
 use super::mailbox::{Mailbox, Note};
+use super::route::Hashes;
 use super::server::Up;
-use super::{Fleet, Travelling, lock, route};
+use super::{Fleet, Travelling, lock};
 use crate::ring::{Event, Failure, FailureKind};
 use link::Sender;
 use shared::ids::{Attempt, Epoch, RequestId, TokenId};
@@ -210,12 +211,16 @@ impl Journey {
     async fn reserve(&self, deadline: Instant) -> Result<Pair, Stop> {
         let fleet = &self.fleet;
         let mut changed = fleet.changed.subscribe();
+        let mut hashes = Hashes::default();
         loop {
             let (prefill, mut decode) = fleet.candidates(&self.request)?;
-            let (views, mut decode_views) = fleet.views(&self.request, &prefill, &decode);
+            decode.retain(|up| self.may_fit(up));
+            let request = (&self.request, &mut hashes);
+            let (views, mut decode_views) = fleet.views(request, &prefill, &decode);
             while let Some((p, d)) = fleet.policy.pick(&self.request, &views, &decode_views) {
                 let prefill = prefill[p].clone();
-                self.remember(&prefill);
+                let hashes = hashes.of(&self.request, &prefill.layout);
+                lock(&fleet.seen).remember(prefill.epoch, hashes);
                 if self.request.max_tokens == 1 {
                     return Ok(Pair { prefill, decode: None });
                 }
@@ -235,10 +240,11 @@ impl Journey {
         }
     }
 
-    fn remember(&self, prefill: &Up<GatewayToPrefill>) {
-        let geometry = &prefill.layout.geometry;
-        let hashes = route::page_hashes(&self.request, &prefill.layout.model, geometry.page_tokens);
-        lock(&self.fleet.seen).remember(prefill.epoch, &hashes);
+    /// Whether a decode server could take the prompt, by its last word: one that could not is not
+    /// sent the whole request at every report.
+    fn may_fit(&self, decode: &Up<GatewayToDecode>) -> bool {
+        let pages = decode.layout.geometry.pages_for(self.request.tokens.len() as u32);
+        self.request.max_tokens == 1 || decode.load.pages_available >= pages
     }
 
     /// Asks one decode server; `None` if it has no room now or went away.

@@ -227,7 +227,8 @@ impl Settings {
             page_checksums: self.page_checksums.unwrap_or(false),
             eviction: parse("eviction", self.eviction)?.unwrap_or_default(),
             timing: timing(self.heartbeat_ms, self.silence_ms)?,
-            transfer_deadline: Duration::from_millis(self.transfer_deadline_ms.unwrap_or(1500)),
+            transfer_deadline: at_least_one("transfer_deadline_ms", self.transfer_deadline_ms)?
+                .map_or(Duration::from_millis(1500), Duration::from_millis),
             drain: Duration::from_secs(self.drain_seconds.unwrap_or(30)),
             decode: self.decode.unwrap_or_default().0,
             chunk_tokens: at_least_one("chunked_prefill_size", self.chunked_prefill_size)?
@@ -237,7 +238,8 @@ impl Settings {
             batch_max: at_least_one("max_running_requests", self.max_running_requests)?
                 .unwrap_or(64),
             growth_tokens: self.num_reserved_decode_tokens.unwrap_or(512),
-            ticket_life: Duration::from_secs(self.ticket_seconds.unwrap_or(300)),
+            ticket_life: at_least_one("ticket_seconds", self.ticket_seconds)?
+                .map_or(Duration::from_secs(300), Duration::from_secs),
             stops: parse("stop_at", self.stop_at)?.unwrap_or_default(),
         })
     }
@@ -321,6 +323,7 @@ mod tests {
         };
         fails("page_sice = 4", &["page_sice", "page_size"]);
         fails("page_size = 0", &["page_size", "at least 1"]);
+        fails("ticket_seconds = 0", &["ticket_seconds", "at least 1"]);
         fails("dtype = \"int4\"", &["dtype", "int4", "bf16"]);
         fails("mem_fraction = 1.5", &["mem_fraction", "1.5"]);
         fails("transport = \"rdma\"", &["transport", "rdma", "tcp"]);
