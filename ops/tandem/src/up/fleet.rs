@@ -255,6 +255,23 @@ mod tests {
         assert_eq!(config(5)["key_file"].as_str(), Some("/k"));
     }
 
+    /// The files are written here and read there: a key that only one side knows is found here.
+    #[test]
+    fn the_servers_read_what_is_written_for_them() {
+        for server in plan(&[]).unwrap().servers {
+            let text = server.config(Path::new("/k")).unwrap();
+            match server.role {
+                Role::Gateway(_) => drop(gateway::config::Settings::from_toml_str(&text).unwrap()),
+                _ => drop(toml::from_str::<role::settings::Settings>(&text).unwrap()),
+            }
+        }
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../config");
+        for example in ["prefill.toml", "decode.toml"] {
+            let text = std::fs::read_to_string(folder.join(example)).unwrap();
+            toml::from_str::<role::settings::Settings>(&text).unwrap();
+        }
+    }
+
     #[test]
     fn one_process_is_one_process() {
         let fleet = plan(&["--one-process"]).unwrap();
