@@ -117,8 +117,8 @@ impl Seen {
     }
 }
 
-/// Page hashes of one request's prompt, computed once for each layout in a row: a request that waits
-/// looks at the same servers again and again.
+/// Page hashes of one request's prompt, computed once for each layout in a row: a request that
+/// waits looks at the same servers again and again.
 #[derive(Debug, Default)]
 pub struct Hashes(Option<(Layout, Vec<PageHash>)>);
 

@@ -6,9 +6,9 @@
 //! 2. It hands request and ticket to prefill.
 //! 3. It passes tokens on as decode makes them, until the end.
 //! 4. Retracted, revoked, or with a lost server: prompt and tokens so far go round again as the
-//!    next attempt, while the budget lasts. The client sees a pause. It had its turn already: decode
-//!    gives younger requests nothing while one that it retracted is expected back, so this one asks
-//!    at once, and says so if it does not come back there.
+//!    next attempt, while the budget lasts. The client sees a pause. It had its turn already:
+//!    decode gives younger requests nothing while one that it retracted is expected back, so this
+//!    one asks at once, and says so if it does not come back there.
 //! 5. Whatever ends it early cancels it on both servers.
 
 use super::mailbox::{Mailbox, Note};
@@ -173,7 +173,7 @@ impl Journey {
         Err(stop)
     }
 
-    /// Waits for this journey's turn and a ticket. A replay is older than those who wait their turn.
+    /// Waits for this journey's turn and a ticket. A replay is older than all who wait for theirs.
     async fn admitted(&mut self, queued: &mut Option<OwnedSemaphorePermit>) -> Result<Pair, Stop> {
         let deadline = Instant::now() + self.fleet.deadlines.queue;
         let fleet = self.fleet.clone();
