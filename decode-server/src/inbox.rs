@@ -20,7 +20,7 @@ pub(crate) enum Event {
     Gateway(Epoch, GatewayToDecode),
     /// Its link is gone, and so are its clients.
     GatewayLost(Epoch),
-    /// A self-test wants this many pages to write to; none if there are not so many.
+    /// A self-test wants up to this many pages to write to.
     Scratch(u32, oneshot::Sender<Vec<Owned>>),
     /// A prefill incarnation has joined, by a confirmed transport.
     WriterUp(Epoch, Sender<DecodeToPrefill>),

@@ -312,6 +312,7 @@ impl Turn for Decode {
             }
             Event::GatewayLost(epoch) => self.gateway_lost(epoch),
             Event::Scratch(pages, reply) => {
+                let pages = pages.min(self.pool.available());
                 let credit = self.cache.reserve(&self.pool, pages);
                 let pages = credit.map(|mut credit| credit.draw(pages)).unwrap_or_default();
                 drop(reply.send(pages));

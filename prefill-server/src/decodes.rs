@@ -204,8 +204,8 @@ impl Dialler {
         Ok(tested)
     }
 
-    /// Takes the chosen link and measures it. Both ends grant pages for it; with fewer than one
-    /// each there is no measurement, and a floor cannot be held.
+    /// Takes the chosen link and measures it. Both ends grant pages for it; while one of them has
+    /// none there is no measurement, and no link.
     async fn test(
         &self,
         answered: Answered,

@@ -28,7 +28,7 @@ pub(crate) enum Event {
     Gateway(Epoch, GatewayToPrefill),
     /// Its link is gone, and so are its clients.
     GatewayLost(Epoch),
-    /// A self-test wants this many pages to read from; none if there are not so many.
+    /// A self-test wants up to this many pages to read from.
     Scratch(u32, oneshot::Sender<Vec<Owned>>),
     /// A decode incarnation has joined.
     PeerUp(Epoch, Peer),

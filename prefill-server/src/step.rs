@@ -308,6 +308,7 @@ impl Turn for Prefill {
                 self.cancel(|key| key.id.gateway() == epoch);
             }
             Event::Scratch(pages, reply) => {
+                let pages = pages.min(self.pool.available());
                 let credit = self.cache.reserve(&self.pool, pages);
                 let pages = credit.map(|mut credit| credit.draw(pages)).unwrap_or_default();
                 drop(reply.send(pages));
