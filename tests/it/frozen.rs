@@ -54,6 +54,9 @@ fn fail_all(ring: &Ring, victim: &Member) {
 #[track_caller]
 fn assert_serves(ring: &mut Ring) {
     ring.wait_ready();
+    // A server that resumes takes its old links for good until it hears otherwise.
+    let serves = || ring.generate(&asks()[0]).error.is_none().then_some(());
+    wait_for("a request that is served", serves);
     let outcomes = ring.generate_all(&asks(), 4);
     outcomes.iter().for_each(Outcome::assert_done);
     ring.wait_settled();

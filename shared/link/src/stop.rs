@@ -63,8 +63,10 @@ impl Stops {
         if *left == 0 {
             self.0 = None;
             tracing::warn!(point = ?here, "stopping, as told by --stop-at");
+            // By the thread's id, the signal is this thread's to take before it goes on; by the
+            // process's, another thread takes it and this one may get past the point meanwhile.
             let stopped = rustix::process::kill_process(
-                rustix::process::getpid(),
+                rustix::thread::gettid(),
                 rustix::process::Signal::STOP,
             );
             if let Err(error) = stopped {
