@@ -25,7 +25,7 @@ use tempfile::TempDir;
 use toml::{Table, Value};
 
 const READY_MAX: Duration = Duration::from_secs(120);
-const LOOK_EVERY: Duration = Duration::from_millis(2);
+const LOOK_EVERY: Duration = Duration::from_millis(5);
 
 /// Which process of the ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,10 +119,20 @@ impl Fleet {
         Ok(fleet)
     }
 
-    /// Waits until the gateway would answer a request.
+    /// Waits until the gateway would answer a request and every pair has joined.
     pub fn wait_ready(&mut self) -> anyhow::Result<()> {
         let url = format!("{}/ready", self.client.url());
-        self.wait("the ring is ready", |fleet| Ok(fleet.client.get(&url).is_ok()))
+        let count = |role: fn(&Member) -> bool| self.members().iter().filter(|m| role(m)).count();
+        let decodes = count(|member| matches!(member, Member::Decode(_)));
+        self.wait("the ring is ready", |fleet| {
+            if fleet.client.get(&url).is_err() {
+                return Ok(false);
+            }
+            let info = fleet.client.server_info()?;
+            let prefills = info["prefill"].as_array().context("server_info has no `prefill`")?;
+            let joined = |server: &serde_json::Value| server["joined"].as_array().map(Vec::len);
+            Ok(prefills.iter().all(|server| joined(server) == Some(decodes)))
+        })
     }
 
     /// Looks until `is_so`, while all processes live.

@@ -31,7 +31,8 @@ pub struct Process {
 /// What a process holds of the system.
 #[derive(Clone, Copy, Debug)]
 pub struct Holdings {
-    pub rss_bytes: u64,
+    /// Resident memory that is no file's and not shared.
+    pub private_bytes: u64,
     pub threads: usize,
     pub files: usize,
 }
@@ -104,10 +105,10 @@ impl Process {
             let line = status.lines().find(|line| line.starts_with(name))?;
             line.split_ascii_whitespace().nth(1)?.parse().ok()
         };
-        let kilobytes = number("VmRSS:").context("no VmRSS in /proc/PID/status")?;
+        let kilobytes = number("RssAnon:").context("no RssAnon in /proc/PID/status")?;
         let threads = number("Threads:").context("no Threads in /proc/PID/status")?;
         let files = fs::read_dir(self.proc("fd"))?.count();
-        Ok(Holdings { rss_bytes: kilobytes << 10, threads: threads as usize, files })
+        Ok(Holdings { private_bytes: kilobytes << 10, threads: threads as usize, files })
     }
 
     /// Inodes of the shared memory that this process made for UCX.

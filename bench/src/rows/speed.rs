@@ -110,10 +110,13 @@ fn measure(place: &Place) -> anyhow::Result<Findings> {
     let per_s = |time: f64| short(1.0 / time);
     let (ring, bare) = (of(|r| r.decode_ring), of(|r| r.decode_bare));
     found.note(format!("decode: ring {} tok/s, bare engine {} tok/s", per_s(ring), per_s(bare)));
+    let (ring, bare) = (of(|r| r.prefill_ring), of(|r| r.prefill_bare));
+    let speeds = [ring, bare].map(|time| short(PREFILL as f64 / time));
+    found.note(format!("prefill: ring {} tok/s, bare engine {} tok/s", speeds[0], speeds[1]));
     found.set("decode-ring", of(|r| r.floor / r.decode_ring));
     found.set("decode-bare", of(|r| r.floor / r.decode_bare));
-    found.set("prefill-ring", PREFILL as f64 / of(|r| r.prefill_ring));
-    found.set("prefill-bare", PREFILL as f64 / of(|r| r.prefill_bare));
+    found.set("prefill-ring", PREFILL as f64 / ring);
+    found.set("prefill-bare", PREFILL as f64 / bare);
     Ok(found)
 }
 
