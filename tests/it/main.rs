@@ -29,3 +29,4 @@ mod cache;
 mod refusals;
 mod many;
 mod soak;
+mod chaos;
