@@ -1,9 +1,9 @@
 //! 2,000 mixed requests over two prefill and two decode servers, 5 % of which the client leaves:
 //! nothing may stay behind.
 //!
-//! Long prompts fill the page pools, which are small, before it begins, a first thousand warms every
-//! other buffer, and both halves ask what it asked, so that caches and their indexes have their size;
-//! private memory is compared after the first and after the second, always idle. Decode's pools are
+//! Long prompts fill the page pools, which are small, before it begins; a first thousand warms
+//! every other buffer; both halves ask what it asked, so that caches have their size. Private
+//! memory is compared after the first half and after the second, always idle. Decode's pools are
 //! shared with prefill and of a fixed size: they are not counted.
 
 use crate::fleet::client::{Client, Ended};
@@ -89,11 +89,9 @@ fn measure(place: &Place) -> anyhow::Result<Findings> {
     fill_pools(&fleet)?;
     let warm = run(&fleet.client, half, &mut found);
     let first = run(&fleet.client, half, &mut found);
-    settle(&mut fleet, &before)?;
-    let middle = holdings(&mut fleet)?;
+    let middle = settle(&mut fleet, &before)?;
     let second = run(&fleet.client, half, &mut found);
-    settle(&mut fleet, &before)?;
-    let after = holdings(&mut fleet)?;
+    let after = settle(&mut fleet, &before)?;
     found.set("mixed-pages", pages(&fleet)? as f64);
     found.set("mixed-requests", requests(&fleet)?);
     found.set("mixed-odd", (warm.odd + first.odd + second.odd) as f64);
@@ -129,7 +127,7 @@ fn holdings(fleet: &mut Fleet) -> anyhow::Result<Vec<(String, Holdings)>> {
     fleet.processes().map(|process| Ok((process.name.clone(), process.holdings()?))).collect()
 }
 
-/// What all hold once their threads and files have not changed for a while, or after a bounded time.
+/// What all hold once their threads and files have not changed for a while, or at a deadline.
 fn steady(fleet: &mut Fleet) -> anyhow::Result<Vec<(String, Holdings)>> {
     let start = Instant::now();
     let (mut last, mut since) = (holdings(fleet)?, start);
@@ -163,20 +161,25 @@ fn requests(fleet: &Fleet) -> anyhow::Result<f64> {
     Ok(held)
 }
 
-/// Waits until nothing is held and threads and files are as before, or for a bounded time.
-fn settle(fleet: &mut Fleet, before: &[(String, Holdings)]) -> anyhow::Result<()> {
+/// What all hold once nothing is held for requests and threads and files are as before, or after a
+/// bounded time.
+fn settle(
+    fleet: &mut Fleet,
+    before: &[(String, Holdings)],
+) -> anyhow::Result<Vec<(String, Holdings)>> {
     let start = Instant::now();
-    while start.elapsed() < SETTLE_MAX {
+    loop {
+        let is_idle = pages(fleet)? == 0 && requests(fleet)? == 0.0;
+        // The connections that have just asked are closed by then.
+        std::thread::sleep(Duration::from_millis(50));
         let now = holdings(fleet)?;
         let is_as_before = before.iter().zip(&now).all(|((_, before), (_, now))| {
             now.threads <= before.threads && now.files <= before.files
         });
-        if is_as_before && pages(fleet)? == 0 && requests(fleet)? == 0.0 {
-            break;
+        if is_idle && is_as_before || start.elapsed() > SETTLE_MAX {
+            return Ok(now);
         }
-        std::thread::sleep(Duration::from_millis(50));
     }
-    Ok(())
 }
 
 /// Long prompts until every prefill server has computed several times what its pool holds.
