@@ -77,6 +77,7 @@ const SCENARIOS: [Scenario; 3] = [
     Scenario { name: "decode written", frozen: PREFILL, at: "prefill-writing", victim: DECODE },
     Scenario { name: "decode opened", frozen: DECODE, at: "decode-opened", victim: DECODE },
 ];
+const POOL_TOKENS: i64 = 65_536;
 const KILLS: usize = 100;
 const PENDING: usize = 4;
 const HELD: [&str; 3] = ["owned", "granted", "quarantined"];
@@ -108,6 +109,7 @@ fn measure(place: &Place) -> anyhow::Result<Findings> {
         ));
         kills.push(kill);
     }
+    found.note(format!("pools of {POOL_TOKENS} tokens, 256 MiB"));
     for Scenario { name, .. } in &SCENARIOS {
         let of = || kills.iter().filter(|kill| kill.scenario == *name);
         let times = || of().map(|kill| kill.seconds);
@@ -130,12 +132,14 @@ fn measure(place: &Place) -> anyhow::Result<Findings> {
     Ok(found)
 }
 
-/// Small chunks, so that pages are written while later ones are computed.
+/// Small chunks, so that pages are written while later ones are computed. The kernel closes a dead
+/// process's sockets after it has freed its memory, so the pool's size is part of the figure.
 pub fn plan(place: &Place) -> Plan {
     Plan::new(&place.tiny("tiny-qwen3"), "bf16")
         .set("transport", "ucx")
         .set("page_checksums", true)
         .set("chunked_prefill_size", 64)
+        .set("max_total_tokens", POOL_TOKENS)
         .set("threads", 1)
 }
 
