@@ -22,10 +22,17 @@ struct Arguments {
     settings: Settings,
 }
 
-#[tokio::main]
-async fn main() -> ExitCode {
+fn main() -> ExitCode {
     let arguments = Arguments::parse();
     logs::start();
+    if let Err(error) = kv_transfer::ucx::leave_libc_alone() {
+        tracing::warn!(%error, "UCX will patch libc, if it is used");
+    }
+    serve(arguments)
+}
+
+#[tokio::main]
+async fn serve(arguments: Arguments) -> ExitCode {
     match run(arguments).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

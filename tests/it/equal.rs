@@ -74,6 +74,10 @@ fn check_tiny(ring: &Ring, model: &str, seed: u64) {
 fn three_processes_over_ucx() {
     let ring = Plan::tiny("tiny-qwen3").servers("transport", "ucx").start();
     check_tiny(&ring, "tiny-qwen3", 1);
+    // UCX patches libc under the feet of running threads, unless told not to.
+    for server in ring.servers() {
+        assert_eq!(server.patched_libc_kib(), 0, "{}", server.name);
+    }
 }
 
 #[test]

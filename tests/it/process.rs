@@ -130,6 +130,23 @@ impl Member {
         line.split_whitespace().next().unwrap().parse().unwrap()
     }
 
+    /// KiB of libc's code that this process has changed.
+    pub fn patched_libc_kib(&self) -> u64 {
+        let maps = self.stat("smaps").unwrap();
+        let (mut in_code, mut dirty_kib) = (None, 0);
+        for line in maps.lines() {
+            if line.contains("/libc.so") {
+                in_code = line.split_whitespace().nth(1).filter(|may| may.contains('x'));
+            }
+            if let (Some(_), Some(dirty)) = (in_code, line.strip_prefix("Private_Dirty:")) {
+                dirty_kib += dirty.trim().trim_end_matches(" kB").parse::<u64>().unwrap();
+                in_code = None;
+            }
+        }
+        assert!(maps.contains("/libc.so"), "libc is mapped");
+        dirty_kib
+    }
+
     pub fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
     }

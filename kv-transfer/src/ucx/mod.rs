@@ -1,6 +1,7 @@
 //! UCX over shared memory: the source stores straight into the target's pool. This is the fence:
 //! all `unsafe` of the crate is in this folder.
 //!
+//! 0. [`leave_libc_alone`], called before the process has threads, keeps UCX from patching libc.
 //! 1. [`Ucx::open`] loads `libucp` and makes the process's context: transports `posix,self` only,
 //!    error mode none (with peer error mode UCX refuses shared memory), no signal handlers.
 //! 2. A target's pool lies in memory that UCX allocates ([`Ucx::shared_memory`], in `/dev/shm`,
@@ -18,6 +19,7 @@
 //!    target cannot take a mapping back, so revoking gives [`crate::Proof::ProcessEnd`].
 #![expect(unsafe_code, reason = "the UCX fence: foreign handles and memory that peers write")]
 
+mod hooks;
 mod context;
 mod memory;
 mod worker;
@@ -26,6 +28,7 @@ mod source;
 mod target;
 
 pub use context::Ucx;
+pub use hooks::leave_libc_alone;
 pub use memory::{Region, private_memory};
 pub use source::UcxSource;
 pub use target::UcxTarget;
