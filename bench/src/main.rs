@@ -103,7 +103,7 @@ fn all(
     groups: impl Iterator<Item = &'static Group>,
     place: &Place,
 ) -> anyhow::Result<ExitCode> {
-    let mut record = record::Record::open(out)?;
+    let mut record = record::Record::open(out, place.share())?;
     let mut code = ExitCode::SUCCESS;
     for group in groups {
         eprintln!("{}", group.title);

@@ -46,6 +46,11 @@ impl Place {
         &self.root
     }
 
+    /// Part of the rounds that are run, above 0, at most 1.
+    pub fn share(&self) -> f64 {
+        self.options.share
+    }
+
     /// `full` rounds, or the share of them that was asked for.
     pub fn rounds(&self, full: usize) -> usize {
         ((full as f64 * self.options.share).ceil() as usize).clamp(1, full)

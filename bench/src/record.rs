@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 
 pub struct Record {
     folder: PathBuf,
+    share: f64,
 }
 
 /// What `raw/<group>.json` holds.
@@ -25,6 +26,8 @@ struct Outcome {
     measured: String,
     commit: String,
     load_after: String,
+    /// Part of the rounds that were run; below 1 nothing is held.
+    share: f64,
     values: BTreeMap<String, Option<f64>>,
     notes: Vec<String>,
     error: Option<String>,
@@ -45,9 +48,10 @@ struct Entry<'r> {
 }
 
 impl Record {
-    pub fn open(folder: &Path) -> anyhow::Result<Self> {
+    /// A record of runs with this share of their rounds.
+    pub fn open(folder: &Path, share: f64) -> anyhow::Result<Self> {
         fs::create_dir_all(folder.join("raw")).with_context(|| folder.display().to_string())?;
-        Ok(Self { folder: folder.to_owned() })
+        Ok(Self { folder: folder.to_owned(), share })
     }
 
     /// Writes a group's outcome and makes the summaries anew; returns the group's verdicts.
@@ -67,6 +71,7 @@ impl Record {
             measured: machine::now(),
             commit: machine::commit(),
             load_after: machine::load(),
+            share: self.share,
             values,
             notes: found.notes,
             error,
@@ -105,8 +110,10 @@ impl Record {
             for row in group.rows {
                 let value = outcome.as_ref().and_then(|o| *o.values.get(row.name)?);
                 let verdict = Verdict::new(row, value);
-                line(&mut table, &verdict);
-                entries.push(entry(&verdict));
+                let whole = outcome.as_ref().is_some_and(|o| o.share >= 1.0);
+                let entry = entry(&verdict, whole);
+                line(&mut table, &verdict, entry.holds);
+                entries.push(entry);
             }
             detail(&mut details, group, outcome.as_ref());
         }
@@ -123,7 +130,7 @@ fn json(value: &impl Serialize) -> anyhow::Result<String> {
     Ok(serde_json::to_string_pretty(value)? + "\n")
 }
 
-fn entry<'r>(verdict: &Verdict<'r>) -> Entry<'r> {
+fn entry<'r>(verdict: &Verdict<'r>, whole: bool) -> Entry<'r> {
     let row: &'r Row = verdict.row;
     Entry {
         row: row.name,
@@ -134,14 +141,14 @@ fn entry<'r>(verdict: &Verdict<'r>) -> Entry<'r> {
         value: verdict.value,
         unit: row.unit,
         command: row.command(),
-        holds: verdict.holds(),
+        holds: whole && verdict.holds(),
     }
 }
 
-fn line(table: &mut String, verdict: &Verdict<'_>) {
+fn line(table: &mut String, verdict: &Verdict<'_>, holds: bool) {
     let Row { name, bar, unit, .. } = verdict.row;
     let value = verdict.value.map_or("not measured".to_owned(), short);
-    let holds = if verdict.holds() { "yes" } else { "**no**" };
+    let holds = if holds { "yes" } else { "**no**" };
     let _ = writeln!(table, "| `{name}` | {bar} | {value} | {unit} | {holds} |");
 }
 
@@ -154,8 +161,11 @@ fn detail(text: &mut String, group: &Group, outcome: Option<&Outcome>) {
         *text += "\nNot run.\n";
         return;
     };
-    let Outcome { measured, commit, load_after, notes, error, .. } = outcome;
+    let Outcome { measured, commit, load_after, share, notes, error, .. } = outcome;
     let _ = write!(text, "\n{measured} UTC, commit {commit}, load after it {load_after}.\n\n");
+    if *share < 1.0 {
+        let _ = write!(text, "**Only {share} of the rounds: a trial, which holds no bar.**\n\n");
+    }
     notes.iter().for_each(|note| *text += &format!("    {note}\n"));
     if let Some(error) = error {
         let _ = writeln!(text, "\nNot measured: {error}");
