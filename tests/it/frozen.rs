@@ -114,3 +114,25 @@ fn a_frozen_decode_server_comes_back() {
         assert_serves(&mut ring);
     }
 }
+
+/// Its servers take it for dead and free what it had; its clients hear of it when it goes on.
+#[test]
+fn a_frozen_gateway_holds_no_pages_and_comes_back() {
+    let plan = Plan::tiny("tiny-qwen3").everyone("heartbeat_ms", 100).everyone("silence_ms", 1500);
+    let mut ring = plan.start();
+    let streams: Vec<_> = (0..4)
+        .map(|seed| {
+            let ask = Ask { max_tokens: 1900, ..asks()[seed].clone() }.streamed();
+            let mut answer = ring.post("/generate", &ask.body()).answer().unwrap();
+            answer.event().unwrap().expect("a first token");
+            answer
+        })
+        .collect();
+    ring.gateway.signal(Signal::STOP);
+    ring.servers().for_each(Member::wait_settled);
+    ring.gateway.signal(Signal::CONT);
+    for answer in streams {
+        Outcome::read(answer).unwrap().assert_typed_error();
+    }
+    assert_serves(&mut ring);
+}
