@@ -27,10 +27,16 @@ struct Outcome {
     commit: String,
     load_after: String,
     /// Part of the rounds that were run; below 1 nothing is held.
+    #[serde(default = "whole")]
     share: f64,
     values: BTreeMap<String, Option<f64>>,
     notes: Vec<String>,
     error: Option<String>,
+}
+
+/// An outcome that names no share is of all rounds.
+fn whole() -> f64 {
+    1.0
 }
 
 /// One entry of `bars.json`.
