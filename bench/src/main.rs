@@ -71,6 +71,7 @@ enum Command {
 }
 
 fn main() -> anyhow::Result<ExitCode> {
+    kv_transfer::ucx::leave_libc_alone().context("before there are threads")?;
     match Arguments::parse().command {
         Command::Rows => {
             rows::GROUPS.iter().flat_map(|group| group.rows).for_each(|row| println!("{row}"));

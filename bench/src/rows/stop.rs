@@ -33,7 +33,7 @@ pub const GROUP: Group = Group {
         },
         Row {
             name: "stop-quarantine",
-            what: "fewest pages in quarantine while prefill is stopped after its requests ended",
+            what: "fewest pages in quarantine while prefill is stopped, from 2 s after the stop on",
             unit: "pages",
             bar: Bar::AtLeast(1.0),
         },
@@ -63,6 +63,8 @@ const SCENARIOS: [Scenario; 3] = [
     Scenario { name: "prefill, killed", frozen: PREFILL, at: "prefill-writing", killed: true },
     Scenario { name: "decode, resumed", frozen: DECODE, at: "decode-stepped:8", killed: false },
 ];
+/// By then every peer has noticed the silence (1.5 s).
+const NOTICED: Duration = Duration::from_secs(2);
 const STOPPED: Duration = Duration::from_secs(10);
 const PENDING: usize = 3;
 const HELD: [&str; 3] = ["owned", "granted", "quarantined"];
@@ -158,9 +160,13 @@ fn one(
     Ok(Stop { seconds, typed, untyped, quarantined, settle_s, pages })
 }
 
-/// The fewest pages in quarantine at decode until the stop has lasted its time.
+/// The fewest pages in quarantine at decode until the stop has lasted its time, from when decode
+/// itself must have noticed: before that they are the writer's own, and as safe.
 fn fewest_quarantined(fleet: &Fleet, start: Instant) -> anyhow::Result<u64> {
     let mut fewest = u64::MAX;
+    while start.elapsed() < NOTICED {
+        std::thread::sleep(Duration::from_millis(10));
+    }
     while start.elapsed() < STOPPED {
         fewest = fewest.min(fleet.pages(DECODE, &["quarantined"])?);
         std::thread::sleep(Duration::from_millis(50));

@@ -300,6 +300,14 @@ impl Fleet {
         Err(Failure { kind: FailureKind::TooLarge, message })
     }
 
+    /// A request goes to this pair: so many tokens are computed, and so many run after that.
+    fn dispatched(&self, prefill: (Epoch, u32), decode: Option<(Epoch, u32)>) {
+        self.prefill.iter().for_each(|server| server.count(prefill.0, prefill.1));
+        if let Some((epoch, tokens)) = decode {
+            self.decode.iter().for_each(|server| server.count(epoch, tokens));
+        }
+    }
+
     fn not_ready(&self) -> Failure {
         let down =
             self.prefill.iter().filter_map(|s| s.down_reason().map(|w| format!("prefill {w}")));

@@ -117,6 +117,15 @@ impl<Out: Message> Server<Out> {
         }
     }
 
+    /// Counts tokens on an incarnation, until its next report does: a burst is spread all the same.
+    pub(crate) fn count(&self, epoch: Epoch, tokens: u32) {
+        self.update(|up| {
+            if up.epoch == epoch {
+                up.load.tokens = up.load.tokens.saturating_add(tokens);
+            }
+        });
+    }
+
     /// Keeps the link up for ever. `hear` gets each message; `changed` is called when the server
     /// comes and, with its epoch, when it goes.
     pub(crate) async fn keep<In: Message>(

@@ -219,14 +219,18 @@ impl Journey {
             let (views, mut decode_views) = fleet.views(request, &prefill, &decode);
             while let Some((p, d)) = fleet.policy.pick(&self.request, &views, &decode_views) {
                 let prefill = prefill[p].clone();
+                let prompt = self.request.tokens.len() as u32;
+                let computes = (prefill.epoch, prompt.saturating_sub(views[p].overlap));
                 let hashes = hashes.of(&self.request, &prefill.layout);
                 lock(&fleet.seen).remember(prefill.epoch, hashes);
                 if self.request.max_tokens == 1 {
+                    fleet.dispatched(computes, None);
                     return Ok(Pair { prefill, decode: None });
                 }
                 decode_views.remove(d);
                 let decode = decode.remove(d);
                 if let Some(ticket) = self.ask(&prefill, &decode, deadline).await? {
+                    fleet.dispatched(computes, Some((decode.epoch, prompt)));
                     return Ok(Pair { prefill, decode: Some((decode, ticket)) });
                 }
             }
