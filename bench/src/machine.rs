@@ -15,7 +15,8 @@ pub fn describe() -> Vec<String> {
         .collect();
     let memory = field("/proc/meminfo", "MemTotal");
     let uname = rustix::system::uname();
-    let kernel = uname.release().to_string_lossy().into_owned();
+    let release = uname.release().to_string_lossy().into_owned();
+    let kernel = release.split('-').next().unwrap_or(&release);
     let system = field_by("/etc/os-release", '=', "PRETTY_NAME");
     vec![
         format!("processor: {cpu}, {cores} cores ({})", vector.join(", ")),
@@ -29,7 +30,8 @@ pub fn describe() -> Vec<String> {
 /// The checkout: its commit, and whether files differ from it.
 pub fn commit() -> String {
     let head = said("git", &["rev-parse", "--short=12", "HEAD"]);
-    let changed = said("git", &["status", "--porcelain", "--untracked-files=no"]);
+    let changed =
+        said("git", &["status", "--porcelain", "--untracked-files=no", "--", ".", ":!bench/runs"]);
     match changed.is_empty() {
         true => head,
         false => format!("{head}, and {} changed files", changed.lines().count()),

@@ -287,7 +287,9 @@ impl Decode {
     }
 
     fn measure(&self) {
-        self.meter.report(&self.pool.counts(), self.tickets.counts(), self.load());
+        let pages = self.pool.counts();
+        debug_assert!(pages.audit(), "{pages:?}");
+        self.meter.report(&pages, self.tickets.counts(), self.load());
     }
 }
 

@@ -31,7 +31,7 @@ pub async fn chat(
 ) -> Answered {
     let (mut fields, limits) = open(&app, body).await?;
     let request = chat::read(&mut fields)?;
-    let ask = Ask::new(request.knobs, chat::DIALECT, &app.model, limits, random)?;
+    let ask = Ask::new(request.knobs, request.dialect, &app.model, limits, random)?;
     let head = head(&app, &arrival, "chatcmpl");
     let shape = ChatShape::new(head, request.delivery, ask.logprobs().is_some());
     let stream = request.delivery.stream;

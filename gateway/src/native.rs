@@ -19,6 +19,8 @@ use std::time::Instant;
 pub const DIALECT: Dialect = Dialect {
     max_tokens: "sampling_params.max_new_tokens",
     min_tokens: "sampling_params.min_new_tokens",
+    logprobs: "top_logprobs_num",
+    sampling: "sampling_params.",
     default_tokens: Some(128),
     model_defaults: false,
 };

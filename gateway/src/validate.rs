@@ -91,10 +91,32 @@ pub struct Dialect {
     pub max_tokens: &'static str,
     /// Field of the lower bound.
     pub min_tokens: &'static str,
+    /// Field that says how many alternatives are reported.
+    pub logprobs: &'static str,
+    /// What stands before the names of sampling fields.
+    pub sampling: &'static str,
     /// Output tokens where the client says nothing; `None` is all that fit.
     pub default_tokens: Option<u32>,
     /// Whether `generation_config.json` gives defaults.
     pub model_defaults: bool,
+}
+
+impl Dialect {
+    /// The client's name for one of our fields.
+    fn field(&self, name: &str) -> String {
+        match name {
+            "max_tokens" => self.max_tokens.to_owned(),
+            "min_tokens" => self.min_tokens.to_owned(),
+            "logprobs" => self.logprobs.to_owned(),
+            "salt" | "cache_salt" => "cache_salt".to_owned(),
+            sampling => format!("{}{sampling}", self.sampling),
+        }
+    }
+
+    /// A value of one of our fields that does not fit.
+    fn invalid(&self, name: &str, what: &str) -> Invalid {
+        Invalid::field(self.field(name), what)
+    }
 }
 
 /// A checked request, but for its prompt.
@@ -124,19 +146,19 @@ impl Ask {
         draw_seed: impl FnOnce() -> u64,
     ) -> Result<Self, Invalid> {
         if knobs.max_tokens == Some(0) {
-            return Err(Invalid::field(dialect.max_tokens, "must be at least 1, got 0"));
+            return Err(dialect.invalid("max_tokens", "must be at least 1, got 0"));
         }
         let defaults = if dialect.model_defaults { model.defaults } else { Default::default() };
         let stop = std::mem::take(&mut knobs.stop);
-        check_stops(&stop)?;
-        check_rest(&knobs)?;
+        check_stops(&stop, dialect)?;
+        check_rest(&knobs, dialect)?;
         Ok(Self {
             dialect,
             limits,
             sampling: Sampling {
                 temperature: knobs.temperature.or(defaults.temperature).unwrap_or(1.0),
                 top_p: knobs.top_p.or(defaults.top_p).unwrap_or(1.0),
-                top_k: top_k(knobs.top_k, limits)?.or(defaults.top_k).unwrap_or(0),
+                top_k: top_k(knobs.top_k, limits, dialect)?.or(defaults.top_k).unwrap_or(0),
                 min_p: knobs.min_p.or(defaults.min_p).unwrap_or(0.0),
                 seed: knobs
                     .seed
@@ -147,7 +169,7 @@ impl Ask {
             default_tokens: defaults.max_tokens.or(dialect.default_tokens),
             min_tokens: knobs.min_tokens,
             stop,
-            stop_ids: stop_ids(&knobs, model, limits)?,
+            stop_ids: stop_ids(&knobs, model, limits, dialect)?,
             knobs,
         })
     }
@@ -214,64 +236,66 @@ impl Ask {
     }
 
     fn in_dialect(&self, bad: &BadRequest) -> Invalid {
-        let field = match bad.field {
-            "max_tokens" => self.dialect.max_tokens,
-            "min_tokens" => self.dialect.min_tokens,
-            field => field,
-        };
-        Invalid::field(field, &format!("{} does not fit; want {}", bad.value, bad.want))
+        self.dialect.invalid(bad.field, &format!("{} does not fit; want {}", bad.value, bad.want))
     }
 }
 
-fn check_stops(stops: &[String]) -> Result<(), Invalid> {
+fn check_stops(stops: &[String], dialect: Dialect) -> Result<(), Invalid> {
     if stops.len() > MAX_STOPS {
         let what = format!("has {} strings; at most {MAX_STOPS} fit", stops.len());
-        return Err(Invalid::field("stop", &what));
+        return Err(dialect.invalid("stop", &what));
     }
     match stops.iter().position(|stop| stop.is_empty() || stop.len() > MAX_STOP_LEN) {
         Some(at) => {
             let what = format!("must be 1 to {MAX_STOP_LEN} bytes, got {}", stops[at].len());
-            Err(Invalid::field(format!("stop[{at}]"), &what))
+            Err(dialect.invalid(&format!("stop[{at}]"), &what))
         }
         None => Ok(()),
     }
 }
 
-fn check_rest(knobs: &Knobs) -> Result<(), Invalid> {
+fn check_rest(knobs: &Knobs, dialect: Dialect) -> Result<(), Invalid> {
     if let Some(n) = knobs.logprobs.filter(|&n| n > u32::from(MAX_TOP_LOGPROBS)) {
         let what = format!("{n} alternatives are too many; at most {MAX_TOP_LOGPROBS}");
-        return Err(Invalid::field("logprobs", &what));
+        return Err(dialect.invalid("logprobs", &what));
     }
     if knobs.cache_salt.len() > MAX_SALT {
         let what = format!("has {} bytes; at most {MAX_SALT} fit", knobs.cache_salt.len());
-        return Err(Invalid::field("cache_salt", &what));
+        return Err(dialect.invalid("cache_salt", &what));
     }
     Ok(())
 }
 
 /// `None` where the client said nothing; 0 keeps all.
-fn top_k(asked: Option<i64>, limits: Limits) -> Result<Option<u32>, Invalid> {
+fn top_k(asked: Option<i64>, limits: Limits, dialect: Dialect) -> Result<Option<u32>, Invalid> {
     match asked {
         None => Ok(None),
         Some(-1 | 0) => Ok(Some(0)),
         // SGLang's clients send 2^30 for "all".
         Some(k) if k >= i64::from(limits.vocab) => Ok(Some(0)),
         Some(k) => u32::try_from(k).map(Some).map_err(|_| {
-            Invalid::field("top_k", &format!("must be -1, 0 (all) or at least 1, got {k}"))
+            dialect.invalid("top_k", &format!("must be -1, 0 (all) or at least 1, got {k}"))
         }),
     }
 }
 
-fn stop_ids(knobs: &Knobs, model: &Model, limits: Limits) -> Result<Vec<TokenId>, Invalid> {
+fn stop_ids(
+    knobs: &Knobs,
+    model: &Model,
+    limits: Limits,
+    dialect: Dialect,
+) -> Result<Vec<TokenId>, Invalid> {
     let mut ids = if knobs.ignore_eos { Vec::new() } else { model.eos.clone() };
     for (at, &id) in knobs.stop_token_ids.iter().enumerate() {
-        let id = vocabulary_id(u64::from(id), limits, || format!("stop_token_ids[{at}]"))?;
+        let id = vocabulary_id(u64::from(id), limits, || {
+            dialect.field(&format!("stop_token_ids[{at}]"))
+        })?;
         if !ids.contains(&id) {
             ids.push(id);
         }
         if ids.len() > MAX_STOP_IDS {
             let what = format!("more than {MAX_STOP_IDS} stop ids");
-            return Err(Invalid::field("stop_token_ids", &what));
+            return Err(dialect.invalid("stop_token_ids", &what));
         }
     }
     Ok(ids)

@@ -288,7 +288,9 @@ impl Prefill {
     }
 
     pub(crate) fn measure(&self) {
-        self.meter.report(&self.pool.counts(), self.load(), self.bytes_shipped);
+        let pages = self.pool.counts();
+        debug_assert!(pages.audit(), "{pages:?}");
+        self.meter.report(&pages, self.load(), self.bytes_shipped);
     }
 }
 

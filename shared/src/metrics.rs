@@ -48,6 +48,8 @@ pub const GENERATION_TOKENS: &str = "tandem_generation_tokens_total";
 /// Prompt tokens found in a cache.
 pub const CACHED_TOKENS: &str = "tandem_cached_tokens_total";
 
+/// Tasks of this process that have not ended.
+pub const TASKS: &str = "tandem_tasks";
 /// Pages of a server's pool, by `server` and `state`.
 pub const PAGES: &str = "tandem_pages";
 /// Tickets of a decode server, by `server` and `state`.
@@ -82,6 +84,7 @@ pub const ALL: &[Metric] = &[
     counter(PROMPT_TOKENS, "Prompt tokens of requests that got a first token."),
     counter(GENERATION_TOKENS, "Output tokens that reached the gateway."),
     counter(CACHED_TOKENS, "Prompt tokens that did not have to be computed."),
+    gauge(TASKS, "Tasks of the process that have not ended."),
     gauge(PAGES, "Pages of a server's pool by state; idle ones are part of the sealed ones."),
     gauge(TICKETS, "Tickets of a decode server by state."),
     gauge(RUNNING, "Requests that a server is computing."),

@@ -79,11 +79,9 @@ fn the_demo_model_over_http() {
     let cases = cases("smollm2-135m.json");
     let ring = Plan::new(demo_model()).servers("threads", 2).start();
     let same = check_ids(&ring, &cases, true);
-    for (case, same) in cases.iter().zip(same) {
-        if same {
-            check_text(&ring, case);
-        }
-    }
+    let same: Vec<_> = cases.iter().zip(same).filter(|(_, same)| *same).collect();
+    assert!(!same.is_empty(), "every case parted at a near-tie: no text was compared");
+    same.into_iter().for_each(|(case, _)| check_text(&ring, case));
     ring.wait_settled();
 }
 

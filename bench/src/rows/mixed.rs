@@ -43,7 +43,7 @@ pub const GROUP: Group = Group {
         },
         Row {
             name: "mixed-tasks",
-            what: "threads and open files beyond those before the first request, all processes",
+            what: "tasks, threads and files beyond those before the first request, all processes",
             unit: "count",
             bar: Bar::AtMost(0.0),
         },
@@ -84,19 +84,22 @@ fn measure(place: &Place) -> anyhow::Result<Findings> {
         .set("threads", 1);
     let mut fleet = Fleet::start(place, &plan)?;
     let before = steady(&mut fleet)?;
+    let tasks_before = tasks(&fleet)?;
     let half = place.rounds(HALF);
     let mut found = Findings::default();
     fill_pools(&fleet)?;
     let warm = run(&fleet.client, half, &mut found);
     let first = run(&fleet.client, half, &mut found);
-    let middle = settle(&mut fleet, &before)?;
+    let middle = settle(&mut fleet, &before, tasks_before)?;
     let second = run(&fleet.client, half, &mut found);
-    let after = settle(&mut fleet, &before)?;
+    let after = settle(&mut fleet, &before, tasks_before)?;
     found.set("mixed-pages", pages(&fleet)? as f64);
     found.set("mixed-requests", requests(&fleet)?);
     found.set("mixed-odd", (warm.odd + first.odd + second.odd) as f64);
     let mut growth = Vec::new();
-    let mut beyond = 0;
+    let tasks_after = tasks(&fleet)?;
+    found.note(format!("tasks in all: {tasks_before} before, {tasks_after} after"));
+    let mut beyond = tasks_after.saturating_sub(tasks_before) as usize;
     for (((name, before), (_, middle)), (_, after)) in before.iter().zip(&middle).zip(&after) {
         let percent = 100.0 * (after.private_bytes as f64 / middle.private_bytes as f64 - 1.0);
         growth.push(percent);
@@ -161,11 +164,22 @@ fn requests(fleet: &Fleet) -> anyhow::Result<f64> {
     Ok(held)
 }
 
-/// What all hold once nothing is held for requests and threads and files are as before, or after a
-/// bounded time.
+/// Tasks that have not ended, gateway and servers.
+fn tasks(fleet: &Fleet) -> anyhow::Result<u64> {
+    let gateway = fleet.client.get(&format!("{}/metrics", fleet.client.url()))?;
+    let mut tasks = metrics::sum(&gateway, names::TASKS, &[]);
+    for member in fleet.members() {
+        tasks += metrics::sum(&fleet.metrics(member)?, names::TASKS, &[]);
+    }
+    Ok(tasks as u64)
+}
+
+/// What all hold once nothing is held for requests and tasks, threads and files are as before, or
+/// after a bounded time.
 fn settle(
     fleet: &mut Fleet,
     before: &[(String, Holdings)],
+    tasks_before: u64,
 ) -> anyhow::Result<Vec<(String, Holdings)>> {
     let start = Instant::now();
     loop {
@@ -175,7 +189,7 @@ fn settle(
         let now = holdings(fleet)?;
         let is_as_before = before.iter().zip(&now).all(|((_, before), (_, now))| {
             now.threads <= before.threads && now.files <= before.files
-        });
+        }) && tasks(fleet)? <= tasks_before;
         if is_idle && is_as_before || start.elapsed() > SETTLE_MAX {
             return Ok(now);
         }

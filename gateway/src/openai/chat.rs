@@ -16,6 +16,8 @@ use serde_json::{Map, Value};
 pub const DIALECT: Dialect = Dialect {
     max_tokens: "max_tokens",
     min_tokens: "min_tokens",
+    logprobs: "top_logprobs",
+    sampling: "",
     default_tokens: None,
     model_defaults: true,
 };
@@ -27,6 +29,8 @@ pub struct ChatRequest {
     pub prompt: Prompt,
     /// Sampling and output.
     pub knobs: Knobs,
+    /// The names of fields that this client used.
+    pub dialect: Dialect,
     /// How to answer.
     pub delivery: Delivery,
 }
@@ -37,8 +41,12 @@ pub struct ChatRequest {
 /// By field.
 pub fn read(fields: &mut Fields) -> Result<ChatRequest, Invalid> {
     let mut knobs = knobs::read(fields)?;
+    let mut dialect = DIALECT;
     knobs.max_tokens = match fields.take("max_completion_tokens")? {
-        Some(tokens) => Some(tokens),
+        Some(tokens) => {
+            dialect.max_tokens = "max_completion_tokens";
+            Some(tokens)
+        }
         None => fields.take("max_tokens")?,
     };
     let wants_logprobs = fields.take_or("logprobs", false)?;
@@ -51,7 +59,7 @@ pub fn read(fields: &mut Fields) -> Result<ChatRequest, Invalid> {
         (true, top) => Some(top.unwrap_or(0)),
     };
     let delivery = knobs::delivery(fields)?;
-    Ok(ChatRequest { prompt: prompt(fields)?, knobs, delivery })
+    Ok(ChatRequest { prompt: prompt(fields)?, knobs, dialect, delivery })
 }
 
 /// Reads the conversation alone: `/tokenize` takes it too.

@@ -16,6 +16,8 @@ use serde_json::Value;
 pub const DIALECT: Dialect = Dialect {
     max_tokens: "max_tokens",
     min_tokens: "min_tokens",
+    logprobs: "logprobs",
+    sampling: "",
     default_tokens: Some(16),
     model_defaults: true,
 };

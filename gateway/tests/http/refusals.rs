@@ -86,7 +86,9 @@ async fn chat_and_generate_name_the_field() {
         (json!({"messages": hi, "chat_template": "x"}), "chat_template"),
         (json!({"messages": hi, "continue_final_message": true}), "continue_final_message"),
         (json!({"messages": hi, "chat_template_kwargs": []}), "chat_template_kwargs"),
-        (json!({"messages": hi, "max_completion_tokens": 4000}), "max_tokens"),
+        (json!({"messages": hi, "max_completion_tokens": 4000}), "max_completion_tokens"),
+        (json!({"messages": hi, "max_tokens": 4000}), "max_tokens"),
+        (json!({"messages": hi, "logprobs": true, "top_logprobs": 21}), "top_logprobs"),
     ];
     for (body, param) in cases {
         check(&gateway, "/v1/chat/completions", &body, 400, json!(param)).await;
@@ -105,6 +107,13 @@ async fn chat_and_generate_name_the_field() {
             "sampling_params.max_new_tokens",
         ),
         (json!({"text": "a", "sampling_params": []}), "sampling_params"),
+        (
+            json!({"text": "a", "sampling_params": {"temperature": 3}}),
+            "sampling_params.temperature",
+        ),
+        (json!({"text": "a", "sampling_params": {"top_k": -2}}), "sampling_params.top_k"),
+        (json!({"text": "a", "sampling_params": {"stop": [""]}}), "sampling_params.stop[0]"),
+        (json!({"text": "a", "return_logprob": true, "top_logprobs_num": 21}), "top_logprobs_num"),
         (json!({"text": "a", "return_logprob": true, "logprob_start_len": 0}), "logprob_start_len"),
         (json!({"text": "a", "image_data": "x"}), "image_data"),
     ];

@@ -25,6 +25,8 @@ const LIMITS: Limits = Limits { context_length: 100, pool_tokens: 100, vocab: 51
 const DIALECT: Dialect = Dialect {
     max_tokens: "max_tokens",
     min_tokens: "min_tokens",
+    logprobs: "top_logprobs",
+    sampling: "",
     default_tokens: None,
     model_defaults: true,
 };

@@ -33,9 +33,16 @@ pub async fn serve(address: SocketAddr) -> io::Result<()> {
     let listener = TcpListener::bind(address).await?;
     let metrics = move || {
         let recorder = recorder.clone();
+        count_tasks();
         async move { ([(CONTENT_TYPE, "text/plain; version=0.0.4")], recorder.render()) }
     };
     let app = Router::new().route("/health", get(|| async {})).route("/metrics", get(metrics));
     tokio::spawn(async move { axum::serve(listener, app).await });
     Ok(())
+}
+
+/// Sets the gauge of this runtime's tasks; called when metrics are read.
+pub fn count_tasks() {
+    let alive = tokio::runtime::Handle::current().metrics().num_alive_tasks();
+    metrics::gauge!(shared::metrics::TASKS).set(alive as f64);
 }
