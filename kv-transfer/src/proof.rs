@@ -21,7 +21,7 @@ pub(crate) struct Mapping {
 }
 
 /// One line of `/proc/<pid>/maps`: the half-open address range and what is mapped there.
-fn parse_line(line: &str) -> Option<(u64, u64, Mapping)> {
+pub(crate) fn parse_line(line: &str) -> Option<(u64, u64, Mapping)> {
     let mut words = line.split_ascii_whitespace();
     let (start, end) = words.next()?.split_once('-')?;
     let device = words.nth(2)?.to_owned();
@@ -31,6 +31,11 @@ fn parse_line(line: &str) -> Option<(u64, u64, Mapping)> {
 }
 
 impl Mapping {
+    /// The inode.
+    pub(crate) const fn inode(&self) -> u64 {
+        self.inode
+    }
+
     /// The shared mapping that holds `address` in this process; `None` for private memory.
     pub(crate) fn of_own(address: u64) -> Option<Self> {
         let maps = BufReader::new(File::open("/proc/self/maps").ok()?);

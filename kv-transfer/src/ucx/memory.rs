@@ -6,14 +6,18 @@
 //! behind the pool's bytes and not part of the host memory.
 
 use super::context::{Context, Ucx};
-use super::unavailable;
+use super::{leftovers, unavailable};
 use crate::TransferError;
 use kernels::cpu::memory::HostMemory;
+use std::path::Path;
 use std::ptr::{self, NonNull};
 use std::slice;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use ucx_sys::types::*;
+
+/// Where UCX makes segments.
+const SHARED_MEMORY: &str = "/dev/shm";
 
 /// Sessions that can be joining or joined at one target at a time.
 pub(super) const SLOTS: usize = 256;
@@ -67,6 +71,10 @@ impl Ucx {
     pub fn shared_memory(&self, bytes: usize) -> Result<(Region, HostMemory), TransferError> {
         let padded = bytes.checked_next_multiple_of(ALIGN).filter(|n| *n < isize::MAX as usize / 2);
         let len = padded.ok_or_else(|| unavailable(format!("a pool of {bytes} bytes")))?;
+        let (segments, bytes) = leftovers::sweep(Path::new(SHARED_MEMORY));
+        if segments > 0 {
+            tracing::info!(segments, bytes, "took away shared memory that killed processes left");
+        }
         check_space(len + PROBE_BYTES)?;
         let allocation = Allocation::shared(self, len)?;
         Ok(Region::share(allocation))
@@ -75,7 +83,7 @@ impl Ucx {
 
 /// Refuses what the shared-memory file system cannot hold; UCX would find out page by page.
 fn check_space(need: usize) -> Result<(), TransferError> {
-    let path = "/dev/shm";
+    let path = SHARED_MEMORY;
     let stat = rustix::fs::statvfs(path)
         .map_err(|e| unavailable(format!("no shared memory at {path}: {e}")))?;
     let free = stat.f_bavail.saturating_mul(stat.f_frsize);

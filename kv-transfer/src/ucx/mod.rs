@@ -5,9 +5,10 @@
 //! 1. [`Ucx::open`] loads `libucp` and makes the process's context: transports `posix,self` only,
 //!    error mode none (with peer error mode UCX refuses shared memory), no signal handlers.
 //! 2. A target's pool lies in memory that UCX allocates ([`Ucx::shared_memory`], in `/dev/shm`,
-//!    unlinked at once, so that nothing stays behind whoever is killed); a source's pool is
-//!    ordinary memory ([`private_memory`]). Either gives the memory once, for the pool, and keeps
-//!    a [`Region`] of it for the transport.
+//!    unlinked at once, so that nothing stays behind whoever is killed; what one left that was
+//!    killed in that moment goes at the next start); a source's pool is ordinary memory
+//!    ([`private_memory`]). Either gives the memory once, for the pool, and keeps a [`Region`] of
+//!    it for the transport.
 //! 3. Accept: the offer has the worker's address, the pool's remote key and a nonce. Connect: one
 //!    worker, endpoint and unpacked key a peer; it refuses unless UCX maps the pool here, since
 //!    UCX would *emulate* puts otherwise, slowly, and may abort the survivor of a peer's death. It
@@ -20,6 +21,7 @@
 #![expect(unsafe_code, reason = "the UCX fence: foreign handles and memory that peers write")]
 
 mod hooks;
+mod leftovers;
 mod context;
 mod memory;
 mod worker;

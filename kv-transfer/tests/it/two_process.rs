@@ -17,6 +17,7 @@ use shared::ids::PageId;
 use shared::kv::PageStore;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::MetadataExt;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
@@ -212,18 +213,19 @@ fn half_written(choice: &str, pool: &Pool, targets: &Targets) -> (Other, Session
     (other, session)
 }
 
-/// Blocks until nothing of UCX has a name in shared memory. Living processes name a segment for a
-/// moment when they make it; what a dead one left would stay.
-fn shared_memory_is_clean() {
-    let start = Instant::now();
-    let names = || {
-        let entries = std::fs::read_dir("/dev/shm").unwrap();
-        let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
-        names.filter(|name| name.contains("ucx")).collect::<Vec<_>>()
-    };
-    while !names().is_empty() {
-        assert!(start.elapsed() < LIMIT, "left in /dev/shm: {:?}", names());
-        std::thread::yield_now();
+/// Inodes of UCX's segments that a process maps now.
+fn segments(pid: u32) -> Vec<u64> {
+    let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
+    let ours = maps.lines().filter(|line| line.contains("ucx_shm_posix"));
+    ours.map(|line| line.split_whitespace().nth(4).unwrap().parse().unwrap()).collect()
+}
+
+/// None of a dead process's segments has a name any more.
+#[track_caller]
+fn shared_memory_is_clean(segments: &[u64]) {
+    for entry in std::fs::read_dir("/dev/shm").unwrap().flatten() {
+        let inode = entry.metadata().map_or(0, |found| found.ino());
+        assert!(!segments.contains(&inode), "{:?} is left", entry.path());
     }
 }
 
@@ -241,13 +243,15 @@ fn writer_killed(choice: &str) {
     let (pool, targets) = targets(choice.parse().unwrap());
     for _ in 0..rounds() {
         let (mut other, session) = half_written(choice, &pool, &targets);
+        let segments = segments(other.child.id());
+        assert_eq!(segments.is_empty(), choice == "tcp", "{segments:?}");
         other.kill_and_wait();
         match session.revoke() {
             Proof::Immediate => assert_eq!(choice, "tcp"),
             Proof::ProcessEnd(writer) => assert!(writer.is_dead() && writer.ended()),
         }
         nobody_writes(&pool, || ());
-        shared_memory_is_clean();
+        shared_memory_is_clean(&segments);
     }
 }
 
@@ -358,6 +362,8 @@ fn target_killed(choice: &str) {
         let (mut queued, mut ended) = queue_until(&pusher, &events, |ended| ended.len() > 20);
         let inodes = other.control.receive();
         assert_eq!(maps_any(&inodes), choice == "ucx");
+        let segments = segments(other.child.id());
+        assert_eq!(segments.is_empty(), choice == "tcp", "{segments:?}");
         other.kill_and_wait();
         if choice == "tcp" {
             let broken = |_: &[Event]| pusher.broken().is_some();
@@ -376,7 +382,7 @@ fn target_killed(choice: &str) {
         assert!(ended.iter().all(typed));
         drop(pusher);
         assert!(!maps_any(&inodes), "the dead target's pool is still mapped here");
-        shared_memory_is_clean();
+        shared_memory_is_clean(&segments);
     }
 }
 
