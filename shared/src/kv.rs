@@ -6,6 +6,7 @@
 
 use crate::ids::PageId;
 use serde::{Deserialize, Serialize};
+use std::io::IoSliceMut;
 use std::ops::Range;
 
 /// Element type of keys and values in pages.
@@ -131,6 +132,22 @@ pub trait PageStore: Send + Sync {
     /// # Panics
     /// If the page or the range is out of bounds, or the page is being read or written.
     fn write(&self, page: PageId, range: Range<usize>, from: &[u8]);
+    /// Lends `range` of the page's bytes to `with`, once, to write what it likes of them: for a
+    /// transport that receives without a copy of its own. A store without slices to lend copies.
+    ///
+    /// # Panics
+    /// As [`Self::write`].
+    fn lend_mut(
+        &self,
+        page: PageId,
+        range: Range<usize>,
+        with: &mut dyn FnMut(&mut [IoSliceMut<'_>]),
+    ) {
+        let mut copy = vec![0; range.len()];
+        self.read(page, range.clone(), &mut copy);
+        with(&mut [IoSliceMut::new(&mut copy)]);
+        self.write(page, range, &copy);
+    }
 }
 
 #[cfg(test)]

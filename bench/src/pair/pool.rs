@@ -4,6 +4,7 @@ use crate::numbers::Random;
 use kernels::cpu::memory::{HostMemory, PageMemory, PageShape};
 use shared::ids::PageId;
 use shared::kv::{KvDtype, KvGeometry, PageStore};
+use std::io::IoSliceMut;
 use std::ops::Range;
 
 /// Pages of the demo model, and a small and a large one.
@@ -54,8 +55,19 @@ impl PageStore for Pool {
     fn read(&self, page: PageId, range: Range<usize>, into: &mut [u8]) {
         self.memory.read(page.get(), range, into);
     }
+    fn lend(&self, page: PageId, range: Range<usize>, with: &mut dyn FnMut(&[&[u8]])) {
+        self.memory.lend(page.get(), range, with);
+    }
     fn write(&self, page: PageId, range: Range<usize>, from: &[u8]) {
         self.memory.write(page.get(), range, from);
+    }
+    fn lend_mut(
+        &self,
+        page: PageId,
+        range: Range<usize>,
+        with: &mut dyn FnMut(&mut [IoSliceMut<'_>]),
+    ) {
+        self.memory.lend_mut(page.get(), range, with);
     }
 }
 

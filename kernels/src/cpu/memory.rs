@@ -19,6 +19,7 @@ use crate::ops::OpError;
 use rustix::mm::{Advice, madvise};
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::any::Any;
+use std::io::IoSliceMut;
 use std::ops::Range;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -242,6 +243,27 @@ impl PageMemory {
         with(&slices);
     }
 
+    /// Lends `range` of a page's bytes to `with` for writing, as slices in order, one a part.
+    ///
+    /// # Panics
+    /// If page or range are out of bounds, or anyone holds a part.
+    pub fn lend_mut(
+        &self,
+        page: u32,
+        range: Range<usize>,
+        with: &mut dyn FnMut(&mut [IoSliceMut<'_>]),
+    ) {
+        let mut parts: Vec<_> = self
+            .parts_of(page, range)
+            .map(|(part, inner)| (self.part_mut(page, part), inner))
+            .collect();
+        let slices = parts.iter_mut();
+        let mut slices: Vec<_> = slices
+            .map(|(part, inner)| IoSliceMut::new(&mut part.bytes_mut()[inner.clone()]))
+            .collect();
+        with(&mut slices);
+    }
+
     /// Copies `from` over `range` of a page's bytes.
     ///
     /// # Panics
@@ -381,6 +403,12 @@ mod tests {
             let mut lent = Vec::new();
             pages.lend(1, start..end, &mut |slices| lent = slices.concat());
             assert_eq!(lent, data, "{start}..{end}");
+            pages.lend_mut(1, start..end, &mut |slices| {
+                slices.iter_mut().for_each(|slice| slice.fill(0xee));
+            });
+            pages.read(1, 0..128, &mut all);
+            let expect = |i| if (start..end).contains(&i) { 0xee } else { 0 };
+            assert_eq!(all, (0..128).map(expect).collect::<Vec<_>>(), "{start}..{end}");
             pages.write(1, 0..128, &[0; 128]);
         }
         for other in [0, 2] {

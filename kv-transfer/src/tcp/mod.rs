@@ -11,7 +11,7 @@
 //!
 //! A hostile peer without the secret gets a closed connection; with it, at most its session ended:
 //! a frame's head has a fixed size and is checked against the pool before a byte of its payload is
-//! read, and payloads pass through one buffer of fixed size a stream.
+//! read, and its payload is read straight into the pages that it names.
 
 mod source;
 mod target;
@@ -23,6 +23,5 @@ pub use target::{TcpConfig, TcpTarget};
 /// Data connections a session.
 pub const STREAMS: u8 = 2;
 
-/// Bytes of a receiver's copy buffer. Small enough to stay in a core's own cache between the
-/// system call and the copy.
-const BUFFER: usize = 256 << 10;
+/// Slices that one system call takes, IOV_MAX.
+const SLICES: usize = 1024;

@@ -1,7 +1,7 @@
 //! The sending half: one thread, non-blocking sockets, payloads straight from the store.
 
-use super::STREAMS;
 use super::wire::{Frame, HEAD_BYTES, Hello, WELCOME};
+use super::{SLICES, STREAMS};
 use crate::offer::{Head, Reader};
 use crate::queue::{Limit, Next, Number, Piece, Queue};
 use crate::{Event, Joined, Kind, Link, OpId, PutOp, Source, TransferError};
@@ -21,8 +21,6 @@ const TURN_BYTES: usize = 16 << 20;
 /// A frame's payload: within a page, since the store lends one at a time; and no larger, so that
 /// both streams have a share of a large page.
 const LIMIT: Limit = Limit { bytes: 1 << 20, across_pages: false };
-/// Slices that one system call takes, IOV_MAX.
-const SLICES: usize = 1024;
 
 /// A pool whose pages can be sent to targets.
 pub struct TcpSource {

@@ -1,15 +1,16 @@
 //! The receiving half: a listener thread, and a thread a data connection.
 
 use super::wire::{Frame, HEAD_BYTES, HELLO_BYTES, Hello, WELCOME};
-use super::{BUFFER, STREAMS};
+use super::{SLICES, STREAMS};
 use crate::offer::{Head, Reader, Writer, random, same_secret};
-use crate::queue::by_page;
 use crate::{Kind, Offer, Proof, SessionId, Target, TransferError};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use shared::ids::PageId;
 use shared::kv::PageStore;
 use std::collections::HashMap;
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -66,7 +67,7 @@ struct Sessions {
 
 struct Session {
     secret: [u8; 32],
-    /// Whether writes are allowed; held around every write to the pool, which also keeps two
+    /// Whether writes are allowed; held around every read into the pool, which also keeps two
     /// streams from writing neighbouring bytes of one page at once, a conflict to the store.
     live: Mutex<bool>,
     /// A second handle of each stream that has joined, to shut it down by.
@@ -278,7 +279,7 @@ fn read_hello(socket: &mut TcpStream, limit: Duration) -> Result<Hello, Transfer
         match socket.read(&mut bytes[have..]) {
             Ok(0) => return Err(TransferError::broken("closed before its hello")),
             Ok(count) => have += count,
-            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(error) => return Err(TransferError::broken(&error)),
         }
     }
@@ -306,7 +307,6 @@ fn join(shared: &Shared, hello: &Hello, socket: &TcpStream) -> Result<Arc<Sessio
 /// Writes what comes until the connection or the session ends.
 fn land(shared: &Shared, session: &Session, socket: &mut TcpStream) -> Result<(), TransferError> {
     let broken = |error: std::io::Error| TransferError::broken(&error);
-    let mut buffer = vec![0; BUFFER];
     let mut head = [0; HEAD_BYTES];
     loop {
         socket.read_exact(&mut head).map_err(broken)?;
@@ -315,33 +315,60 @@ fn land(shared: &Shared, session: &Session, socket: &mut TcpStream) -> Result<()
                 socket.write_all(&number.to_le_bytes()).map_err(broken)?;
             }
             Frame::Piece { at, len } => {
-                let end = at + u64::from(len);
+                let at = usize::try_from(at);
+                let at = at.map_err(|_| TransferError::broken("offset beyond memory"))?;
+                let end = at + len as usize;
                 let mut at = at;
                 while at < end {
-                    let left = usize::try_from(end - at).unwrap_or(BUFFER);
-                    let bytes = &mut buffer[..left.min(BUFFER)];
-                    socket.read_exact(bytes).map_err(broken)?;
-                    write(shared, session, at, bytes)?;
-                    at += bytes.len() as u64;
+                    at += fill(shared, session, socket, at..end)?;
                 }
             }
         }
     }
 }
 
-fn write(shared: &Shared, session: &Session, at: u64, bytes: &[u8]) -> Result<(), TransferError> {
+/// Reads what the socket has of bytes `wanted` of the pool straight into their first page, holding
+/// the session only while the system copies; how many there were.
+fn fill(
+    shared: &Shared,
+    session: &Session,
+    socket: &mut TcpStream,
+    wanted: Range<usize>,
+) -> Result<usize, TransferError> {
+    await_bytes(socket)?;
     let live = lock(&session.live);
     if !*live {
         return Err(TransferError::Closed);
     }
-    let at = usize::try_from(at).map_err(|_| TransferError::broken("offset beyond memory"))?;
     let page_bytes = shared.store.geometry().page_bytes();
+    let page = u32::try_from(wanted.start / page_bytes).expect("checked against the pool");
+    let start = wanted.start % page_bytes;
+    let range = start..page_bytes.min(start + wanted.len());
+    let mut got = Ok(0);
     // The store panics if the page is in use: a writer that was not granted it must not take this
     // process down, so that ends its session only.
     catch_unwind(AssertUnwindSafe(|| {
-        for (page, range, whole) in by_page(page_bytes, at, bytes.len()) {
-            shared.store.write(page, range, &bytes[whole]);
-        }
+        shared.store.lend_mut(PageId::new(page), range, &mut |slices| {
+            let most = slices.len().min(SLICES);
+            got = socket.read_vectored(&mut slices[..most]);
+        });
     }))
-    .map_err(|_| TransferError::broken("the source wrote a page that is in use"))
+    .map_err(|_| TransferError::broken("the source wrote a page that is in use"))?;
+    match got {
+        Ok(0) => Err(TransferError::broken("the source closed the connection")),
+        Ok(count) => Ok(count),
+        Err(error) if error.kind() == ErrorKind::Interrupted => Ok(0),
+        Err(error) => Err(TransferError::broken(&error)),
+    }
+}
+
+/// Blocks until the socket can be read; the next read then takes what there is, or the end.
+fn await_bytes(socket: &TcpStream) -> Result<(), TransferError> {
+    loop {
+        match poll(&mut [PollFd::new(socket, PollFlags::IN)], None) {
+            Ok(_) => return Ok(()),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(TransferError::broken(&error)),
+        }
+    }
 }

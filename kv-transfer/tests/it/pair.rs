@@ -8,6 +8,7 @@ use kv_transfer::ucx::{Ucx, UcxSource, UcxTarget, private_memory};
 use kv_transfer::{Kind, Link, SessionId, Source, Target};
 use shared::ids::PageId;
 use shared::kv::{KvDtype, KvGeometry, PageStore};
+use std::io::IoSliceMut;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -65,6 +66,14 @@ impl PageStore for Pool {
     }
     fn write(&self, page: PageId, range: Range<usize>, from: &[u8]) {
         self.memory.write(page.get(), range, from);
+    }
+    fn lend_mut(
+        &self,
+        page: PageId,
+        range: Range<usize>,
+        with: &mut dyn FnMut(&mut [IoSliceMut<'_>]),
+    ) {
+        self.memory.lend_mut(page.get(), range, with);
     }
 }
 

@@ -5,6 +5,7 @@ use kernels::cpu::{CpuPages, KvElement};
 use kernels::ops::{KvShape, OpError};
 use shared::ids::PageId;
 use shared::kv::{KvDtype, KvGeometry, PageStore};
+use std::io::IoSliceMut;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -70,5 +71,13 @@ impl PageStore for KvMemory {
     }
     fn write(&self, page: PageId, range: Range<usize>, from: &[u8]) {
         self.memory.write(page.get(), range, from);
+    }
+    fn lend_mut(
+        &self,
+        page: PageId,
+        range: Range<usize>,
+        with: &mut dyn FnMut(&mut [IoSliceMut<'_>]),
+    ) {
+        self.memory.lend_mut(page.get(), range, with);
     }
 }
