@@ -10,7 +10,7 @@ use half::bf16;
 use std::sync::Arc;
 
 /// A fixed sequence that looks random (splitmix64).
-struct Random(u64);
+pub(crate) struct Random(pub u64);
 
 impl Random {
     fn next(&mut self) -> u64 {
@@ -19,10 +19,10 @@ impl Random {
         let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         z ^ (z >> 31)
     }
-    fn below(&mut self, n: usize) -> usize {
+    pub fn below(&mut self, n: usize) -> usize {
         (self.next() % n as u64) as usize
     }
-    fn vec(&mut self, len: usize) -> Vec<f32> {
+    pub fn vec(&mut self, len: usize) -> Vec<f32> {
         (0..len).map(|_| (self.next() >> 40) as f32 / (1 << 23) as f32 - 1.0).collect()
     }
 }
@@ -64,6 +64,18 @@ fn close(what: &str, found: &[f32], expected: &[f32], tolerance: f32) {
     }
 }
 
+/// ‖found − expected‖ / ‖expected‖; NaN if anything is.
+pub(crate) fn norm_error(found: &[f32], expected: &[f32]) -> f32 {
+    assert_eq!(found.len(), expected.len());
+    let norm = |x: &mut dyn Iterator<Item = f32>| {
+        x.map(|x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt()
+    };
+    let difference =
+        norm(&mut found.iter().zip(expected).map(|(found, expected)| found - expected));
+    let whole = norm(&mut expected.iter().copied());
+    if difference == 0.0 { 0.0 } else { (difference / whole) as f32 }
+}
+
 /// Runs `op` on the oracle and on each backend and compares what it returns.
 macro_rules! parity {
     ($what:expr, $tolerance:expr, |$ops:ident| $body:expr) => {{
@@ -78,7 +90,12 @@ macro_rules! parity {
     }};
 }
 
-fn linear<O: Ops>(ops: &O, x: &[f32], host: &HostMatrix, bias: Option<&Vec<f32>>) -> Vec<f32> {
+pub(crate) fn linear<O: Ops>(
+    ops: &O,
+    x: &[f32],
+    host: &HostMatrix,
+    bias: Option<&Vec<f32>>,
+) -> Vec<f32> {
     let count = x.len() / host.cols;
     let weight = ops.matrix(host.clone()).unwrap();
     let bias = bias.map(|b| ops.vector(b.clone()).unwrap());
@@ -112,7 +129,12 @@ fn linear_layers() {
     }
 }
 
-fn rms_norm<O: Ops>(ops: &O, x: &[f32], delta: Option<&[f32]>, gain: &[f32]) -> Vec<f32> {
+pub(crate) fn rms_norm<O: Ops>(
+    ops: &O,
+    x: &[f32],
+    delta: Option<&[f32]>,
+    gain: &[f32],
+) -> Vec<f32> {
     let (count, width) = (x.len() / gain.len(), gain.len());
     let mut x = upload(ops, x, width);
     let delta = delta.map(|d| upload(ops, d, width));
@@ -141,7 +163,7 @@ fn norms() {
     }
 }
 
-fn silu_mul<O: Ops>(ops: &O, gate_up: &[f32], width: usize) -> Vec<f32> {
+pub(crate) fn silu_mul<O: Ops>(ops: &O, gate_up: &[f32], width: usize) -> Vec<f32> {
     let count = gate_up.len() / width / 2;
     let gate_up = upload(ops, gate_up, 2 * width);
     let mut out = poisoned(ops, count, width);
@@ -160,7 +182,7 @@ fn activations() {
     }
 }
 
-fn gather<O: Ops>(ops: &O, x: &[f32], width: usize, sampled: &[u32]) -> Vec<f32> {
+pub(crate) fn gather<O: Ops>(ops: &O, x: &[f32], width: usize, sampled: &[u32]) -> Vec<f32> {
     let len = x.len() / width;
     let segments = vec![Segment { first: 0, len, start: 0, table: 0 }];
     let (tokens, sampled) = (vec![0; len], sampled.to_vec());
@@ -179,17 +201,17 @@ fn gathered_rows() {
 }
 
 /// A paged case: sequences fed in steps, some of them several times.
-struct Paged {
-    shape: KvShape,
-    heads: usize,
-    pages: usize,
+pub(crate) struct Paged {
+    pub shape: KvShape,
+    pub heads: usize,
+    pub pages: usize,
     normed: bool,
     steps: Vec<HostBatch>,
 }
 
 impl Paged {
     /// Random sequences cut into random chunks, their pages dealt in random order.
-    fn random(random: &mut Random) -> Self {
+    pub fn random(random: &mut Random) -> Self {
         let kv_heads = 1 + random.below(3);
         let head_dim = 16 * (1 + random.below(5));
         let shape = KvShape {
@@ -243,7 +265,7 @@ impl Paged {
     }
 
     /// Writes every step's tokens and attends; returns the outputs of all steps.
-    fn run<O: Ops>(&self, ops: &O, pages: &O::Pages) -> Vec<f32> {
+    pub fn run<O: Ops>(&self, ops: &O, pages: &O::Pages) -> Vec<f32> {
         let mut random = Random(77);
         let dim = self.shape.head_dim;
         let width = (self.heads + 2 * self.shape.kv_heads) * dim;

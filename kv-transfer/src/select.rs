@@ -95,6 +95,33 @@ impl Choice {
         Ok((PreparedSource { choice: self, ucx }, memory))
     }
 
+    /// For a server whose pool is in device memory: pages go through the host, by TCP.
+    ///
+    /// # Errors
+    /// UCX was asked for.
+    pub fn device_target(self) -> Result<PreparedTarget, TransferError> {
+        Ok(PreparedTarget { choice: self, ucx: self.no_ucx_for_devices()? })
+    }
+
+    /// The same for a server that sends.
+    ///
+    /// # Errors
+    /// As [`Self::device_target`].
+    pub fn device_source(self) -> Result<PreparedSource, TransferError> {
+        Ok(PreparedSource { choice: self, ucx: self.no_ucx_for_devices()? })
+    }
+
+    fn no_ucx_for_devices(self) -> Result<Shared, TransferError> {
+        let reason = "the pool is in device memory, which UCX is not used for yet; want tcp";
+        match self {
+            Self::Ucx => Err(TransferError::Unavailable {
+                transport: Kind::Ucx.name(),
+                reason: reason.to_owned(),
+            }),
+            Self::Auto | Self::Tcp => Ok(Err(reason.to_owned())),
+        }
+    }
+
     fn memory(
         self,
         bytes: usize,

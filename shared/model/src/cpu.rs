@@ -5,6 +5,7 @@ use crate::engine::{Batch, Engine, EngineError, Sample};
 use crate::forward::{Model, Scratch};
 use crate::kv::KvMemory;
 use crate::load::{LoadError, LoadPlan, Progress, load};
+use crate::reference::Observed;
 use crate::sample::{Drawn, draw};
 use checkpoint::{Checkpoint, ModelConfig};
 use kernels::cpu::memory::HostMemory;
@@ -113,14 +114,6 @@ impl CpuEngine {
         })
     }
 
-    /// As [`Engine::collect`], with how close each draw was to another outcome.
-    ///
-    /// # Errors
-    /// If nothing was launched.
-    pub fn collect_drawn(&mut self) -> Result<Vec<Option<Drawn>>, EngineError> {
-        self.results.pop_front().ok_or_else(|| EngineError("collect without a launch".to_owned()))
-    }
-
     /// The pages, with their region.
     pub fn kv(&self) -> &Arc<KvMemory> {
         &self.kv
@@ -134,11 +127,6 @@ impl CpuEngine {
     /// Reads those bytes on the engine's threads and only sums them: the floor of a step's time.
     pub fn sum_weights(&self) -> f64 {
         self.model.matrices().map(|matrix| self.cpu.sum(matrix)).sum()
-    }
-
-    /// Logits of the sampled rows of the last launched step, `[sampled][vocab]`.
-    pub fn logits(&self) -> &[f32] {
-        &self.logits
     }
 
     fn compute(&mut self, batch: &Batch) -> Result<Vec<Option<Drawn>>, EngineError> {
@@ -160,6 +148,15 @@ impl CpuEngine {
         };
         self.cpu.pool().for_each(wanted.zip(logits), draw_one);
         Ok(drawn)
+    }
+}
+
+impl Observed for CpuEngine {
+    fn collect_drawn(&mut self) -> Result<Vec<Option<Drawn>>, EngineError> {
+        self.results.pop_front().ok_or_else(|| EngineError("collect without a launch".to_owned()))
+    }
+    fn logits(&self) -> &[f32] {
+        &self.logits
     }
 }
 

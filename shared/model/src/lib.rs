@@ -2,7 +2,8 @@
 //!
 //! In reading order: [`engine`] is what servers see; [`forward`] is the pass, written once over
 //! [`kernels::ops::Ops`]; [`family`] has one small file a model family, which says what a layer is
-//! made of; [`load`] reads and fuses weights; [`sample`] draws tokens; [`cpu`] joins them.
+//! made of; [`load`] reads and fuses weights; [`sample`] draws tokens; [`cpu`] and [`cuda`] join
+//! them.
 //!
 //! **Invariant:** a token depends on its sequence, its sampling and its index alone, up to
 //! rounding, and never on what else was in the batch or how a prompt was cut.
@@ -18,10 +19,12 @@ pub mod sample;
 
 mod batch;
 pub mod cpu;
+pub mod cuda;
 pub mod reference;
 
 #[cfg(test)]
 mod golden;
 
 pub use cpu::{CpuEngine, EngineConfig};
+pub use cuda::{CudaConfig, CudaEngine};
 pub use load::LoadError;

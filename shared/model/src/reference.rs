@@ -2,11 +2,21 @@
 //!
 //! What the ring's tokens are held against, and the bare engine of the benchmarks.
 
-use crate::cpu::CpuEngine;
 use crate::engine::{Batch, Engine, EngineError, Row, Sample};
 use crate::sample::Drawn;
 use shared::ids::{PageId, TokenId};
 use shared::request::Sampling;
+
+/// An engine that can be looked into.
+pub trait Observed: Engine {
+    /// As [`Engine::collect`], with how close each draw was to another outcome.
+    ///
+    /// # Errors
+    /// If nothing was launched, or the device failed.
+    fn collect_drawn(&mut self) -> Result<Vec<Option<Drawn>>, EngineError>;
+    /// Logits of the sampled rows of the last collected step, `[sampled][vocab]`.
+    fn logits(&self) -> &[f32];
+}
 
 /// What to generate.
 #[derive(Clone, Debug)]
@@ -37,7 +47,7 @@ impl<'a> Ask<'a> {
 ///
 /// # Errors
 /// [`EngineError`] if the sequence does not fit the pool or the engine fails.
-pub fn generate(engine: &mut CpuEngine, ask: &Ask<'_>) -> Result<Vec<Drawn>, EngineError> {
+pub fn generate(engine: &mut impl Observed, ask: &Ask<'_>) -> Result<Vec<Drawn>, EngineError> {
     let page_tokens = engine.pages().geometry().page_tokens;
     let table = |tokens: u32| (0..tokens.div_ceil(page_tokens)).map(PageId::new).collect();
     let mut step = |tokens: &[TokenId], start: u32, sample: Option<Sample>| {

@@ -1,13 +1,16 @@
 //! The model, its pages, and who this server is: what a role needs before its loop can run.
 
-use crate::settings::{BadSetting, Config};
+use crate::settings::{BadSetting, Config, Device};
 use checkpoint::Checkpoint;
 use kernels::cpu::memory::HostMemory;
+use kernels::cuda;
+use kernels::ops::OpError;
 use kv_transfer::loopback::{Hub, LoopbackSource, LoopbackTarget};
 use kv_transfer::tcp::TcpConfig;
 use kv_transfer::{Kind, Sources, Targets, TransferError};
 use link::{Local, identity};
 use model::cpu::{CpuEngine, EngineConfig, geometry};
+use model::cuda::{CudaConfig, CudaEngine};
 use model::engine::Engine;
 use model::load::LoadError;
 use shared::kv::KvGeometry;
@@ -30,6 +33,9 @@ pub enum StartError {
     /// The model on this device.
     #[error("{0}")]
     Load(#[from] LoadError),
+    /// The GPU.
+    #[error("{0}")]
+    Gpu(#[from] OpError),
     /// Transports.
     #[error("{0}")]
     Transfer(#[from] TransferError),
@@ -67,9 +73,15 @@ impl Core {
             let target = LoopbackTarget::new(hub, core.engine.pages());
             return Ok((core, Targets::new(vec![(Kind::Loopback, Ok(Box::new(target)))])));
         }
-        let (prepared, memory) =
-            config.transport.target_memory(config.ucx_dir.as_deref(), sized.bytes())?;
-        let core = Self::load(config, sized, Role::Decode, Some(memory))?;
+        let (prepared, memory) = match sized.gpu {
+            Some(_) => (config.transport.device_target()?, None),
+            None => {
+                let ucx = config.ucx_dir.as_deref();
+                let (prepared, memory) = config.transport.target_memory(ucx, sized.bytes())?;
+                (prepared, Some(memory))
+            }
+        };
+        let core = Self::load(config, sized, Role::Decode, memory)?;
         let tcp = TcpConfig {
             listen: config.data_listen,
             advertise: config.data_advertise,
@@ -90,35 +102,28 @@ impl Core {
             let source = LoopbackSource::new(hub, core.engine.pages());
             return Ok((core, Sources::new(vec![(Kind::Loopback, Ok(Box::new(source)))])));
         }
-        let (prepared, memory) =
-            config.transport.source_memory(config.ucx_dir.as_deref(), sized.bytes())?;
-        let core = Self::load(config, sized, Role::Prefill, Some(memory))?;
+        let (prepared, memory) = match sized.gpu {
+            Some(_) => (config.transport.device_source()?, None),
+            None => {
+                let ucx = config.ucx_dir.as_deref();
+                let (prepared, memory) = config.transport.source_memory(ucx, sized.bytes())?;
+                (prepared, Some(memory))
+            }
+        };
+        let core = Self::load(config, sized, Role::Prefill, memory)?;
         let sources = prepared.over(&core.engine.pages())?;
         Ok((core, sources))
     }
 
     fn load(
         config: &Config,
-        Sized { checkpoint, pages, .. }: Sized,
+        sized: Sized,
         role: Role,
         memory: Option<HostMemory>,
     ) -> Result<Self, StartError> {
         let start = Instant::now();
-        let engine_config = EngineConfig {
-            dtype: config.dtype,
-            pages,
-            page_tokens: config.page_size,
-            threads: config.threads,
-            memory,
-        };
-        let mut tenth = 0;
-        let engine = CpuEngine::load(&checkpoint, engine_config, &mut |done, all| {
-            let now = done * 10 / all.max(1);
-            if now > tenth {
-                tenth = now;
-                tracing::info!("loading weights: {} %", now * 10);
-            }
-        })?;
+        let pages = sized.pages;
+        let engine = sized.engine(config, memory)?;
         let store = engine.pages();
         let model = engine.fingerprint();
         let context = engine.context_length();
@@ -139,7 +144,7 @@ impl Core {
             },
             layout: Layout { model, geometry: *store.geometry(), tensor_parallel: 1 },
             capacity: Capacity { pages, context_length, vocab: engine.vocab() },
-            engine: Box::new(engine),
+            engine,
         })
     }
 }
@@ -149,6 +154,8 @@ struct Sized {
     checkpoint: Checkpoint,
     geometry: KvGeometry,
     pages: u32,
+    /// Opened, if the model is to run there.
+    gpu: Option<cuda::Device>,
 }
 
 impl Sized {
@@ -157,12 +164,20 @@ impl Sized {
     fn of(config: &Config) -> Result<Self, StartError> {
         let checkpoint = Checkpoint::open(&config.model)?;
         let geometry = geometry(checkpoint.config(), config.page_size, config.dtype)?;
-        let budget = available_memory()? as f64 * config.mem_fraction;
+        let gpu = match config.device {
+            Device::Cpu => None,
+            Device::Cuda(ordinal) => Some(cuda::Device::open(ordinal)?),
+        };
+        let available = match &gpu {
+            None => available_memory()?,
+            Some(gpu) => gpu.memory()?.0 as u64,
+        };
+        let budget = available as f64 * config.mem_fraction;
         let fit = (budget / geometry.page_bytes() as f64) as u64;
         let asked = config.max_total_tokens.map(|tokens| u64::from(geometry.pages_for(tokens)));
         let pages = asked.map_or(fit, |asked| asked.min(fit)).min(u64::from(u32::MAX)) as u32;
         if pages >= 2 {
-            return Ok(Self { checkpoint, geometry, pages });
+            return Ok(Self { checkpoint, geometry, pages, gpu });
         }
         let problem = format!(
             "{} of the available memory holds {fit} pages of {} bytes; raise it",
@@ -170,6 +185,30 @@ impl Sized {
             geometry.page_bytes()
         );
         Err(BadSetting::Value { name: "mem_fraction", problem }.into())
+    }
+
+    /// Loads the model, with the pool in `memory` if that is given.
+    fn engine(
+        self,
+        config: &Config,
+        memory: Option<HostMemory>,
+    ) -> Result<Box<dyn Engine>, StartError> {
+        let Self { checkpoint, pages, gpu, .. } = self;
+        let (page_tokens, threads) = (config.page_size, config.threads);
+        let mut tenth = 0;
+        let mut progress = |done: u64, all: u64| {
+            let now = done * 10 / all.max(1);
+            if now > tenth {
+                tenth = now;
+                tracing::info!("loading weights: {} %", now * 10);
+            }
+        };
+        if let Some(gpu) = gpu {
+            let config = CudaConfig { pages, page_tokens, threads };
+            return Ok(Box::new(CudaEngine::load(&gpu, &checkpoint, &config, &mut progress)?));
+        }
+        let config = EngineConfig { dtype: config.dtype, pages, page_tokens, threads, memory };
+        Ok(Box::new(CpuEngine::load(&checkpoint, config, &mut progress)?))
     }
 
     fn bytes(&self) -> usize {

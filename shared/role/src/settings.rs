@@ -44,6 +44,8 @@ settings! {
     key_file: PathBuf,
     /// Model: a folder of safetensors or a GGUF file.
     model: PathBuf,
+    /// Where the model runs: cpu, cuda or cuda:N [default: cpu].
+    device: String,
     /// Keys, values and arithmetic: bf16 or f32 [default: bf16].
     dtype: String,
     /// Longest sequence, tokens [default: the model's].
@@ -143,6 +145,31 @@ fn bad(name: &'static str, problem: impl Into<String>) -> BadSetting {
     BadSetting::Value { name, problem: problem.into() }
 }
 
+/// Where the model runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Device {
+    /// On the CPU.
+    #[default]
+    Cpu,
+    /// On the GPU of this number, as the driver counts.
+    Cuda(usize),
+}
+
+impl FromStr for Device {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        let number = match name {
+            "cpu" => return Ok(Self::Cpu),
+            "cuda" => Some(0),
+            _ => name.strip_prefix("cuda:").and_then(|number| number.parse().ok()),
+        };
+        number
+            .map(Self::Cuda)
+            .ok_or_else(|| format!("{name:?} is not known; want cpu, cuda or cuda:N"))
+    }
+}
+
 /// Exact values, checked.
 #[derive(Clone, Debug)]
 #[expect(missing_docs, reason = "each field is the setting of the same name")]
@@ -152,6 +179,7 @@ pub struct Config {
     pub admin: Option<SocketAddr>,
     pub key: RingKey,
     pub model: PathBuf,
+    pub device: Device,
     pub dtype: KvDtype,
     pub context_length: Option<u32>,
     pub page_size: u32,
@@ -207,13 +235,19 @@ impl Settings {
             return Err(bad("mem_fraction", format!("{mem_fraction} is not in (0, 1]")));
         }
         let id = self.id.ok_or_else(|| missing("id"))?;
+        let device: Device = parse("device", self.device)?.unwrap_or_default();
+        let dtype = dtype(self.dtype.as_deref())?;
+        if device != Device::Cpu && dtype == KvDtype::F32 {
+            return Err(bad("dtype", "f32 does not run on a GPU; want bf16, or device cpu"));
+        }
         Ok(Config {
             id: ServerId::new(id).map_err(|e| bad("id", e.to_string()))?,
             listen,
             admin: self.admin,
             key: read_key(&key_file)?,
             model: self.model.ok_or_else(|| missing("model"))?,
-            dtype: dtype(self.dtype.as_deref())?,
+            device,
+            dtype,
             context_length: at_least_one("context_length", self.context_length)?,
             page_size: at_least_one("page_size", self.page_size)?.unwrap_or(16),
             mem_fraction,
@@ -325,6 +359,8 @@ mod tests {
         fails("page_size = 0", &["page_size", "at least 1"]);
         fails("ticket_seconds = 0", &["ticket_seconds", "at least 1"]);
         fails("dtype = \"int4\"", &["dtype", "int4", "bf16"]);
+        fails("device = \"cuda:x\"", &["device", "cuda:x", "cuda:N"]);
+        fails("device = \"cuda\"\ndtype = \"f32\"", &["dtype", "f32", "bf16"]);
         fails("mem_fraction = 1.5", &["mem_fraction", "1.5"]);
         fails("transport = \"rdma\"", &["transport", "rdma", "tcp"]);
         fails("silence_ms = 10", &["silence_ms"]);

@@ -14,26 +14,29 @@ struct Golden {
 }
 
 #[derive(Deserialize)]
-struct Case {
-    id: String,
-    prompt_ids: Vec<u32>,
-    output_ids: Vec<u32>,
-    margin: Vec<f32>,
+pub struct Case {
+    pub id: String,
+    pub prompt_ids: Vec<u32>,
+    pub output_ids: Vec<u32>,
+    pub margin: Vec<f32>,
     top5_logprobs: Vec<Vec<(u32, f32)>>,
 }
 
-fn demo_model() -> PathBuf {
+pub fn demo_model() -> PathBuf {
     #[expect(clippy::disallowed_methods, reason = "the test script hands the file over this way")]
     let path = std::env::var("TANDEM_DEMO_MODEL");
     PathBuf::from(path.expect("set TANDEM_DEMO_MODEL to the demo GGUF file; ./ops/test does"))
 }
 
+pub fn demo_cases() -> Vec<Case> {
+    let text = std::fs::read_to_string(golden_path("smollm2-135m.json")).unwrap();
+    serde_json::from_str::<Golden>(&text).unwrap().cases
+}
+
 #[test]
 fn greedy_tokens_and_logprobs_of_the_demo_model() {
-    let text = std::fs::read_to_string(golden_path("smollm2-135m.json")).unwrap();
-    let golden: Golden = serde_json::from_str(&text).unwrap();
     let mut engine = engine(&demo_model(), KvDtype::F32, 160);
-    for case in golden.cases {
+    for case in demo_cases() {
         let prompt = tokens(&case.prompt_ids);
         let expected: Vec<_> = tokens(&case.output_ids).into_iter().zip(case.margin).collect();
         let ask = Ask { logprobs: Some(5), ..Ask::greedy(&prompt, expected.len() as u32) };

@@ -3,12 +3,13 @@
 //!
 //! The demo model itself is in `demo.rs`.
 
+mod cuda;
 mod demo;
 mod support;
 
 use crate::engine::{Batch, Engine, Row, Sample};
 use crate::equal::{Agreement, judge};
-use crate::reference::{Ask, generate};
+use crate::reference::{Ask, Observed, generate};
 use serde::Deserialize;
 use shared::ids::{PageId, TokenId};
 use shared::kv::KvDtype;
@@ -37,7 +38,7 @@ fn golden(name: &str) -> Golden {
 }
 
 /// Launches one row and returns the logits after its last token.
-fn logits_after(engine: &mut crate::CpuEngine, prompt: &[u32], start: usize) -> Vec<f32> {
+fn logits_after(engine: &mut impl Observed, prompt: &[u32], start: usize) -> Vec<f32> {
     let pages = (0..prompt.len().div_ceil(16) as u32).map(PageId::new).collect();
     let sample = Some(Sample { sampling: Sampling::GREEDY, output_index: 0, logprobs: None });
     let row = Row { tokens: tokens(&prompt[start..]), start: start as u32, pages, sample };

@@ -1,0 +1,178 @@
+//! A GPU: its context, the stream that all work goes to, and memory that frees itself.
+#![expect(unsafe_code, reason = "the driver's API is C")]
+
+use crate::cuda::compile::Arch;
+use crate::ops::OpError;
+use cudarc::driver::result::{self, DriverError};
+use cudarc::driver::sys;
+use cudarc::driver::{CudaContext, CudaStream};
+use std::sync::Arc;
+
+/// One GPU of this machine, opened.
+#[derive(Clone)]
+pub struct Device {
+    context: Arc<CudaContext>,
+    stream: Arc<CudaStream>,
+    arch: Arch,
+}
+
+pub(crate) fn failed(doing: &str, error: DriverError) -> OpError {
+    OpError::Device(format!("{doing}: {error:?}"))
+}
+
+/// Whether this machine has an NVIDIA driver.
+pub fn is_present() -> bool {
+    // SAFETY: it loads a library by its name, whose initialisers are the driver's.
+    unsafe { sys::is_culib_present() }
+}
+
+impl Device {
+    /// Opens GPU `ordinal`, as the driver counts.
+    ///
+    /// # Errors
+    /// [`OpError::Device`] if there is no driver, no such GPU, or one too old.
+    pub fn open(ordinal: usize) -> Result<Self, OpError> {
+        if !is_present() {
+            let text = "libcuda.so.1 is not found: install the NVIDIA driver, or use the CPU";
+            return Err(OpError::Device(text.to_owned()));
+        }
+        let opening = format!("opening GPU {ordinal}");
+        let context = CudaContext::new(ordinal).map_err(|e| failed(&opening, e))?;
+        // SAFETY: all work of a context goes to streams that this crate orders itself.
+        unsafe { context.disable_event_tracking() };
+        let stream = context.new_stream().map_err(|e| failed(&opening, e))?;
+        let version = context.compute_capability().map_err(|e| failed(&opening, e))?;
+        let arch = Arch::of(version).ok_or_else(|| {
+            let (major, minor) = version;
+            let text = format!("{opening}: compute capability {major}.{minor}, 8.0 is the least");
+            OpError::Device(text)
+        })?;
+        Ok(Self { context, stream, arch })
+    }
+
+    /// What kernels are compiled for.
+    pub fn arch(&self) -> Arch {
+        self.arch
+    }
+
+    /// Bytes of device memory: free, and in all.
+    ///
+    /// # Errors
+    /// [`OpError::Device`].
+    pub fn memory(&self) -> Result<(usize, usize), OpError> {
+        self.bind()?;
+        result::mem_get_info().map_err(|e| failed("asking for free memory", e))
+    }
+
+    /// The GPU's name.
+    pub fn name(&self) -> String {
+        self.context.name().unwrap_or_else(|_| "unnamed GPU".to_owned())
+    }
+
+    /// Makes the context this thread's.
+    pub(crate) fn bind(&self) -> Result<(), OpError> {
+        self.context.bind_to_thread().map_err(|e| failed("binding a context", e))
+    }
+
+    pub(crate) fn stream(&self) -> sys::CUstream {
+        self.stream.cu_stream()
+    }
+
+    /// Waits until all work on the stream is done.
+    ///
+    /// # Errors
+    /// [`OpError::Device`] with the error of whichever work failed.
+    pub fn synchronize(&self) -> Result<(), OpError> {
+        self.stream.synchronize().map_err(|e| failed("waiting for the GPU", e))
+    }
+
+    /// Allocates `len` bytes, undefined. Plain memory, which other processes can be given.
+    ///
+    /// # Errors
+    /// [`OpError::Memory`] if the GPU has not that much.
+    pub fn allocate(&self, len: usize) -> Result<DeviceMemory, OpError> {
+        self.bind()?;
+        // SAFETY: the context is bound; the result is owned by the value returned, alone.
+        let start = unsafe { result::malloc_sync(len.max(1)) };
+        let start = start.map_err(|_| OpError::Memory { bytes: len })?;
+        Ok(DeviceMemory { start, len, device: self.clone() })
+    }
+
+    /// Allocates and fills from `host`; returns when the bytes are there.
+    ///
+    /// # Errors
+    /// As [`Self::allocate`]; [`OpError::Device`] if the copy failed.
+    pub fn upload<T: Copy>(&self, host: &[T]) -> Result<DeviceMemory, OpError> {
+        let memory = self.allocate(size_of_val(host))?;
+        memory.write(0, host)?;
+        Ok(memory)
+    }
+}
+
+/// Device memory, freed when dropped, once the work queued so far is done.
+pub struct DeviceMemory {
+    start: sys::CUdeviceptr,
+    len: usize,
+    device: Device,
+}
+
+impl DeviceMemory {
+    /// Address on the device.
+    pub fn address(&self) -> u64 {
+        self.start
+    }
+
+    /// Bytes.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether it has no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Copies `host` to byte `at`, after the work queued so far; returns when `host` was read.
+    ///
+    /// # Errors
+    /// [`OpError::Device`].
+    ///
+    /// # Panics
+    /// If it does not fit.
+    pub fn write<T: Copy>(&self, at: usize, host: &[T]) -> Result<(), OpError> {
+        assert!(at + size_of_val(host) <= self.len, "a write of {at}+ into {} bytes", self.len);
+        self.device.bind()?;
+        let (start, stream) = (self.start + at as u64, self.device.stream());
+        // SAFETY: the range was checked; `host` is waited for below, before its borrow ends.
+        unsafe { result::memcpy_htod_async(start, host, stream) }
+            .map_err(|e| failed("copying to the GPU", e))?;
+        self.device.synchronize()
+    }
+
+    /// Copies from byte `at` to `host`, after the work queued so far.
+    ///
+    /// # Errors
+    /// [`OpError::Device`].
+    ///
+    /// # Panics
+    /// If it lies beyond the end.
+    pub fn read<T: Copy>(&self, at: usize, host: &mut [T]) -> Result<(), OpError> {
+        assert!(at + size_of_val(host) <= self.len, "a read of {at}+ from {} bytes", self.len);
+        self.device.bind()?;
+        let (start, stream) = (self.start + at as u64, self.device.stream());
+        // SAFETY: the range was checked; `host` is waited for below, before its borrow ends.
+        unsafe { result::memcpy_dtoh_async(host, start, stream) }
+            .map_err(|e| failed("copying from the GPU", e))?;
+        self.device.synchronize()
+    }
+}
+
+impl Drop for DeviceMemory {
+    fn drop(&mut self) {
+        if self.device.bind().is_ok() {
+            // SAFETY: it came from `allocate` and is freed only here; freeing waits for the GPU.
+            // An error means that the context is lost, and the memory with it.
+            let _ = unsafe { result::free_sync(self.start) };
+        }
+    }
+}

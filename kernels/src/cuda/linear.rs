@@ -1,0 +1,150 @@
+//! Matrix products by cuBLASLt. Descriptors and algorithm are chosen once a shape.
+#![expect(unsafe_code, reason = "cuBLASLt's API is C")]
+
+use super::device::{Device, DeviceMemory};
+use crate::ops::OpError;
+use cudarc::cublaslt::{result as lt, sys};
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::ffi::c_void;
+
+/// Bytes that an algorithm may use beside its operands; NVIDIA's advice for Hopper.
+const WORKSPACE: usize = 32 << 20;
+
+/// Shapes of a product: `out[rows][outputs] = x[rows][inputs] · w[outputs][inputs]ᵀ`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Product {
+    pub rows: usize,
+    pub outputs: usize,
+    pub inputs: usize,
+}
+
+/// Device addresses of a product's operands, bf16.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Operands {
+    pub x: u64,
+    pub weight: u64,
+    pub out: u64,
+}
+
+struct Plan {
+    desc: sys::cublasLtMatmulDesc_t,
+    weight: sys::cublasLtMatrixLayout_t,
+    x: sys::cublasLtMatrixLayout_t,
+    out: sys::cublasLtMatrixLayout_t,
+    algo: sys::cublasLtMatmulAlgo_t,
+}
+
+/// The library, and plans by shape; they live as long as the process needs them.
+pub(super) struct Products {
+    handle: sys::cublasLtHandle_t,
+    workspace: DeviceMemory,
+    device: Device,
+    plans: RefCell<HashMap<Product, Plan>>,
+}
+
+// SAFETY: handles and descriptors may move between threads; `RefCell` keeps them to one at a time.
+unsafe impl Send for Products {}
+
+fn failed(doing: &str, error: &lt::CublasError) -> OpError {
+    OpError::Device(format!("cuBLASLt: {doing}: {error:?}"))
+}
+
+impl Products {
+    pub fn new(device: &Device) -> Result<Self, OpError> {
+        // SAFETY: it loads a library by its name, whose initialisers are NVIDIA's.
+        if !unsafe { sys::is_culib_present() } {
+            let text = "libcublasLt.so.13 is not found: install CUDA 13's cuBLAS, or add its folder \
+                        to LD_LIBRARY_PATH";
+            return Err(OpError::Device(text.to_owned()));
+        }
+        device.bind()?;
+        let handle = lt::create_handle().map_err(|e| failed("starting", &e))?;
+        let workspace = device.allocate(WORKSPACE)?;
+        let plans = RefCell::default();
+        Ok(Self { handle, workspace, device: device.clone(), plans })
+    }
+
+    /// Enqueues a product.
+    ///
+    /// # Safety
+    /// The operands have the product's shapes and live until the stream has passed this.
+    pub unsafe fn run(&self, product: Product, operands: Operands) -> Result<(), OpError> {
+        if product.rows == 0 {
+            return Ok(());
+        }
+        self.device.bind()?;
+        let mut plans = self.plans.borrow_mut();
+        let plan = match plans.entry(product) {
+            std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
+            std::collections::hash_map::Entry::Vacant(entry) => entry.insert(self.plan(product)?),
+        };
+        let (one, zero) = (1.0_f32, 0.0_f32);
+        let Operands { x, weight, out } = operands;
+        // SAFETY: the caller's promise; the plan's layouts are of this product's shapes; scalars
+        // are read before the call returns; the workspace is ours, and the stream orders its users.
+        unsafe {
+            lt::matmul(
+                self.handle,
+                plan.desc,
+                (&raw const one).cast(),
+                (&raw const zero).cast(),
+                weight as *const c_void,
+                plan.weight,
+                x as *const c_void,
+                plan.x,
+                out as *const c_void,
+                plan.out,
+                out as *mut c_void,
+                plan.out,
+                &raw const plan.algo,
+                self.workspace.address() as *mut c_void,
+                WORKSPACE,
+                self.device.stream().cast(),
+            )
+        }
+        .map_err(|e| failed(&format!("{product:?}"), &e))
+    }
+
+    /// Column-major to the library: `outᵀ = (wᵀ)ᵀ · xᵀ`.
+    fn plan(&self, product: Product) -> Result<Plan, OpError> {
+        let Product { rows, outputs, inputs } = product;
+        let failed = |e| failed(&format!("planning {product:?}"), &e);
+        let element = sys::cudaDataType::CUDA_R_16BF;
+        let matrix = |height: usize, width: usize| {
+            lt::create_matrix_layout(element, height as u64, width as u64, height as i64)
+        };
+        let desc = lt::create_matmul_desc(
+            sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
+            sys::cudaDataType::CUDA_R_32F,
+        )
+        .map_err(failed)?;
+        let weight = matrix(inputs, outputs).map_err(failed)?;
+        let x = matrix(inputs, rows).map_err(failed)?;
+        let out = matrix(outputs, rows).map_err(failed)?;
+        let preference = lt::create_matmul_pref().map_err(failed)?;
+        let (transposed, workspace) = (1_i32, WORKSPACE);
+        // SAFETY: all descriptors are alive; attributes are read from values of their sizes.
+        let heuristic = unsafe {
+            lt::set_matmul_desc_attribute(
+                desc,
+                sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_TRANSA,
+                (&raw const transposed).cast(),
+                size_of_val(&transposed),
+            )
+            .map_err(failed)?;
+            lt::set_matmul_pref_attribute(
+                preference,
+                sys::cublasLtMatmulPreferenceAttributes_t::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
+                (&raw const workspace).cast(),
+                size_of_val(&workspace),
+            )
+            .map_err(failed)?;
+            lt::get_matmul_algo_heuristic(self.handle, desc, weight, x, out, out, preference)
+                .map_err(failed)?
+        };
+        // SAFETY: it is destroyed only here.
+        unsafe { lt::destroy_matmul_pref(preference) }.map_err(failed)?;
+        Ok(Plan { desc, weight, x, out, algo: heuristic.algo })
+    }
+}

@@ -1,0 +1,24 @@
+//! The CUDA backend: bf16 weights, activations and pages, f32 arithmetic.
+//!
+//! The same stem everywhere: `cuda/rope.cu` is the kernel, `rope.rs` launches it. What they share:
+//! [`device`] (context, stream, memory), `compile` (NVRTC, cubins cached on disk), `module`
+//! (loaded kernels and their launch). Libraries are found when a device is opened, so the program
+//! starts without any. Calls enqueue on one stream; [`crate::ops::Ops::download`] waits for it.
+
+pub mod compile;
+pub mod device;
+pub mod pages;
+
+mod attention;
+mod backend;
+mod batch;
+mod linear;
+mod module;
+
+#[cfg(test)]
+mod parity;
+
+pub use backend::{Cuda, CudaMatrix, CudaTensor, CudaVector};
+pub use batch::CudaBatch;
+pub use device::Device;
+pub use pages::{CudaPages, PagePool};

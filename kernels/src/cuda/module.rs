@@ -1,0 +1,83 @@
+//! Kernels that are loaded, and their launch.
+#![expect(unsafe_code, reason = "the driver's API is C")]
+
+use super::compile::{Cache, SOURCES};
+use super::device::{Device, failed};
+use crate::ops::OpError;
+use cudarc::driver::{result, sys};
+use std::ffi::CString;
+
+/// One argument of a kernel.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Arg {
+    /// A device address, or a size in elements; 8 bytes.
+    Wide(u64),
+    /// A count.
+    Count(u32),
+    /// A number.
+    Number(f32),
+}
+
+/// A kernel's grid and block.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Shape {
+    pub grid: (usize, usize),
+    pub threads: usize,
+}
+
+/// An entry point of a loaded module. Modules stay loaded until the process ends.
+pub(crate) struct Kernel {
+    function: sys::CUfunction,
+    device: Device,
+    name: &'static str,
+}
+
+// SAFETY: a function handle may be used from any thread that binds its context, as `launch` does.
+unsafe impl Send for Kernel {}
+
+impl Kernel {
+    /// Compiles (or finds in the cache) and loads `name` of `stem`.cu.
+    pub fn load(device: &Device, stem: &str, name: &'static str) -> Result<Self, OpError> {
+        let source = SOURCES.iter().find(|source| source.0 == stem);
+        let &source = source.ok_or_else(|| OpError::Device(format!("no source {stem}.cu")))?;
+        let cubin = Cache::of_user().get(source, device.arch(), &[])?;
+        device.bind()?;
+        let failed = |e| failed(&format!("loading {name} of {stem}.cu"), e);
+        // SAFETY: the image is a whole cubin, which the driver copies.
+        let module = unsafe { result::module::load_data(cubin.image.as_ptr().cast()) };
+        let module = module.map_err(failed)?;
+        let entry = CString::new(name).map_err(|_| OpError::Device("a kernel's name".into()))?;
+        // SAFETY: the module is loaded and never unloaded.
+        let function = unsafe { result::module::get_function(module, entry) }.map_err(failed)?;
+        Ok(Self { function, device: device.clone(), name })
+    }
+
+    /// Enqueues a launch; nothing if the grid is empty.
+    ///
+    /// # Safety
+    /// The arguments are those of the kernel, in order and kind, and name memory that it may
+    /// access and that lives until the stream has passed this launch.
+    pub unsafe fn launch(&self, shape: Shape, arguments: &[Arg]) -> Result<(), OpError> {
+        let Shape { grid: (x, y), threads } = shape;
+        if x == 0 || y == 0 {
+            return Ok(());
+        }
+        self.device.bind()?;
+        // Little-endian: the first bytes of a word are those of a narrower argument.
+        let mut words: Vec<u64> = arguments
+            .iter()
+            .map(|&argument| match argument {
+                Arg::Wide(value) => value,
+                Arg::Count(value) => value.into(),
+                Arg::Number(value) => value.to_bits().into(),
+            })
+            .collect();
+        let mut pointers: Vec<_> =
+            words.iter_mut().map(|word| std::ptr::from_mut(word).cast()).collect();
+        let (grid, block) = ((x as u32, y as u32, 1), (threads as u32, 1, 1));
+        let stream = self.device.stream();
+        // SAFETY: the caller's promise; the driver copies the arguments before it returns.
+        unsafe { result::launch_kernel(self.function, grid, block, 0, stream, &mut pointers) }
+            .map_err(|e| failed(&format!("launching {}", self.name), e))
+    }
+}

@@ -1,0 +1,67 @@
+//! The golden data on a GPU, in bf16. Run only where asked for: `-- --ignored cuda`.
+
+use super::demo::{demo_cases, demo_model};
+use super::support::{golden_path, tokens};
+use super::{MODELS, golden, logits_after};
+use crate::cuda::{CudaConfig, CudaEngine};
+use crate::reference::{Ask, generate};
+use checkpoint::Checkpoint;
+use kernels::cuda::Device;
+use std::path::Path;
+
+fn engine(path: &Path, pages: u32) -> CudaEngine {
+    let checkpoint = Checkpoint::open(path).unwrap();
+    let config = CudaConfig { pages, page_tokens: 16, threads: None };
+    let device = Device::open(0).unwrap();
+    CudaEngine::load(&device, &checkpoint, &config, &mut |_, _| {}).unwrap()
+}
+
+/// ‖found − expected‖ / ‖expected‖.
+fn norm_error(found: &[f32], expected: &[f32]) -> f32 {
+    assert_eq!(found.len(), expected.len());
+    let square = |x: f32| f64::from(x) * f64::from(x);
+    let difference: f64 = found.iter().zip(expected).map(|(a, b)| square(a - b)).sum();
+    let whole: f64 = expected.iter().map(|&x| square(x)).sum();
+    (difference / whole).sqrt() as f32
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn cuda_logits_of_tiny_models() {
+    for name in MODELS {
+        let mut engine = engine(&golden_path(name), 64);
+        let mut worst = 0.0_f32;
+        for case in golden(name).cases {
+            let found = logits_after(&mut engine, &case.prompt_ids, 0);
+            worst = worst.max(norm_error(&found, &case.last_logits));
+            for (index, expected) in case.all_logits.unwrap_or_default().iter().enumerate() {
+                let found = logits_after(&mut engine, &case.prompt_ids[..=index], index);
+                worst = worst.max(norm_error(&found, expected));
+            }
+        }
+        println!("{name}: logit error {worst:.2e}");
+        // A few layers of bf16 activations against f32 ones.
+        assert!(worst < 5e-2, "{name}: {worst}");
+    }
+}
+
+/// The data are of f32 arithmetic: bf16 may leave it where two tokens are close.
+#[test]
+#[ignore = "needs a GPU"]
+fn cuda_greedy_tokens_of_the_demo_model() {
+    let mut engine = engine(&demo_model(), 160);
+    let (mut same, mut all) = (0, 0);
+    for case in demo_cases() {
+        let prompt = tokens(&case.prompt_ids);
+        let expected = tokens(&case.output_ids);
+        let drawn = generate(&mut engine, &Ask::greedy(&prompt, expected.len() as u32)).unwrap();
+        let found: Vec<_> = drawn.iter().map(|drawn| drawn.token.id).collect();
+        let agree = found.iter().zip(&expected).take_while(|(a, b)| a == b).count();
+        let margin = case.margin.get(agree).copied().unwrap_or(0.0);
+        println!("{}: {agree} of {} tokens, then margin {margin:.3}", case.id, expected.len());
+        // A wide margin lost is a wrong kernel and no rounding.
+        assert!(margin < 1.0, "{}: token {agree} had margin {margin}", case.id);
+        (same, all) = (same + agree, all + expected.len());
+    }
+    println!("exact up to the first difference: {:.3}", same as f32 / all as f32);
+}
