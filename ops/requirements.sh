@@ -44,6 +44,20 @@ need_pip() {
     apt_install python3-pip
 }
 
+# Prints the folder of NVRTC, which compiles the GPU kernels where no CUDA toolkit is installed.
+need_nvrtc() {
+    local version=13.0.88 folder=${XDG_CACHE_HOME:-$HOME/.cache}/tandem/nvrtc
+    if [ ! -d "$folder-$version" ]; then
+        need_pip >&2 || return 1
+        say "fetching NVRTC $version by pip, to compile the GPU kernels (90 MB)" >&2
+        rm -rf "$folder.part"
+        python3 -m pip install --quiet --no-deps --target "$folder.part" \
+            "nvidia-cuda-nvrtc==$version" >&2 || return 1
+        mv "$folder.part" "$folder-$version" || return 1
+    fi
+    printf '%s\n' "$folder-$version/nvidia/cu13/lib"
+}
+
 have_ucx() { python3 -c 'import ctypes; ctypes.CDLL("libucp.so.0")' >/dev/null 2>&1; }
 
 need_ucx() {

@@ -7,6 +7,7 @@ use crate::http::{self, Answer};
 use checkpoint::Checkpoint;
 use model::equal::{Agreement, judge};
 use model::reference;
+use model::reference::Observed;
 use model::sample::Drawn;
 use model::{CpuEngine, EngineConfig};
 use serde_json::{Value, json};
@@ -76,7 +77,7 @@ impl Ask {
     }
 
     /// What the bare engine makes of it.
-    pub fn reference(&self, engine: &mut CpuEngine) -> Vec<Drawn> {
+    pub fn reference(&self, engine: &mut impl Observed) -> Vec<Drawn> {
         let ids = |ids: &[u32]| ids.iter().map(|&id| TokenId::new(id)).collect::<Vec<_>>();
         let (prompt, stop_ids) = (ids(&self.prompt), ids(&self.stop_ids));
         let ask = reference::Ask {
@@ -133,10 +134,15 @@ impl Outcome {
     /// Fails the test unless the tokens are those of the reference, or part from them at a tie.
     #[track_caller]
     pub fn assert_equal(&self, reference: &[Drawn]) -> Agreement {
+        self.assert_equal_in(reference, KvDtype::F32)
+    }
+
+    /// The same with the ties of an arithmetic.
+    #[track_caller]
+    pub fn assert_equal_in(&self, reference: &[Drawn], dtype: KvDtype) -> Agreement {
         self.assert_done();
         let found: Vec<_> = self.ids.iter().map(|&id| TokenId::new(id)).collect();
-        judge(reference, &found, KvDtype::F32)
-            .unwrap_or_else(|differs| panic!("{differs}: {self:?}"))
+        judge(reference, &found, dtype).unwrap_or_else(|differs| panic!("{differs}: {self:?}"))
     }
 
     /// Fails the test unless it ended with an error that a client can act on: a status before the

@@ -20,6 +20,7 @@ mod random;
 
 mod golden;
 mod equal;
+mod gpu;
 mod killed;
 mod frozen;
 mod cancel;
