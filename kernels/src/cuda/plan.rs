@@ -46,9 +46,9 @@ const _: () = assert!(size_of::<Item>() == 32, "the kernel reads two int4");
 pub enum Mode {
     /// One worker: 2 heads, 4 warps each. For many rows.
     TwoHeads = 0,
-    /// One worker: 1 head, 8 warps. For few rows, which make many pieces.
+    /// One worker: 1 head, 8 warps. For few rows, which are cut.
     OneHead = 1,
-    /// Two workers: 1 head, 4 warps. For one short row, and where the kv heads do not pair up.
+    /// Two workers: 1 head, 4 warps. For few short rows, and where the kv heads do not pair up.
     Halves = 2,
 }
 
@@ -180,8 +180,9 @@ impl Plan {
         self.slots
     }
 
-    /// The fastest mode by measurement (`bench/runs/2026-11-24-h100`). Pieces are what tells: every
-    /// one is merged by the warps of one head, and 8 warps a head halve their number.
+    /// The fastest mode, by what `bench/gpu/decode_attention.cu` measured on an H100. Merging is what
+    /// tells: a piece costs the warps of its head a trip to L2 and back, so where rows are cut, 8
+    /// warps a head, which halve the pieces, win by up to 10 %; where none is, 2 heads a worker do.
     fn choose(&self, lengths: &[u32]) -> Mode {
         let (blocks, kv_heads) = (self.limits.blocks, self.limits.kv_heads);
         let (mut rows, mut strips, mut longest) = (0, 0, 0);
@@ -191,13 +192,14 @@ impl Plan {
             strips += here;
             longest = longest.max(here);
         }
-        if rows <= 1 && longest <= 16 {
+        // Every strip can have a worker of its own, and at most 8 are merged.
+        if longest <= 8 && strips * kv_heads <= Mode::Halves.workers(blocks) {
             return Mode::Halves;
         }
         let total = (strips * kv_heads).div_ceil(2);
         let share = total.div_ceil(blocks);
         let pieces = 2 * total.div_ceil(share) / (rows * kv_heads);
-        if pieces > 3 || longest.div_ceil(share) > 8 {
+        if pieces >= 2 || longest.div_ceil(share) > 8 {
             Mode::OneHead
         } else if kv_heads.is_multiple_of(2) {
             Mode::TwoHeads
@@ -369,7 +371,7 @@ mod tests {
             plan.update(&lengths);
             let chosen = plan.mode();
             for mode in [chosen, Mode::TwoHeads, Mode::OneHead, Mode::Halves] {
-                if limits.kv_heads % mode.heads() == 0 {
+                if limits.kv_heads.is_multiple_of(mode.heads()) {
                     plan.update_as(mode, &lengths);
                     check_cover(&plan, limits, &lengths);
                     check_balance(&plan, limits, &lengths);
@@ -387,18 +389,30 @@ mod tests {
     }
 
     #[test]
-    fn the_mode_follows_the_number_of_pieces() {
+    fn the_mode_is_the_one_measured_fastest() {
         let limits = Limits { blocks: 132, kv_heads: 8, rows: 256 };
         let mode = |lengths: &[u32]| {
             let mut plan = Plan::new(limits);
             plan.update(lengths);
             plan.mode()
         };
-        assert_eq!(mode(&[512]), Mode::Halves);
-        assert_eq!(mode(&[4096]), Mode::OneHead);
-        assert_eq!(mode(&[4096; 8]), Mode::OneHead);
-        assert_eq!(mode(&[512; 64]), Mode::TwoHeads);
-        assert_eq!(mode(&[64; 8]), Mode::TwoHeads, "whole rows: nothing to merge");
+        for (context, rows, fastest) in [
+            (512, 1, Mode::Halves),
+            (1024, 1, Mode::OneHead),
+            (4096, 1, Mode::OneHead),
+            (512, 4, Mode::Halves),
+            (512, 8, Mode::OneHead),
+            (4096, 8, Mode::OneHead),
+            (512, 16, Mode::OneHead),
+            (2048, 16, Mode::OneHead),
+            (512, 32, Mode::TwoHeads),
+            (2048, 32, Mode::TwoHeads),
+            (512, 64, Mode::TwoHeads),
+            (4096, 64, Mode::TwoHeads),
+            (512, 256, Mode::TwoHeads),
+        ] {
+            assert_eq!(mode(&vec![context; rows]), fastest, "{rows} rows of {context}");
+        }
         let mut long = [200; 64];
         long[9] = 100_000;
         assert_eq!(mode(&long), Mode::OneHead, "one long row makes the pieces");
