@@ -56,9 +56,9 @@ __device__ __forceinline__ void work(const Decode& d, char* raw, int item_begin,
   }
 }
 
-/// `plan`: mode, then the first item of each worker, then ends of the last up to 2 × grid + 2 ints in
-/// all. In mode 2 worker w is half w / grid of block w % grid, so few workers spread over many
-/// multiprocessors.
+/// `plan`: mode, then the first item of each worker, then the number of items up to 2 × grid + 2
+/// ints in all. In mode 2 worker w is half w / grid of block w % grid, so few workers spread over
+/// many multiprocessors.
 extern "C" __global__ void __launch_bounds__(kWarps * 32, 1)
     decode_attention(const void* pool, const unsigned short* qkv, unsigned short* out,
                      const int* page_table, const int* plan, const void* items, float* partials,

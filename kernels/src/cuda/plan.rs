@@ -9,8 +9,8 @@
 //! A chunk is 16 tokens; a strip is neighbouring chunks of one row, one for each warp that works on
 //! a head. Strips are laid end to end in the order row, head group, strip, and worker `w` takes the
 //! `w`-th of equal shares, so every worker reads the same number of bytes whatever the lengths are.
-//! A share that ends inside a row leaves a piece; the worker that finishes a row's last piece merges
-//! them. Pieces cost time, so a share may be up to 1/24 larger than need be where that makes fewer.
+//! A share that ends inside a row leaves a piece; the worker that is last done with a row's pieces
+//! merges them. Pieces cost time, so a share may be up to 1/24 larger where that makes fewer.
 
 /// Tokens of a chunk.
 pub const CHUNK_TOKENS: u32 = 16;
@@ -172,10 +172,12 @@ impl Plan {
         &self.workers
     }
     /// The mode that was chosen.
+    #[cfg(test)]
     pub const fn mode(&self) -> Mode {
         self.mode
     }
     /// Slots in use; each holds a partial result for each head of a worker.
+    #[cfg(test)]
     pub const fn slots(&self) -> u32 {
         self.slots
     }
