@@ -1,0 +1,131 @@
+// The PTX that the projections are made of, one instruction a function, without a toolkit's headers.
+#pragma once
+
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+#define PROJECT_HOPPER 0
+#else
+#define PROJECT_HOPPER 1
+#endif
+
+namespace project {
+
+/// The bits of a bfloat16.
+using Half = unsigned short;
+
+struct alignas(16) Piece {  // 16 bytes: 8 elements
+  unsigned x, y, z, w;
+};
+struct alignas(16) Sums {
+  float x, y, z, w;
+};
+
+__device__ __forceinline__ float to_float(Half x) { return __uint_as_float(unsigned(x) << 16); }
+__device__ __forceinline__ float low(unsigned pair) { return __uint_as_float(pair << 16); }
+__device__ __forceinline__ float high(unsigned pair) { return __uint_as_float(pair & 0xffff0000u); }
+
+/// Round to nearest even.
+__device__ __forceinline__ Half to_half(float x) {
+  Half y;
+  asm("{\n.reg .b32 pair;\ncvt.rn.bf16x2.f32 pair, %1, %1;\ncvt.u16.u32 %0, pair;\n}"
+      : "=h"(y) : "f"(x));
+  return y;
+}
+
+/// Products of pairs, each rounded once.
+__device__ __forceinline__ unsigned multiply(unsigned a, unsigned b) {
+  unsigned y;
+  const unsigned minus_zero = 0x80008000u;
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(y) : "r"(a), "r"(b), "r"(minus_zero));
+  return y;
+}
+
+/// c[16×8] += a[16×16] · b[16×8], bf16 in, f32 out.
+__device__ __forceinline__ void mma(Sums& c, unsigned a0, unsigned a1, unsigned a2, unsigned a3,
+                                    unsigned b0, unsigned b1) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+      "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+f"(c.x), "+f"(c.y), "+f"(c.z), "+f"(c.w)
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+__device__ __forceinline__ unsigned shared_address(const void* pointer) {
+  return static_cast<unsigned>(__cvta_generic_to_shared(pointer));
+}
+
+__device__ __forceinline__ void copy_16(unsigned target, const void* source) {
+  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(target), "l"(source)
+               : "memory");
+}
+
+/// Zeros where not `wanted`; `source` must be an address of its array all the same.
+__device__ __forceinline__ void copy_16_if(unsigned target, const void* source, bool wanted) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(target), "l"(source),
+               "r"(wanted ? 16 : 0) : "memory");
+}
+
+__device__ __forceinline__ void prefetch_line(const void* source) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(source));
+}
+
+__device__ __forceinline__ void commit_copies() {
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
+
+template <int kPending>
+__device__ __forceinline__ void wait_copies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
+}
+
+__device__ __forceinline__ void named_barrier(int id, int threads) {
+  asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
+__device__ __forceinline__ void wait_for_previous_kernel() {
+#if PROJECT_HOPPER
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+__device__ __forceinline__ void let_next_kernel_start() {
+#if PROJECT_HOPPER
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+// Clusters: sm_90 and later.
+
+__device__ __forceinline__ void cluster_arrive() {
+#if PROJECT_HOPPER
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+#endif
+}
+
+__device__ __forceinline__ void cluster_wait() {
+#if PROJECT_HOPPER
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+#endif
+}
+
+/// What `local` is in the shared memory of the cluster's block `rank`.
+__device__ __forceinline__ unsigned remote_address(unsigned local, unsigned rank) {
+  unsigned remote = local;
+#if PROJECT_HOPPER
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(local), "r"(rank));
+#endif
+  return remote;
+}
+
+__device__ __forceinline__ void store_remote(unsigned address, const Sums& c) {
+#if PROJECT_HOPPER
+  asm volatile("st.shared::cluster.v4.f32 [%0], {%1,%2,%3,%4};" ::"r"(address), "f"(c.x), "f"(c.y),
+               "f"(c.z), "f"(c.w) : "memory");
+#endif
+}
+
+__device__ __forceinline__ void store_remote(unsigned address, float x) {
+#if PROJECT_HOPPER
+  asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(address), "f"(x) : "memory");
+#endif
+}
+
+}  // namespace project
