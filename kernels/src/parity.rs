@@ -210,7 +210,7 @@ pub(crate) struct Paged {
 }
 
 impl Paged {
-    /// Random sequences cut into random chunks, their pages dealt in random order.
+    /// Of a random shape.
     pub fn random(random: &mut Random) -> Self {
         let kv_heads = 1 + random.below(3);
         let head_dim = 16 * (1 + random.below(5));
@@ -220,6 +220,12 @@ impl Paged {
             head_dim,
             page_tokens: 1 + random.below(20),
         };
+        let heads = kv_heads * (1 + random.below(8));
+        Self::of(random, shape, heads)
+    }
+
+    /// Random sequences cut into random chunks, their pages dealt in random order.
+    pub fn of(random: &mut Random, shape: KvShape, heads: usize) -> Self {
         let mut tables: Vec<Vec<u32>> = Vec::new();
         let mut lengths = Vec::new();
         let mut next = 0;
@@ -239,7 +245,7 @@ impl Paged {
             steps.push(Self::step(random, &shape, (&tables, &lengths), &mut done));
         }
         let normed = random.below(2) == 1;
-        Self { shape, heads: kv_heads * (1 + random.below(8)), pages: next as usize, normed, steps }
+        Self { shape, heads, pages: next as usize, normed, steps }
     }
 
     fn step(
@@ -249,9 +255,11 @@ impl Paged {
         done: &mut [usize],
     ) -> HostBatch {
         let mut batch = HostBatch::default();
+        let single = random.below(3) == 0;
         for (row, start) in done.iter_mut().enumerate() {
             let left = lengths[row] - *start;
             let len = [1, 2, 1 + random.below(90), left][random.below(4)].min(left);
+            let len = if single { len.min(1) } else { len };
             if len == 0 {
                 continue;
             }

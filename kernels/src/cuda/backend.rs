@@ -96,7 +96,7 @@ impl Cuda {
     fn copy_rows(&self, table: u64, index: (u64, usize), out: &CudaTensor) -> Result<(), OpError> {
         let (index, count) = index;
         assert!(count <= out.rows, "{count} rows into {}", out.rows);
-        let shape = Shape { grid: (count, 1), threads: THREADS };
+        let shape = Shape { grid: (count, 1), threads: THREADS, shared: 0 };
         let arguments = [
             Arg::Wide(table),
             Arg::Wide(index),
@@ -177,7 +177,7 @@ impl Ops for Cuda {
         assert_eq!((gain.len(), out.width), (width, width), "rms_norm");
         assert!(rows <= x.rows && rows <= out.rows, "rms_norm of {rows} rows");
         assert!(delta.is_none_or(|d| d.width == width && rows <= d.rows), "rms_norm");
-        let shape = Shape { grid: (rows, 1), threads: threads_for(width) };
+        let shape = Shape { grid: (rows, 1), threads: threads_for(width), shared: 0 };
         let arguments = [
             Arg::Wide(x.address()),
             address_or_null(delta.map(CudaTensor::address)),
@@ -201,7 +201,8 @@ impl Ops for Cuda {
         unsafe { self.products.run(product, operands) }?;
         let Some(bias) = bias else { return Ok(()) };
         assert_eq!(bias.len(), out.width, "linear's bias");
-        let shape = Shape { grid: (out.width.div_ceil(THREADS), rows), threads: THREADS };
+        let shape =
+            Shape { grid: (out.width.div_ceil(THREADS), rows), threads: THREADS, shared: 0 };
         let arguments =
             [Arg::Wide(out.address()), Arg::Wide(bias.0.address()), Arg::Count(out.width as u32)];
         // SAFETY: as above.
@@ -238,20 +239,22 @@ impl Ops for Cuda {
             Arg::Count(kv.head_dim as u32),
         ];
         let tokens = batch.host.tokens.len();
-        let shape = Shape { grid: (tokens, all_heads), threads: threads_for(kv.head_dim) };
+        let shape =
+            Shape { grid: (tokens, all_heads), threads: threads_for(kv.head_dim), shared: 0 };
         // SAFETY: the kernel's arguments in order; `check` covers tables, pages and rows.
         unsafe { self.rope.launch(shape, &arguments) }
     }
 
     fn attention(&self, args: Attention<'_, Self>) -> Result<(), OpError> {
-        self.attention.run(args)
+        self.attention.run(&args)
     }
 
     fn silu_mul(&self, args: SiluMul<'_, Self>) -> Result<(), OpError> {
         let SiluMul { rows, gate_up, out } = args;
         assert_eq!(gate_up.width, 2 * out.width, "silu_mul");
         assert!(rows <= gate_up.rows && rows <= out.rows, "silu_mul of {rows} rows");
-        let shape = Shape { grid: (out.width.div_ceil(THREADS), rows), threads: THREADS };
+        let shape =
+            Shape { grid: (out.width.div_ceil(THREADS), rows), threads: THREADS, shared: 0 };
         let arguments =
             [Arg::Wide(gate_up.address()), Arg::Wide(out.address()), Arg::Count(out.width as u32)];
         // SAFETY: the kernel's arguments in order; all rows exist, as checked above.

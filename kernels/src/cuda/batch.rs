@@ -1,7 +1,9 @@
 //! A step's batch on the device: one upload, several arrays.
 
+use super::attention::{DecodeWork, PrefillWork};
 use super::device::{Device, DeviceMemory};
 use crate::ops::{HostBatch, KvShape, OpError};
+use std::cell::OnceCell;
 
 /// A batch that has been checked and uploaded. Arrays of u32, an entry a token unless said.
 pub struct CudaBatch {
@@ -9,6 +11,9 @@ pub struct CudaBatch {
     pub(super) host: HostBatch,
     tables: usize,
     sampled: usize,
+    /// Work lists of attention, made by the first layer that needs them.
+    pub(super) decode: OnceCell<DecodeWork>,
+    pub(super) prefill: OnceCell<PrefillWork>,
 }
 
 impl CudaBatch {
@@ -28,7 +33,9 @@ impl CudaBatch {
         assert!(host.sampled.iter().all(|&i| (i as usize) < tokens), "sampled tokens exist");
         let parts = [&host.tokens, &positions, &tables, &host.sampled, &host.pages];
         let memory = device.upload(&parts.map(Vec::as_slice).concat())?;
-        Ok(Self { memory, tables: 3 * tokens + host.sampled.len(), sampled: 3 * tokens, host })
+        let (sampled, tables) = (3 * tokens, 3 * tokens + host.sampled.len());
+        let (decode, prefill) = (OnceCell::new(), OnceCell::new());
+        Ok(Self { memory, host, tables, sampled, decode, prefill })
     }
 
     fn at(&self, index: usize) -> u64 {

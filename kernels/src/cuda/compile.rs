@@ -10,8 +10,10 @@ use std::ffi::{CStr, CString};
 use std::path::{Path, PathBuf};
 
 /// Sources by stem, each one module.
-pub const SOURCES: [(&str, &str); 6] = [
+pub const SOURCES: [(&str, &str); 8] = [
     ("attention", include_str!("../../cuda/attention.cu")),
+    ("decode_attention", include_str!("../../cuda/decode_attention.cu")),
+    ("prefill_attention", include_str!("../../cuda/prefill_attention.cu")),
     ("bias", include_str!("../../cuda/bias.cu")),
     ("norm", include_str!("../../cuda/norm.cu")),
     ("rope", include_str!("../../cuda/rope.cu")),
@@ -20,7 +22,16 @@ pub const SOURCES: [(&str, &str); 6] = [
 ];
 
 /// What sources include.
-const HEADERS: [(&CStr, &str); 1] = [(c"bf16.cuh", include_str!("../../cuda/bf16.cuh"))];
+const HEADERS: [(&CStr, &str); 8] = [
+    (c"bf16.cuh", include_str!("../../cuda/bf16.cuh")),
+    (c"decode_feed.cuh", include_str!("../../cuda/decode_feed.cuh")),
+    (c"decode_merge.cuh", include_str!("../../cuda/decode_merge.cuh")),
+    (c"decode_ptx.cuh", include_str!("../../cuda/decode_ptx.cuh")),
+    (c"decode_tile.cuh", include_str!("../../cuda/decode_tile.cuh")),
+    (c"prefill_mma.cuh", include_str!("../../cuda/prefill_mma.cuh")),
+    (c"prefill_ptx.cuh", include_str!("../../cuda/prefill_ptx.cuh")),
+    (c"prefill_wgmma.cuh", include_str!("../../cuda/prefill_wgmma.cuh")),
+];
 
 /// A GPU architecture that kernels are compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

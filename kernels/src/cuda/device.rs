@@ -64,6 +64,20 @@ impl Device {
         result::mem_get_info().map_err(|e| failed("asking for free memory", e))
     }
 
+    /// Multiprocessors.
+    pub(crate) fn multiprocessors(&self) -> Result<u32, OpError> {
+        let asked = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
+        let count = self.context.attribute(asked);
+        count.map(|count| count as u32).map_err(|e| failed("asking for multiprocessors", e))
+    }
+
+    /// Most shared memory of a block, bytes.
+    pub(crate) fn shared_max(&self) -> Result<usize, OpError> {
+        let asked = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN;
+        let bytes = self.context.attribute(asked);
+        bytes.map(|bytes| bytes as usize).map_err(|e| failed("asking for shared memory", e))
+    }
+
     /// The GPU's name.
     pub fn name(&self) -> String {
         self.context.name().unwrap_or_else(|_| "unnamed GPU".to_owned())

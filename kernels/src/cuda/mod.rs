@@ -14,6 +14,7 @@ mod backend;
 mod batch;
 mod linear;
 mod module;
+mod plan;
 
 #[cfg(test)]
 mod parity;

@@ -23,6 +23,8 @@ pub(crate) enum Arg {
 pub(crate) struct Shape {
     pub grid: (usize, usize),
     pub threads: usize,
+    /// Dynamic shared memory, bytes.
+    pub shared: usize,
 }
 
 /// An entry point of a loaded module. Modules stay loaded until the process ends.
@@ -38,9 +40,19 @@ unsafe impl Send for Kernel {}
 impl Kernel {
     /// Compiles (or finds in the cache) and loads `name` of `stem`.cu.
     pub fn load(device: &Device, stem: &str, name: &'static str) -> Result<Self, OpError> {
+        Self::load_with(device, (stem, name), &[], 0)
+    }
+
+    /// The same with `definitions`, for launches of up to `shared` bytes of shared memory.
+    pub fn load_with(
+        device: &Device,
+        (stem, name): (&str, &'static str),
+        definitions: &[String],
+        shared: usize,
+    ) -> Result<Self, OpError> {
         let source = SOURCES.iter().find(|source| source.0 == stem);
         let &source = source.ok_or_else(|| OpError::Device(format!("no source {stem}.cu")))?;
-        let cubin = Cache::of_user().get(source, device.arch(), &[])?;
+        let cubin = Cache::of_user().get(source, device.arch(), definitions)?;
         device.bind()?;
         let failed = |e| failed(&format!("loading {name} of {stem}.cu"), e);
         // SAFETY: the image is a whole cubin, which the driver copies.
@@ -49,6 +61,15 @@ impl Kernel {
         let entry = CString::new(name).map_err(|_| OpError::Device("a kernel's name".into()))?;
         // SAFETY: the module is loaded and never unloaded.
         let function = unsafe { result::module::get_function(module, entry) }.map_err(failed)?;
+        // SAFETY: the function is loaded. Beyond 48 KiB a kernel must ask.
+        unsafe {
+            result::function::set_function_attribute(
+                function,
+                sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
+                shared as i32,
+            )
+        }
+        .map_err(failed)?;
         Ok(Self { function, device: device.clone(), name })
     }
 
@@ -58,7 +79,7 @@ impl Kernel {
     /// The arguments are those of the kernel, in order and kind, and name memory that it may
     /// access and that lives until the stream has passed this launch.
     pub unsafe fn launch(&self, shape: Shape, arguments: &[Arg]) -> Result<(), OpError> {
-        let Shape { grid: (x, y), threads } = shape;
+        let Shape { grid: (x, y), threads, shared } = shape;
         if x == 0 || y == 0 {
             return Ok(());
         }
@@ -77,7 +98,9 @@ impl Kernel {
         let (grid, block) = ((x as u32, y as u32, 1), (threads as u32, 1, 1));
         let stream = self.device.stream();
         // SAFETY: the caller's promise; the driver copies the arguments before it returns.
-        unsafe { result::launch_kernel(self.function, grid, block, 0, stream, &mut pointers) }
-            .map_err(|e| failed(&format!("launching {}", self.name), e))
+        unsafe {
+            result::launch_kernel(self.function, grid, block, shared as u32, stream, &mut pointers)
+        }
+        .map_err(|e| failed(&format!("launching {}", self.name), e))
     }
 }
