@@ -183,8 +183,9 @@ impl Plan {
     }
 
     /// The fastest mode, by what `bench/gpu/decode_attention.cu` measured on an H100. Merging is
-    /// what tells: a piece costs the warps of its head a trip to L2 and back, so where rows are cut,
-    /// 8 warps a head, which halve the pieces, win by up to 10 %; where none is, 2 heads a worker.
+    /// what tells: a piece costs the warps of its head a trip to L2 and back, so where rows are
+    /// cut, 8 warps a head, which halve the pieces, win by up to 10 %; where none is, 2 heads a
+    /// worker.
     fn choose(&self, lengths: &[u32]) -> Mode {
         let (blocks, kv_heads) = (self.limits.blocks, self.limits.kv_heads);
         let (mut rows, mut strips, mut longest) = (0, 0, 0);
