@@ -33,7 +33,7 @@ constexpr double kCopyBandwidth = 3.0e12;  // bytes/s, the device copy measured 
 template <class C>
 constexpr int blocks_per_sm() {
   const int sums = C::kTiles * C::kColumns;
-  const int threads = sums <= 4 ? 768 : sums <= 12 ? 512 : 256;
+  const int threads = sums <= 1 ? 768 : sums < 16 ? 512 : sums == 16 ? (C::kThreads == 128 ? 384 : 512) : 256;
   return threads / C::kThreads < 1 ? 1 : threads / C::kThreads;
 }
 
@@ -67,24 +67,33 @@ Variant variant() {
   using C = project::Cut<kColumns, kTiles, kWarpsN, kWarpsK, kSplit, kStages, kNorm>;
   const auto kernel = project_kernel<C>;
   CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, 227 * 1024));
+  CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, 100));
   return {kernel, kColumns, kTiles, kWarpsN, kWarpsK, kSplit, kStages, C::shared_bytes(0), C::kThreads, kNorm};
 }
 
 // columns, tiles a warp, warps side by side, warps over k, blocks over k, stages
-#define CUTS(V)                                                                         \
-  V(1, 1, 1, 8, 1, 4) V(1, 1, 1, 8, 1, 8) V(1, 1, 1, 8, 2, 4) V(1, 1, 1, 8, 2, 6)       \
-  V(1, 1, 1, 8, 4, 4) V(1, 2, 1, 8, 1, 4) V(1, 2, 1, 8, 2, 4) V(1, 2, 1, 8, 4, 3)       \
-  V(1, 3, 1, 8, 1, 4) V(1, 4, 1, 8, 1, 4) V(1, 2, 2, 4, 1, 8) V(1, 1, 2, 4, 2, 8)       \
-  V(1, 1, 1, 4, 1, 8) V(1, 3, 1, 4, 1, 8) V(1, 2, 1, 4, 1, 8) V(1, 1, 1, 4, 4, 4)       \
-  V(2, 1, 1, 8, 2, 4) V(2, 1, 1, 8, 2, 6) V(2, 2, 1, 8, 1, 4) V(2, 2, 1, 8, 4, 3)       \
-  V(2, 3, 1, 8, 1, 4) V(2, 4, 1, 8, 1, 4) V(2, 2, 2, 4, 2, 4)                           \
-  V(4, 1, 1, 8, 2, 4) V(4, 1, 1, 8, 2, 6) V(4, 2, 1, 8, 1, 4) V(4, 2, 1, 8, 2, 2)       \
-  V(4, 2, 1, 8, 4, 3) V(4, 3, 1, 8, 1, 4) V(4, 2, 2, 4, 2, 4) V(4, 2, 2, 4, 4, 4)       \
-  V(4, 3, 2, 4, 2, 4) V(4, 3, 1, 8, 2, 2)                                               \
-  V(8, 2, 4, 2, 4, 4) V(8, 2, 2, 4, 2, 4) V(8, 2, 1, 8, 1, 4) V(8, 2, 2, 4, 8, 2)       \
-  V(8, 2, 2, 4, 8, 3) V(8, 1, 4, 2, 8, 4) V(8, 1, 2, 4, 4, 4) V(8, 1, 4, 2, 4, 4)       \
-  V(8, 3, 4, 2, 4, 4) V(8, 3, 2, 4, 2, 2) V(8, 2, 1, 8, 4, 2) V(8, 2, 4, 2, 2, 4)       \
-  V(8, 2, 4, 1, 4, 8) V(8, 1, 8, 1, 4, 8)
+#define CUTS(V) \
+  V(1, 1, 1, 8, 1, 4) V(1, 1, 1, 8, 1, 8) V(1, 1, 1, 8, 2, 4) V(1, 1, 1, 8, 2, 6) \
+  V(1, 1, 1, 8, 4, 4) V(1, 2, 1, 8, 1, 4) V(1, 2, 1, 8, 2, 4) V(1, 2, 1, 8, 4, 3) \
+  V(1, 3, 1, 8, 1, 4) V(1, 4, 1, 8, 1, 4) V(1, 2, 2, 4, 1, 8) V(1, 1, 1, 4, 1, 8) \
+  V(1, 1, 1, 4, 4, 4) V(1, 2, 1, 8, 1, 2) V(1, 3, 1, 8, 1, 2) V(1, 1, 1, 8, 2, 2) \
+  V(1, 2, 1, 4, 1, 4) V(1, 3, 1, 4, 1, 4) V(2, 1, 1, 8, 2, 4) V(2, 1, 1, 8, 2, 6) \
+  V(2, 1, 1, 8, 4, 4) V(2, 1, 1, 8, 1, 4) V(2, 2, 1, 8, 1, 4) V(2, 2, 1, 8, 4, 3) \
+  V(2, 2, 1, 8, 1, 2) V(2, 2, 1, 4, 1, 4) V(2, 3, 1, 8, 1, 4) V(2, 3, 1, 8, 1, 2) \
+  V(2, 3, 1, 4, 1, 4) V(2, 1, 1, 8, 2, 2) V(2, 2, 2, 4, 2, 2) V(2, 1, 2, 4, 4, 4) \
+  V(4, 1, 1, 8, 2, 4) V(4, 1, 1, 8, 2, 2) V(4, 1, 1, 8, 4, 4) V(4, 1, 2, 4, 4, 4) \
+  V(4, 2, 1, 4, 4, 4) V(4, 2, 1, 8, 4, 2) V(4, 2, 1, 8, 1, 2) V(4, 2, 1, 8, 1, 3) \
+  V(4, 2, 1, 8, 1, 4) V(4, 2, 1, 4, 1, 4) V(4, 2, 2, 4, 2, 2) V(4, 2, 2, 2, 2, 4) \
+  V(4, 2, 2, 4, 2, 4) V(4, 3, 1, 8, 1, 2) V(4, 3, 1, 4, 1, 4) V(4, 3, 2, 2, 2, 4) \
+  V(4, 3, 2, 4, 2, 2) V(4, 2, 4, 1, 4, 4) V(4, 1, 4, 1, 4, 4) V(4, 1, 4, 1, 8, 4) \
+  V(8, 2, 4, 1, 4, 2) V(8, 1, 8, 1, 4, 2) V(8, 1, 4, 2, 4, 2) V(8, 2, 4, 1, 2, 4) \
+  V(4, 2, 4, 1, 2, 4) V(4, 1, 8, 1, 4, 4) V(4, 1, 8, 1, 8, 4) V(4, 1, 4, 2, 4, 4) \
+  V(8, 2, 1, 8, 1, 4) V(8, 2, 1, 4, 1, 4) V(8, 2, 1, 4, 1, 2) V(8, 2, 2, 2, 2, 4) \
+  V(8, 2, 2, 2, 2, 2) V(8, 2, 2, 4, 2, 2) V(8, 2, 4, 1, 4, 4) V(8, 2, 4, 2, 4, 2) \
+  V(8, 1, 8, 1, 4, 4) V(8, 1, 4, 1, 2, 4) V(8, 1, 4, 1, 2, 8) V(8, 3, 2, 2, 2, 4) \
+  V(8, 3, 2, 4, 2, 2) V(8, 3, 4, 1, 4, 2) V(8, 1, 4, 1, 8, 4) V(8, 2, 2, 2, 8, 4) \
+  V(8, 1, 4, 2, 8, 4) V(8, 1, 2, 2, 4, 4) V(8, 2, 1, 4, 4, 4) V(8, 1, 2, 4, 4, 2) \
+  V(8, 1, 1, 4, 2, 4) V(8, 1, 1, 8, 2, 2) V(8, 1, 2, 4, 4, 4) V(8, 1, 8, 1, 8, 4)
 
 std::vector<Variant> all_variants() {
   std::vector<Variant> all;
@@ -257,7 +266,7 @@ bool check(const std::vector<Variant>& variants) {
       for (int norm = 0; norm < 2; ++norm) {
         const bool with_bias = !gated && random() % 2, with_residual = !gated && random() % 2;
         Arguments a{x.data, w.data, y.data, with_residual ? residual.data : nullptr,
-                    with_bias ? bias.data : nullptr, norm ? gain.data : nullptr, m, n, k, 1e-6f, 0, 0};
+                    with_bias ? bias.data : nullptr, norm ? gain.data : nullptr, m, n, k, 1e-6f, 0, w.data, 0};
         reference<<<(m * n * 32 + 255) / 256, 256>>>(a, gated, wanted.data);
         std::vector<float> want(size_t(m) * n);
         CHECK(cudaMemcpy(want.data(), wanted.data, want.size() * 4, cudaMemcpyDeviceToHost));
@@ -266,7 +275,7 @@ bool check(const std::vector<Variant>& variants) {
           for (int form = 0; form < 2; ++form) {
             a.w = form ? packed.data : w.data;
             a.layout = (gated ? 1 : 0) | (form ? 2 : 0);
-            a.ahead = int(random() % 3) * 7;
+            a.next_bytes = random() % 2 ? unsigned(rows) * k * 2 : 0;
             std::vector<Half> got[2];
             for (auto& g : got) {
               fill_bits<<<64, 256>>>(y.data, y.count, 0x7fff);
@@ -367,9 +376,13 @@ struct Activations {
   }
 };
 
+/// What a kernel of a chain fetches for later ones: nothing, the next matrix, or (any other value)
+/// its equal share of the whole stream of weights, so many MB ahead of what it reads itself.
+enum Lead { kNothing = -1, kNext = 0 };
+
 struct Choice {
   const Variant* variant[4];
-  int ahead = 0;
+  int lead = kNext;  // which memory a kernel fetches into L2
   bool packed = false, overlapped = true;
 };
 
@@ -377,12 +390,24 @@ void chain(const Weights& w, Activations& b, const Choice& c, int m, cudaStream_
            bool serial = false) {
   Half* const in[] = {b.x.data, b.qkv.data, b.x.data, b.gated.data};
   Half* const out[] = {b.qkv.data, b.x.data, b.gated.data, b.x.data};
+  const Half* const all = (c.packed ? w.packed : w.rows).data;
+  const size_t count = size_t(w.model.layers) * 4, elements = w.rows.count;
+  const size_t share = (elements + count - 1) / count / 64 * 64 + 64;
   for (int l = 0; l < w.model.layers; ++l) {
     for (int p = 0; p < 4; ++p) {
       const Shape& s = w.shapes[p];
+      const Half* next = nullptr;
+      size_t length = 0;
+      if (c.lead == kNext && l * 4 + p + 1 < int(count)) {
+        next = w.at(p == 3 ? l + 1 : l, (p + 1) % 4, c.packed);
+        length = w.shapes[(p + 1) % 4].elements();
+      } else if (c.lead > 0) {
+        const size_t from = size_t(c.lead) * 500000 / 64 * 64 + share * (l * 4 + p);
+        if (from < elements) next = all + from, length = std::min(share, elements - from);
+      }
       const Arguments a{in[p], w.at(l, p, c.packed), out[p], s.norm ? nullptr : b.x.data, nullptr,
                         s.norm ? b.gain.data : nullptr, m, s.n, s.k, 1e-6f,
-                        (s.gated ? 1u : 0) | (c.packed ? 2u : 0), c.ahead};
+                        (s.gated ? 1u : 0) | (c.packed ? 2u : 0), next, unsigned(length * 2)};
       launch(*c.variant[p], a, stream, c.overlapped && !serial);
       if (serial) CHECK(cudaStreamSynchronize(stream));
     }
@@ -428,7 +453,7 @@ void time_model(const Model& model, const std::vector<Variant>& variants, FILE* 
       const Variant* which[2] = {};
       for (const Variant& v : variants) {
         if (v.columns != columns_of(m) || v.norm != s.norm || !v.fits(s.k)) continue;
-        for (int packed = 0; packed < 2; ++packed) {
+        for (int packed = 0; packed < 1; ++packed) {
           // Windows over all layers, so that nothing is in L2.
           const int count = int(std::min<size_t>(64, w.rows.count / s.elements()));
           const double us = clock.replay(7, [&] {
@@ -436,7 +461,7 @@ void time_model(const Model& model, const std::vector<Variant>& variants, FILE* 
               const Half* from = (packed ? w.packed : w.rows).data + s.elements() * i;
               const Arguments a{p == 3 ? b.gated.data : b.qkv.data, from, b.x.data, nullptr, nullptr,
                                 s.norm ? b.gain.data : nullptr, m, s.n, s.k, 1e-6f,
-                                (s.gated ? 1u : 0) | (packed ? 2u : 0), 0};
+                                (s.gated ? 1u : 0) | (packed ? 2u : 0), nullptr, 0};
               Arguments out = a;
               out.y = s.n == model.hidden ? b.x.data : p == 0 ? b.qkv.data : b.gated.data;
               if (p == 0) out.x = b.gated.data;
@@ -450,10 +475,17 @@ void time_model(const Model& model, const std::vector<Variant>& variants, FILE* 
         }
       }
       choice.variant[p] = which[0];
-      printf("%-10s %-7s m %2d  rows %-12s %7.2f us %5.0f GB/s %.2f  packed %-12s %7.2f us %.2f\n",
-             model.name, kProjections[p], m, which[0]->name().c_str(), best[0],
-             s.elements() * 2 / best[0] * 1e-3, best[0] / floor, which[1]->name().c_str(), best[1],
-             best[1] / floor);
+      const double hot = clock.replay(7, [&] {
+        for (int i = 0; i < 64; ++i) {
+          const Arguments a{p == 0 || p == 3 ? b.gated.data : b.qkv.data, w.at(0, p, false),
+                            s.n == model.hidden ? b.x.data : p == 0 ? b.qkv.data : b.gated.data,
+                            nullptr, nullptr, s.norm ? b.gain.data : nullptr, m, s.n, s.k, 1e-6f,
+                            s.gated ? 1u : 0, nullptr, 0};
+          launch(*which[0], a, clock.stream, true);
+        }
+      }) / 64;
+      printf("%-10s %-7s m %2d  %-12s %7.2f us %5.0f GB/s %.2f  one matrix again and again %.2f us\n", model.name, kProjections[p], m,
+             which[0]->name().c_str(), best[0], s.elements() * 2 / best[0] * 1e-3, best[0] / floor, hot);
     }
     auto time = [&](const Choice& c, int count) {
       b.reset();
@@ -471,23 +503,73 @@ void time_model(const Model& model, const std::vector<Variant>& variants, FILE* 
         }
       }
     }
-    for (int ahead : {4, 16, 64}) {
-      Choice next = choice;
-      next.ahead = ahead;
-      const double us = time(next, 9);
-      if (us < best * 0.997) best = us, choice = next;
-    }
     Choice packed = choice, plain = choice;
+    std::string leads;
+    for (int lead : {int(kNothing), int(kNext), 10, 14, 20, 26}) {
+      Choice next = choice;
+      next.lead = lead;
+      const double us = time(next, 21);
+      char text[32];
+      snprintf(text, sizeof text, " %d:%.1f", lead, us);
+      leads += text;
+      if (us < best) best = us, packed.lead = plain.lead = lead;
+    }
+    choice.lead = packed.lead;
     packed.packed = true;
     plain.overlapped = false;
     const double final = time(choice, 21), floor = w.floor_us();
+    auto carve = [&](int percent) {
+      for (const Variant* v : choice.variant) {
+        CHECK(cudaFuncSetAttribute(v->kernel, cudaFuncAttributePreferredSharedMemoryCarveout, percent));
+      }
+    };
+    carve(-1);
+    printf("carve-out left to the driver: %.1f us\n", time(choice, 21));
+    carve(100);
     printf("CHAIN %s m %2d: %.1f us = %.2f x floor %.1f (%.0f GB/s); packed %.1f; no overlap %.1f; "
-           "ahead %d; qkv %s o %s gate_up %s down %s; same bits %s\n",
+           "leads%s; qkv %s o %s gate_up %s down %s; same bits %s\n",
            model.name, m, final, final / floor, floor, w.rows.count * 2 / final * 1e-3, time(packed, 21),
-           time(plain, 21), choice.ahead, choice.variant[0]->name().c_str(),
+           time(plain, 21), leads.c_str(), choice.variant[0]->name().c_str(),
            choice.variant[1]->name().c_str(), choice.variant[2]->name().c_str(),
            choice.variant[3]->name().c_str(), same_bits(w, b, choice, m, clock) ? "yes" : "NO");
     fflush(stdout);
+  }
+}
+
+__global__ void __launch_bounds__(256) only_waits() {
+  project::let_next_kernel_start();
+  project::wait_for_previous_kernel();
+}
+
+/// What dependent launches of kernels that do nothing cost in a graph, and how many clusters fit.
+void time_launches(const std::vector<Variant>& variants) {
+  Clock clock;
+  CHECK(cudaFuncSetAttribute(only_waits, cudaFuncAttributeMaxDynamicSharedMemorySize, 227 * 1024));
+  for (int shared : {0, 65536, 100000}) {
+    const double us = clock.replay(15, [&] {
+      for (int i = 0; i < 112; ++i) {
+        cudaLaunchAttribute attribute;
+        attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+        attribute.val.programmaticStreamSerializationAllowed = 1;
+        cudaLaunchConfig_t config{};
+        config.gridDim = 128, config.blockDim = 256, config.dynamicSmemBytes = shared;
+        config.stream = clock.stream, config.attrs = &attribute, config.numAttrs = 1;
+        CHECK(cudaLaunchKernelEx(&config, only_waits));
+      }
+    });
+    printf("# empty dependent kernel, %d bytes shared: %.2f us\n", shared, us / 112);
+  }
+  for (const Variant& v : variants) {
+    if (v.split == 1 || v.columns != 8 || !v.norm) continue;
+    cudaLaunchAttribute attribute;
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim.x = v.split, attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+    cudaLaunchConfig_t config{};
+    config.gridDim = 16 * v.split, config.blockDim = v.threads;
+    config.dynamicSmemBytes = v.shared_bytes(1024), config.attrs = &attribute, config.numAttrs = 1;
+    int clusters = 0;
+    cudaOccupancyMaxActiveClusters(&clusters, v.kernel, &config);
+    printf("# %s: %d clusters = %d blocks fit\n", v.name().c_str(), clusters, clusters * v.split);
   }
 }
 
@@ -505,7 +587,7 @@ void time_head(const std::vector<Variant>& variants, FILE* csv) {
     const Variant* which = nullptr;
     for (const Variant& v : variants) {
       if (v.columns != columns_of(m) || !v.norm || !v.fits(k)) continue;
-      const Arguments a{x.data, w.data, y.data, nullptr, nullptr, gain.data, m, n, k, 1e-6f, 0, 0};
+      const Arguments a{x.data, w.data, y.data, nullptr, nullptr, gain.data, m, n, k, 1e-6f, 0, nullptr, 0};
       const double us = clock.replay(7, [&] {
         for (int i = 0; i < 4; ++i) launch(v, a, clock.stream, true);
       }) / 4;
@@ -529,6 +611,7 @@ int main(int argc, char** argv) {
   FILE* csv = fopen(argc > 2 ? argv[2] : "/dev/null", "w");
   if (!csv) return perror("csv"), 1;
   fprintf(csv, "model,projection,m,cut,layout,blocks,shared_bytes,us,gb_s,ratio\n");
+  time_launches(variants);
   for (const Model& model : kModels) time_model(model, variants, csv);
   time_head(variants, csv);
   fclose(csv);

@@ -18,9 +18,10 @@
 extern "C" __global__ void __launch_bounds__(32 * (WARPS_N) * (WARPS_K), BLOCKS_PER_SM)
     project_rows(const unsigned short* x, const unsigned short* w, unsigned short* y,
                  const unsigned short* residual, const float* bias, const unsigned short* gain,
-                 int m, int n, int k, float eps, unsigned layout, int ahead) {
+                 int m, int n, int k, float eps, unsigned layout, const void* next,
+                 unsigned next_bytes) {
   extern __shared__ __align__(128) unsigned char shared[];
   using Cut = project::Cut<COLUMNS, TILES, WARPS_N, WARPS_K, SPLIT, STAGES, NORM>;
-  const project::Arguments a{x, w, y, residual, bias, gain, m, n, k, eps, layout, ahead};
+  const project::Arguments a{x, w, y, residual, bias, gain, m, n, k, eps, layout, next, next_bytes};
   project::project<Cut>(a, shared);
 }

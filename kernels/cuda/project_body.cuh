@@ -5,7 +5,9 @@
 // of W and of a row of x for every 32 elements of k: no matrix is transposed or repacked, and what a
 // lane copies into shared memory of W only that lane reads, so W needs no barrier.
 //
-//   1. Copies of W start before the kernel before this one has ended; then it is waited for.
+//   1. Copies of W start before the kernel before this one has ended; then this kernel asks for a
+//      run of memory that a later kernel will read, to be fetched into L2, so that the memory is
+//      not idle while kernels end and start; then the kernel before is waited for.
 //   2. Each warp sums its tiles over its share of k (split over the block's warps and over the
 //      cluster's blocks).
 //   3. Partial sums meet in shared memory, then in the block of the cluster that owns them, in a
@@ -33,7 +35,8 @@ struct Arguments {
   int m, n, k;           // m <= 8 kColumns; n % 16 == 0 (gated: n % 8 == 0); k % 32 == 0
   float eps;             // of the norm
   unsigned layout;
-  int ahead;             // blocks of 32 elements of k that are fetched into L2 behind the ring
+  const void* next;      // a run to be fetched into L2 for later kernels; never written by them
+  unsigned next_bytes;   // of it, a multiple of 16
 };
 
 /// Where element (row of the tile, k) lies in the packed form: [tile][k / 32][row / 8][lane][8].
@@ -61,12 +64,14 @@ struct Cut {
   static constexpr int kUnits = kBlockTiles * kColumns;  // of 16 × 8 sums
   static constexpr int kOwned = (kUnits + kSplit - 1) / kSplit;
   static constexpr int kRows = 8 * kColumns;
+  static constexpr int kOwnColumns = (kColumns + kWarpsN - 1) / kWarpsN;
   // Shared memory, in bytes.
   static constexpr int kStageBytes = kTiles * 1024;
   static constexpr int kXStageBytes = kColumns * 512;
+  static constexpr bool kLeaves = kWarpsK > 1 || kSplit == 1;  // sums meet in the block first
+  static constexpr int kSumBytes = kLeaves ? kTiles * kColumns * 512 : 0;
   static constexpr int kWarpBytes =  // stages of W, and in their place the sums at the end
-      kStages * kStageBytes > kTiles * kColumns * 512 ? kStages * kStageBytes
-                                                      : kTiles * kColumns * 512;
+      kStages * kStageBytes > kSumBytes ? kStages * kStageBytes : kSumBytes;
   static constexpr int kX = kWarps * kWarpBytes;
   static constexpr int kMeet = kX + kWarpsK * kStages * kXStageBytes;
   static constexpr int kSquares = kMeet + (kSplit > 1 ? kOwned * kSplit * 512 : 0);
@@ -100,6 +105,18 @@ __device__ __forceinline__ Source source_of(const Arguments& a, int lane) {
   return s;
 }
 
+/// This block's part of the run that later kernels read.
+__device__ __forceinline__ void prefetch_next(const Arguments& a) {
+  constexpr unsigned kRun = 2048;
+  const unsigned runs = (a.next_bytes + kRun - 1) / kRun;
+  const unsigned share = (runs + gridDim.x - 1) / gridDim.x;
+  const unsigned last = min(runs, (blockIdx.x + 1) * share);
+  for (unsigned i = blockIdx.x * share + threadIdx.x; i < last; i += blockDim.x) {
+    prefetch_run(static_cast<const unsigned char*>(a.next) + (unsigned long long)i * kRun,
+                 min(kRun, a.next_bytes - i * kRun));
+  }
+}
+
 template <class C>
 struct Sum {
   const Arguments& a;
@@ -111,7 +128,7 @@ struct Sum {
   int tile;
   unsigned ring, x_ring;   // shared addresses
   Sums sums[C::kTiles][C::kColumns];
-  float squares[C::kColumns];
+  float squares[C::kOwnColumns];
 
   __device__ __forceinline__ void copy_w(int index) {
     const unsigned slot = ring + index % C::kStages * C::kStageBytes + lane * 16;
@@ -125,61 +142,60 @@ struct Sum {
     }
   }
 
-  __device__ __forceinline__ void prefetch_w(int index) {
-    if (lane % 4) return;
-#pragma unroll
-    for (int j = 0; j < C::kTiles; ++j) {
-      const Half* low = source.start + min(tile + j, source.tiles - 1) * source.tile +
-                        (long long)(first + index) * source.step;
-      prefetch_line(low);
-      prefetch_line(low + source.high);
-    }
-  }
-
   __device__ __forceinline__ void copy_x(int index) {
     const unsigned slot = x_ring + index % C::kStages * C::kXStageBytes + lane * 16;
-#pragma unroll
-    for (int c = 0; c < C::kColumns; ++c) {
-      if (c % C::kWarpsN != warp_n) continue;
-      const int row = c * 8 + lane / 4;
-      const bool wanted = row < a.m;
-      copy_16_if(slot + c * 512,
-                 a.x + (long long)(wanted ? row : 0) * a.k + (first + index) * 32 + lane % 4 * 8,
-                 wanted);
+    const Half* from = a.x + (first + index) * 32 + lane % 4 * 8;
+    int row = warp_n * 8 + lane / 4, offset = row * a.k;
+    constexpr int kUnroll = C::kColumns / C::kWarpsN > 2 ? 2 : 1;
+#pragma unroll kUnroll
+    for (int c = warp_n; c < C::kColumns; c += C::kWarpsN) {
+      copy_16_if(slot + c * 512, from + (row < a.m ? offset : 0), row < a.m);
+      row += 8 * C::kWarpsN, offset += 8 * C::kWarpsN * a.k;
     }
   }
 
-  __device__ __forceinline__ void add_squares(int c, const Piece& b) {
-    squares[c] += low(b.x) * low(b.x) + high(b.x) * high(b.x) + low(b.y) * low(b.y) +
-                  high(b.y) * high(b.y) + low(b.z) * low(b.z) + high(b.z) * high(b.z) +
-                  low(b.w) * low(b.w) + high(b.w) * high(b.w);
+  /// Of the columns that this warp copied. Apart from the products, so that no branch cuts those.
+  __device__ __forceinline__ void add_squares(const Piece* x) {
+#pragma unroll
+    for (int i = 0; i < C::kOwnColumns; ++i) {
+      const int c = warp_n + i * C::kWarpsN;
+      if (C::kColumns % C::kWarpsN && c >= C::kColumns) break;
+      const Piece b = x[c * 32 + lane];
+      squares[i] += (low(b.x) * low(b.x) + high(b.x) * high(b.x) + low(b.y) * low(b.y) +
+                     high(b.y) * high(b.y)) +
+                    (low(b.z) * low(b.z) + high(b.z) * high(b.z) + low(b.w) * low(b.w) +
+                     high(b.w) * high(b.w));
+    }
   }
 
   __device__ __forceinline__ void multiply_stage(int index) {
     const int slot = index % C::kStages;
     const unsigned char* w_slot = shared + (ring - shared_address(shared)) + slot * C::kStageBytes;
-    const unsigned char* x_slot =
-        shared + (x_ring - shared_address(shared)) + slot * C::kXStageBytes;
+    const Piece* x = reinterpret_cast<const Piece*>(shared + (x_ring - shared_address(shared)) +
+                                                    slot * C::kXStageBytes);
     const Piece* pieces = reinterpret_cast<const Piece*>(w_slot) + lane;
     Piece gain;
     if constexpr (C::kNorm) {
       gain = *reinterpret_cast<const Piece*>(shared + C::kGain + (first + index) * 64 +
                                              lane % 4 * 16);
+      add_squares(x);
     }
     Piece low[C::kTiles], high[C::kTiles];
 #pragma unroll
     for (int j = 0; j < C::kTiles; ++j) low[j] = pieces[j * 64], high[j] = pieces[j * 64 + 32];
 #pragma unroll
     for (int c = 0; c < C::kColumns; ++c) {
-      Piece b = reinterpret_cast<const Piece*>(x_slot)[c * 32 + lane];
+      Piece b = x[c * 32 + lane];
       if constexpr (C::kNorm) {
-        if (c % C::kWarpsN == warp_n) add_squares(c, b);
         b = {multiply(b.x, gain.x), multiply(b.y, gain.y), multiply(b.z, gain.z),
              multiply(b.w, gain.w)};
       }
 #pragma unroll
       for (int j = 0; j < C::kTiles; ++j) {
         mma(sums[j][c], low[j].x, high[j].x, low[j].y, high[j].y, b.x, b.y);
+      }
+#pragma unroll
+      for (int j = 0; j < C::kTiles; ++j) {
         mma(sums[j][c], low[j].z, high[j].z, low[j].w, high[j].w, b.z, b.w);
       }
     }
@@ -194,7 +210,6 @@ struct Sum {
     for (int i = 0; i < C::kStages; ++i) {
       if (i < count) copy_w(i);
     }
-    for (int i = C::kStages; i < min(count, C::kStages + a.ahead); ++i) prefetch_w(i);
   }
 
   __device__ __forceinline__ void run() {
@@ -202,7 +217,8 @@ struct Sum {
       if (i < count) copy_x(i);
       commit_copies();
     }
-    if (count <= C::kStages) {
+    // Few rows come at once; of many, the first are worked on while the others come.
+    if (C::kColumns <= 2 && count <= C::kStages) {
       wait_copies<0>();
       meet_side();
       constexpr int kUnroll = C::kTiles * C::kColumns > 8 ? 1 : 4;
@@ -226,19 +242,22 @@ struct Sum {
 
   /// Partial sums to where the warp's stages were.
   __device__ __forceinline__ void leave() {
-    __syncwarp();
-    Sums* out = reinterpret_cast<Sums*>(shared + (ring - shared_address(shared))) + lane;
+    if constexpr (C::kLeaves) {
+      __syncwarp();
+      Sums* out = reinterpret_cast<Sums*>(shared + (ring - shared_address(shared))) + lane;
 #pragma unroll
-    for (int j = 0; j < C::kTiles; ++j) {
+      for (int j = 0; j < C::kTiles; ++j) {
 #pragma unroll
-      for (int c = 0; c < C::kColumns; ++c) out[(j * C::kColumns + c) * 32] = sums[j][c];
+        for (int c = 0; c < C::kColumns; ++c) out[(j * C::kColumns + c) * 32] = sums[j][c];
+      }
     }
     if constexpr (C::kNorm) {
       float* all = reinterpret_cast<float*>(shared + C::kSquares) + warp_k * C::kRows;
 #pragma unroll
-      for (int c = 0; c < C::kColumns; ++c) {
-        if (c % C::kWarpsN != warp_n) continue;
-        float s = squares[c];
+      for (int i = 0; i < C::kOwnColumns; ++i) {
+        const int c = warp_n + i * C::kWarpsN;
+        if (C::kColumns % C::kWarpsN && c >= C::kColumns) break;
+        float s = squares[i];
         s += __shfl_xor_sync(~0u, s, 1);
         s += __shfl_xor_sync(~0u, s, 2);
         if (lane % 4 == 0) all[c * 8 + lane / 4] = s;
@@ -312,13 +331,23 @@ __device__ __forceinline__ float rms_factor(const Arguments& a, const unsigned c
 
 /// Sends this block's sums to the blocks that own them; returns when its own have come.
 template <class C>
-__device__ __forceinline__ void exchange(unsigned char* shared, int rank, int lane, int warp) {
+__device__ __forceinline__ void exchange(const Sum<C>& sum, unsigned char* shared, int rank,
+                                         int lane, int warp) {
   const unsigned base = shared_address(shared);
-  cluster_wait();  // all blocks of the cluster have started
-  for (int unit = warp; unit < C::kUnits; unit += C::kWarps) {
+  auto send = [&](int unit, const Sums& sums) {
     const int slot = unit / C::kSplit * C::kSplit + rank;
-    store_remote(remote_address(base + C::kMeet + slot * 512 + lane * 16, unit % C::kSplit),
-                 gather<C>(shared, unit, lane));
+    store_remote(remote_address(base + C::kMeet + slot * 512 + lane * 16, unit % C::kSplit), sums);
+  };
+  cluster_wait();  // all blocks of the cluster have started
+  if constexpr (C::kWarpsK == 1) {
+#pragma unroll
+    for (int i = 0; i < C::kTiles * C::kColumns; ++i) {
+      send(warp * C::kTiles * C::kColumns + i, sum.sums[i / C::kColumns][i % C::kColumns]);
+    }
+  } else {
+    for (int unit = warp; unit < C::kUnits; unit += C::kWarps) {
+      send(unit, gather<C>(shared, unit, lane));
+    }
   }
   if constexpr (C::kNorm) {
     const float* parts = reinterpret_cast<const float*>(shared + C::kSquares);
@@ -356,11 +385,12 @@ __device__ __forceinline__ void project(const Arguments& a, unsigned char* share
   sum.x_ring = base + C::kX + warp_k * C::kStages * C::kXStageBytes;
 #pragma unroll
   for (int c = 0; c < C::kColumns; ++c) {
-    sum.squares[c] = 0;
+    if (c < C::kOwnColumns) sum.squares[c] = 0;
 #pragma unroll
     for (int j = 0; j < C::kTiles; ++j) sum.sums[j][c] = {0, 0, 0, 0};
   }
   sum.start();
+  prefetch_next(a);
   if constexpr (C::kNorm) {
     Piece* gains = reinterpret_cast<Piece*>(shared + C::kGain);
     for (int i = threadIdx.x; i < a.k / 8; i += C::kThreads) {
@@ -370,23 +400,28 @@ __device__ __forceinline__ void project(const Arguments& a, unsigned char* share
   }
   wait_for_previous_kernel();
 
-  // The unit that this thread finishes: its addend comes while the sums are made.
-  constexpr bool kEarly = C::kOwned <= C::kWarps;
-  Sums early = {0, 0, 0, 0};
-  if constexpr (kEarly && !C::kNorm) {
-    const int unit = warp * C::kSplit + rank;
-    if (unit < C::kUnits) {
-      early = addend(a, first_tile + unit / C::kColumns, unit % C::kColumns, lane);
+  // What is added to the units that this thread finishes comes while the sums are made.
+  constexpr int kFinishes = (C::kOwned + C::kWarps - 1) / C::kWarps;
+  constexpr bool kEarly = kFinishes <= 2 && !C::kNorm;
+  const auto unit_of = [&](int i) { return (warp + i * C::kWarps) * C::kSplit + rank; };
+  Sums early[kFinishes];
+  if constexpr (kEarly) {
+#pragma unroll
+    for (int i = 0; i < kFinishes; ++i) {
+      if (unit_of(i) >= C::kUnits) break;
+      early[i] =
+          addend(a, first_tile + unit_of(i) / C::kColumns, unit_of(i) % C::kColumns, lane);
     }
   }
   sum.run();
   sum.leave();
   __syncthreads();
-  if constexpr (C::kSplit > 1) exchange<C>(shared, rank, lane, warp);
+  if constexpr (C::kSplit > 1) exchange<C>(sum, shared, rank, lane, warp);
 
-  for (int own = warp; own < C::kOwned; own += C::kWarps) {
-    const int unit = own * C::kSplit + rank;
-    if (unit >= C::kUnits) break;
+#pragma unroll
+  for (int i = 0; i < kFinishes; ++i) {
+    const int own = warp + i * C::kWarps, unit = unit_of(i);
+    if (own >= C::kOwned || unit >= C::kUnits) break;
     Sums total;
     if constexpr (C::kSplit > 1) {
       total = {0, 0, 0, 0};
@@ -404,7 +439,11 @@ __device__ __forceinline__ void project(const Arguments& a, unsigned char* share
       const float f0 = rms_factor<C>(a, shared, row), f1 = rms_factor<C>(a, shared, row + 1);
       total.x *= f0, total.z *= f0, total.y *= f1, total.w *= f1;
     }
-    add(total, kEarly && !C::kNorm ? early : addend(a, tile, column, lane));
+    if constexpr (kEarly) {
+      add(total, early[i]);
+    } else {
+      add(total, addend(a, tile, column, lane));
+    }
     store(a, tile, column, lane, total);
   }
 }

@@ -67,6 +67,15 @@ __device__ __forceinline__ void prefetch_line(const void* source) {
   asm volatile("prefetch.global.L2 [%0];" ::"l"(source));
 }
 
+/// Starts to fetch `bytes`, a multiple of 16, into L2.
+__device__ __forceinline__ void prefetch_run(const unsigned char* source, unsigned bytes) {
+#if PROJECT_HOPPER
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(source), "r"(bytes) : "memory");
+#else
+  for (unsigned i = 0; i < bytes; i += 128) prefetch_line(source + i);
+#endif
+}
+
 __device__ __forceinline__ void commit_copies() {
   asm volatile("cp.async.commit_group;" ::: "memory");
 }
