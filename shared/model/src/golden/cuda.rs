@@ -40,7 +40,7 @@ fn cuda_logits_of_tiny_models() {
             }
         }
         println!("{name}: logit error {worst:.2e}");
-        // A few layers of bf16 activations against f32 ones.
+        // bf16 activations against f32 ones; transformers in bf16 is off by 2.1e-2 to 2.5e-2.
         assert!(worst < 5e-2, "{name}: {worst}");
     }
 }
