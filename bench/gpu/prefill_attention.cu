@@ -164,18 +164,21 @@ bool hopper() {
   return major == 9;
 }
 
-prefill::TensorMap encode(const void* data, uint64_t width, uint64_t rows, uint32_t box_rows) {
+/// bf16 in shared memory with the 128-byte swizzle; `strides` in bytes, of all dimensions but the
+/// first.
+prefill::TensorMap encode(const void* data, std::vector<cuuint64_t> sizes,
+                          std::vector<cuuint64_t> strides, std::vector<cuuint32_t> box) {
   void* entry = nullptr;
   cudaDriverEntryPointQueryResult found;
   CHECK(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &entry, 12000,
                                          cudaEnableDefault, &found));
   alignas(64) CUtensorMap map;
-  const cuuint64_t sizes[2] = {width, rows}, strides[1] = {width * 2};
-  const cuuint32_t box[2] = {64, box_rows}, steps[2] = {1, 1};
+  const cuuint32_t steps[4] = {1, 1, 1, 1};
   const CUresult status = reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(entry)(
-      &map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, const_cast<void*>(data), sizes, strides, box,
-      steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-      CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+      &map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, cuuint32_t(sizes.size()), const_cast<void*>(data),
+      sizes.data(), strides.data(), box.data(), steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
+      CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+      CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (status != CUDA_SUCCESS) fprintf(stderr, "cuTensorMapEncodeTiled: %d\n", status), exit(1);
   prefill::TensorMap bytes;
   memcpy(&bytes, &map, sizeof(bytes));
@@ -242,8 +245,11 @@ struct Batch {
     fill_queries<<<1024, 256>>>(qkv.data, int64_t(plan.tokens) * width, width,
                                 shape.heads * HEAD_DIM, seed + 1, sharpness);
     CHECK(cudaDeviceSynchronize());
-    query_map = encode(qkv.data, width, plan.tokens, prefill::kQueryTile);
-    pool_map = encode(pool.data, HEAD_DIM, pool_len() / HEAD_DIM, prefill::kBox);
+    const cuuint64_t columns = width, rows = plan.tokens;
+    query_map = encode(qkv.data, {columns, rows}, {columns * 2}, {64, prefill::kQueryTile});
+    pool_map = encode(pool.data, {64, 8, prefill::kHalves, pool_len() / HEAD_DIM / 8},
+                      {HEAD_DIM * 2, 128, HEAD_DIM * 16},
+                      {64, 8, prefill::kHalves, prefill::kBox / 8});
   }
   size_t pool_len() const {
     return size_t(shape.pages) * shape.layers * 2 * shape.kv_heads * PAGE_TOKENS * HEAD_DIM;

@@ -111,6 +111,15 @@ __device__ __forceinline__ void load_box(unsigned target, const void* map, int c
       : "memory");
 }
 
+/// A box of a map of four dimensions that is whole in the first three.
+__device__ __forceinline__ void load_tokens(unsigned target, const void* map, int at,
+                                            unsigned barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
+      "[%0], [%1, {%3, %3, %3, %4}], [%2];" ::"r"(target), "l"(map), "r"(barrier), "r"(0), "r"(at)
+      : "memory");
+}
+
 __device__ __forceinline__ void prefetch_map(const void* map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
 }

@@ -5,8 +5,9 @@
 //    draw of a launch sets it back to 0, so a captured graph can be replayed.
 // 2. Keys and values come in tiles of 128 tokens, last tile first, so that only the first tiles of
 //    an item need a mask. Each has two stages. A tile lies in shared memory as
-//    [half of 64 dims][token][128 bytes, 128-byte swizzle]: K-major for Q·Kᵀ, and for P·V the same
-//    bytes read with the dims adjacent. A box of the tensor map is 64 dims × kBox tokens of a page.
+//    [8 tokens][half of 64 dims][token][128 bytes, 128-byte swizzle]: K-major for Q·Kᵀ, and for P·V
+//    the same bytes read with the dims adjacent. This order lets one box of the tensor map fetch
+//    kBox tokens whole: the number of boxes is what bounds small pages.
 // 3. A consumer launches S' = Q·Kᵀ of the next tile and O += P·V of this one, waits for S', and
 //    does its softmax while P·V runs. Two named barriers let the consumers take turns at launching,
 //    so one's softmax lies under the other's products.
@@ -17,7 +18,8 @@
 // prefill::kWgmmaShared bytes; `next` one int, 0 before the first launch and not shared between
 // launches that may overlap. Tensor maps, both of bf16, 128-byte swizzle, element strides 1:
 // `query_map` sizes {(heads + 2 · kv_heads) · HEAD_DIM, rows of qkv}, box {64, 128};
-// `pool_map` sizes {HEAD_DIM, pages · layers · 2 · kv_heads · PAGE_TOKENS}, box {64, kBox}.
+// `pool_map` sizes {64, 8, kHalves, pages · layers · 2 · kv_heads · PAGE_TOKENS / 8}, strides in
+// bytes {HEAD_DIM · 2, 128, HEAD_DIM · 16}, box {64, 8, kHalves, kBox / 8}.
 #pragma once
 
 namespace prefill {
@@ -28,8 +30,9 @@ constexpr int kWgmmaThreads = 384;
 constexpr int kBox = PAGE_TOKENS & -PAGE_TOKENS;  // the largest power of two that divides a page
 constexpr int kBoxes = kKeys / kBox;
 constexpr int kHalves = HEAD_DIM / 64;
-constexpr int kHalfBytes = kKeys * 128;
-constexpr int kTileBytes = kHalves * kHalfBytes;
+constexpr int kHalfBytes = 8 * 128;
+constexpr int kGroupBytes = kHalves * kHalfBytes;  // of 8 tokens
+constexpr int kTileBytes = kKeys / 8 * kGroupBytes;
 constexpr int kQueryHalfBytes = kQueryTile * 128;
 constexpr int kQueryBytes = kHalves * kQueryHalfBytes;
 
@@ -74,11 +77,12 @@ struct Ring {
   }
 };
 
-/// K-major or, with `kLead` the distance of the halves, dims adjacent; 8 rows of 128 bytes a group.
-template <int kLead>
+/// An operand whose groups of 8 rows of 128 bytes lie `kGroup` bytes apart. The distance of the
+/// halves counts only where the operand is read with the dims adjacent.
+template <int kGroup>
 __device__ __forceinline__ unsigned long long descriptor(unsigned address) {
-  return (1ull << 62) | (64ull << 32) | ((unsigned long long)(kLead >> 4) << 16) |
-         ((address & 0x3ffff) >> 4);
+  return (1ull << 62) | ((unsigned long long)(kGroup >> 4) << 32) |
+         ((unsigned long long)(kHalfBytes >> 4) << 16) | ((address & 0x3ffff) >> 4);
 }
 
 struct WgmmaArguments {
@@ -119,11 +123,8 @@ struct Producer {
       prefill_ptx::barrier_expect(barrier, kTileBytes);
 #pragma unroll
       for (int b = 0; b < kBoxes; ++b) {
-#pragma unroll
-        for (int h = 0; h < kHalves; ++h) {
-          prefill_ptx::load_box(target + h * kHalfBytes + b * kBox * 128, pool_map, h * 64, at[b],
-                                barrier);
-        }
+        prefill_ptx::load_tokens(target + b * (kBox / 8) * kGroupBytes, pool_map, at[b] >> 3,
+                                 barrier);
       }
     }
     __syncwarp();
@@ -227,8 +228,8 @@ struct Consumer {
     for (int d = 0; d < HEAD_DIM / 16; ++d) {
       const int half = d / 4, step = d % 4 * 32;
       prefill_ptx::wgmma_scores(
-          score, descriptor<16>(query + half * kQueryHalfBytes + step),
-          descriptor<16>(keys + half * kHalfBytes + step), d > 0);
+          score, descriptor<1024>(query + half * kQueryHalfBytes + step),
+          descriptor<kGroupBytes>(keys + half * kHalfBytes + step), d > 0);
     }
     prefill_ptx::wgmma_commit();
   }
@@ -238,7 +239,7 @@ struct Consumer {
 #pragma unroll
     for (int k = 0; k < kKeys / 16; ++k) {
       prefill_ptx::wgmma_values(out, weight + k * 4,
-                                descriptor<kHalfBytes>(values + k * 16 * 128));
+                                descriptor<kGroupBytes>(values + k * 2 * kGroupBytes));
     }
     prefill_ptx::wgmma_commit();
   }
@@ -296,9 +297,7 @@ struct Consumer {
   template <bool kMasked>
   __device__ __forceinline__ void step(int last) {
     prefill_ptx::barrier_wait(barriers.key_full(key.stage), key.phase);
-#ifndef PREFILL_NO_TURNS
     prefill_ptx::named_barrier_sync(1 + group, 256);
-#endif
     prefill_ptx::hold(score);
     prefill_ptx::hold(out);
     prefill_ptx::hold(weight);
@@ -306,9 +305,7 @@ struct Consumer {
     launch_scores();
     prefill_ptx::barrier_wait(barriers.value_full(value.stage), value.phase);
     launch_values();
-#ifndef PREFILL_NO_TURNS
     prefill_ptx::named_barrier_arrive(2 - group, 256);
-#endif
     prefill_ptx::wgmma_wait<1>();
     prefill_ptx::hold(score);
     release(barriers.key_empty(key.stage));
@@ -332,7 +329,8 @@ struct Consumer {
     const int rows = (valid + kBox - 1) / kBox * kBox - valid;
     for (int i = warp * 32 + lane; i < rows * 8 * kHalves; i += 128) {
       const int row = valid + i / 8 % rows, half = i / 8 / rows;
-      const unsigned at = values + half * kHalfBytes + row * 128 + i % 8 * 16;
+      const unsigned at = values + row / 8 * kGroupBytes + half * kHalfBytes + row % 8 * 128 +
+                          i % 8 * 16;
       asm volatile("st.shared.v4.b32 [%0], {%1,%1,%1,%1};" ::"r"(at), "r"(0) : "memory");
     }
     prefill_ptx::async_proxy_fence();
@@ -420,9 +418,7 @@ struct Consumer {
   }
 
   __device__ __forceinline__ void run(const Item* from) {
-#ifndef PREFILL_NO_TURNS
     if (group == 1) prefill_ptx::named_barrier_arrive(1, 256);
-#endif
     unsigned phase = 0;
     while (true) {
       prefill_ptx::barrier_wait(barriers.query_full(), phase);
