@@ -2,6 +2,8 @@
 //
 //   project check        random shapes and cuts against f64, NaN in every output
 //   project time [CSV]   each projection alone, then layers of four in one graph, m = 1 to 64
+//   project trace        when the blocks of each kernel of a chain start, wait and end (built with
+//                        -DTRACE, which costs time: for the order of events, not for figures)
 #include <cuda_runtime.h>
 #include <math.h>
 #include <stdint.h>
@@ -14,6 +16,16 @@
 #include <string>
 #include <vector>
 
+#ifdef TRACE
+constexpr int kTraced = 64, kTracedBlocks = 1024, kPoints = 5;
+__device__ unsigned long long traced[kTraced][kTracedBlocks][kPoints];
+// The launch's number is in bits of `layout` that mean nothing to the kernel.
+#define PROJECT_TRACE(arguments, point)                                                        \
+  if (threadIdx.x == 0 && (arguments).layout >> 8 < kTraced && blockIdx.x < kTracedBlocks) {   \
+    asm volatile("mov.u64 %0, %%globaltimer;"                                                  \
+                 : "=l"(traced[(arguments).layout >> 8][blockIdx.x][point]) :: "memory");      \
+  }
+#endif
 #include "../../kernels/cuda/project_body.cuh"
 
 using project::Arguments;
@@ -407,7 +419,8 @@ void chain(const Weights& w, Activations& b, const Choice& c, int m, cudaStream_
       }
       const Arguments a{in[p], w.at(l, p, c.packed), out[p], s.norm ? nullptr : b.x.data, nullptr,
                         s.norm ? b.gain.data : nullptr, m, s.n, s.k, 1e-6f,
-                        (s.gated ? 1u : 0) | (c.packed ? 2u : 0), next, unsigned(length * 2)};
+                        (s.gated ? 1u : 0) | (c.packed ? 2u : 0) | unsigned(l * 4 + p) << 8, next,
+                        unsigned(length * 2)};
       launch(*c.variant[p], a, stream, c.overlapped && !serial);
       if (serial) CHECK(cudaStreamSynchronize(stream));
     }
@@ -600,8 +613,54 @@ void time_head(const std::vector<Variant>& variants, FILE* csv) {
   }
 }
 
+#ifdef TRACE
+void trace(const std::vector<Variant>& variants) {
+  const Weights w(kModels[0]);
+  Activations b(kModels[0]);
+  Clock clock;
+  auto find = [&](const char* name, bool norm) -> const Variant* {
+    for (const Variant& v : variants) {
+      if (v.name() == name && v.norm == norm) return &v;
+    }
+    fprintf(stderr, "no cut %s\n", name);
+    exit(1);
+  };
+  const char* const cuts[][4] = {{"c1t2n1k8s1r4", "c1t1n1k8s1r8", "c1t3n1k8s1r4", "c1t1n1k8s2r6"},
+                                 {"c8t2n2k4s2r2", "c8t2n1k4s4r4", "c8t3n2k4s2r2", "c8t2n1k4s4r4"}};
+  static unsigned long long host[kTraced][kTracedBlocks][kPoints];
+  for (int which = 0; which < 2; ++which) {
+    for (int lead : {int(kNothing), 10}) {
+      Choice c;
+      for (int p = 0; p < 4; ++p) c.variant[p] = find(cuts[which][p], p % 2 == 0);
+      c.lead = lead;
+      clock.replay(5, [&] { chain(w, b, c, which ? 64 : 1, clock.stream); });
+      CHECK(cudaMemcpyFromSymbol(host, traced, sizeof host));
+      printf("m %d, lead %d; us, first and last block: started, copies of W issued, previous kernel "
+             "ended, summed, stored\n", which ? 64 : 1, lead);
+      for (int i = 40; i < 52; ++i) {
+        const Shape& s = w.shapes[i % 4];
+        const int blocks = std::min(kTracedBlocks, c.variant[i % 4]->blocks(s.n, s.gated));
+        printf("%-8s", kProjections[i % 4]);
+        for (int point = 0; point < kPoints; ++point) {
+          unsigned long long low = ~0ull, high = 0;
+          for (int k = 0; k < blocks; ++k) {
+            low = std::min(low, host[i][k][point]), high = std::max(high, host[i][k][point]);
+          }
+          const double zero = double(host[40][0][0]);
+          printf("  %6.2f %6.2f", (double(low) - zero) * 1e-3, (double(high) - zero) * 1e-3);
+        }
+        printf("\n");
+      }
+    }
+  }
+}
+#endif
+
 int main(int argc, char** argv) {
   const std::string what = argc > 1 ? argv[1] : "";
+#ifdef TRACE
+  if (what == "trace") return trace(all_variants()), 0;
+#endif
   if (what != "check" && what != "time") {
     fprintf(stderr, "usage: project check | time [CSV]\n");
     return 2;

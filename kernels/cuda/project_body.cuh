@@ -16,6 +16,10 @@
 #pragma once
 #include "project_ptx.cuh"
 
+#ifndef PROJECT_TRACE
+#define PROJECT_TRACE(arguments, point)  // the harness notes the time here
+#endif
+
 namespace project {
 
 enum Layout : unsigned {
@@ -78,8 +82,8 @@ struct Cut {
   static constexpr int kSquaresMeet = kSquares + (kNorm ? kWarpsK * kRows * 4 : 0);
   static constexpr int kGain = kSquaresMeet + (kNorm ? kSplit * kRows * 4 : 0);
 
-  static constexpr int shared_bytes(int k) { return kGain + (kNorm ? k * 2 : 0); }
-  static constexpr int blocks(int n, bool gated) {
+  __host__ __device__ static constexpr int shared_bytes(int k) { return kGain + (kNorm ? k * 2 : 0); }
+  __host__ __device__ static constexpr int blocks(int n, bool gated) {
     return (n / (gated ? 8 : 16) + kBlockTiles - 1) / kBlockTiles * kSplit;
   }
 };
@@ -368,6 +372,7 @@ __device__ __forceinline__ void exchange(const Sum<C>& sum, unsigned char* share
 template <class C>
 __device__ __forceinline__ void project(const Arguments& a, unsigned char* shared) {
   let_next_kernel_start();
+  PROJECT_TRACE(a, 0);
   if constexpr (C::kSplit > 1) cluster_arrive();
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int rank = blockIdx.x % C::kSplit, group = blockIdx.x / C::kSplit;
@@ -398,7 +403,9 @@ __device__ __forceinline__ void project(const Arguments& a, unsigned char* share
     }
     __syncthreads();
   }
+  PROJECT_TRACE(a, 1);
   wait_for_previous_kernel();
+  PROJECT_TRACE(a, 2);
 
   // What is added to the units that this thread finishes comes while the sums are made.
   constexpr int kFinishes = (C::kOwned + C::kWarps - 1) / C::kWarps;
@@ -414,6 +421,7 @@ __device__ __forceinline__ void project(const Arguments& a, unsigned char* share
     }
   }
   sum.run();
+  PROJECT_TRACE(a, 3);
   sum.leave();
   __syncthreads();
   if constexpr (C::kSplit > 1) exchange<C>(sum, shared, rank, lane, warp);
@@ -446,6 +454,7 @@ __device__ __forceinline__ void project(const Arguments& a, unsigned char* share
     }
     store(a, tile, column, lane, total);
   }
+  PROJECT_TRACE(a, 4);
 }
 
 }  // namespace project
