@@ -1,11 +1,12 @@
-//! Attention over pages: one kernel for steps of single tokens, one for chunks of prompts, both for
-//! the head sizes of real models, and one for any shape.
+//! Attention over pages: a kernel for steps of single tokens, one for chunks of prompts (on Hopper by
+//! its own instructions), both for the head sizes of real models, and one for any shape.
 #![expect(unsafe_code, reason = "kernel launches")]
 
 use super::backend::{Cuda, CudaTensor};
 use super::batch::CudaBatch;
+use super::compile::Arch;
 use super::device::{Device, DeviceMemory};
-use super::module::{Arg, Kernel, Shape};
+use super::module::{Arg, Kernel, Shape, TensorMap};
 use super::pages::CudaPages;
 use super::plan::{Limits, Plan, shared_bytes, stages};
 use crate::ops::{Attention, KvShape, OpError};
@@ -18,6 +19,8 @@ const DIM_MAX: usize = 256;
 const QUERY_TILE: usize = 128;
 /// Threads of a block of the two fast kernels.
 const FAST_THREADS: usize = 256;
+/// Threads of a block of `cuda/prefill_wgmma.cuh`.
+const WGMMA_THREADS: usize = 384;
 
 /// What the fast kernels are compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,6 +113,8 @@ struct Fast {
     decode: Kernel,
     decode_shared: usize,
     prefill: Kernel,
+    /// Where the device has it.
+    wgmma: Option<Wgmma>,
     plan: Plan,
     limits: Limits,
     partials: DeviceMemory,
@@ -131,6 +136,10 @@ impl Fast {
         let mut definitions = heads.definitions();
         let prefill = ("prefill_attention", "prefill_attention");
         let prefill = Kernel::load_with(device, prefill, &definitions, prefill_shared(&heads))?;
+        let wgmma = match device.arch() {
+            Arch::Sm90a => Some(Wgmma::load(device, &heads, &definitions)?),
+            Arch::Sm80 | Arch::Sm100a => None,
+        };
         definitions.extend([format!("GROUP={group}"), format!("STAGES={stages}")]);
         let decode = ("decode_attention", "decode_attention");
         let decode = Kernel::load_with(device, decode, &definitions, decode_shared)?;
@@ -144,6 +153,7 @@ impl Fast {
             decode,
             decode_shared,
             prefill,
+            wgmma,
             plan: Plan::new(limits),
             limits,
             partials,
@@ -193,6 +203,9 @@ impl Fast {
     fn prefill(&self, args: &Attention<'_, Cuda>) -> Result<(), OpError> {
         let &Attention { qkv, heads, scale, batch, layer, pages, ref out } = args;
         let work = made(&batch.prefill, || PrefillWork::new(&self.device, batch))?;
+        if let Some(wgmma) = &self.wgmma {
+            return wgmma.run(args, &self.heads.kv, work);
+        }
         let at = |words: usize| Arg::Wide(work.memory.address() + 4 * words as u64);
         let arguments = [
             Arg::Wide(qkv.address()),
@@ -213,6 +226,68 @@ impl Fast {
         // SAFETY: the kernel's arguments in order; work items are of this batch; tensors, tables
         // and pages were checked by the caller.
         unsafe { self.prefill.launch(shape, &arguments) }
+    }
+}
+
+/// Prefill attention by Hopper's own instructions.
+struct Wgmma {
+    kernel: Kernel,
+    blocks: usize,
+    shared: usize,
+    /// The work item that is drawn next; 0 between launches.
+    next: DeviceMemory,
+}
+
+impl Wgmma {
+    fn load(device: &Device, heads: &Heads, definitions: &[String]) -> Result<Self, OpError> {
+        // `kWgmmaShared` of `cuda/prefill_wgmma.cuh`.
+        let shared = heads.kv.head_dim / 64 * 98_304 + 1168;
+        let name = ("prefill_attention", "prefill_attention_wgmma");
+        let kernel = Kernel::load_with(device, name, definitions, shared)?;
+        let blocks = device.multiprocessors()? as usize;
+        Ok(Self { kernel, blocks, shared, next: device.upload(&[0_u32])? })
+    }
+
+    fn run(
+        &self,
+        args: &Attention<'_, Cuda>,
+        kv: &KvShape,
+        work: &PrefillWork,
+    ) -> Result<(), OpError> {
+        let &Attention { qkv, heads, scale, batch, layer, pages, ref out } = args;
+        let (dim, width) = (kv.head_dim as u64, qkv.width() as u64);
+        let box_tokens = 1 << kv.page_tokens.trailing_zeros();
+        let eights = pages.tokens() * (kv.layers * 2 * kv.kv_heads) as u64 / 8;
+        // SAFETY: both tensors are as large as said, and live until the stream has passed this.
+        let (query_map, pool_map) = unsafe {
+            let rows = qkv.rows() as u64;
+            let query =
+                TensorMap::new(qkv.address(), [width, rows], &[width * 2], [64, QUERY_TILE as u32]);
+            let (sizes, strides) = ([64, 8, dim / 64, eights], [dim * 2, 128, dim * 16]);
+            let boxes = [64, 8, kv.head_dim as u32 / 64, box_tokens / 8];
+            (query?, TensorMap::new(pages.address(), sizes, &strides, boxes)?)
+        };
+        let at = |words: usize| Arg::Wide(work.memory.address() + 4 * words as u64);
+        let arguments = [
+            Arg::Map(&query_map),
+            Arg::Map(&pool_map),
+            Arg::Wide(batch.tables()),
+            at(0),
+            at(work.tiles_at),
+            Arg::Wide(out.address()),
+            Arg::Wide(self.next.address()),
+            Arg::Count(work.tiles as u32),
+            Arg::Count(heads as u32),
+            Arg::Count(kv.kv_heads as u32),
+            Arg::Count(layer as u32),
+            Arg::Count(kv.layers as u32),
+            Arg::Number(scale),
+        ];
+        let grid = (self.blocks.min(work.tiles * heads), 1);
+        let shape = Shape { grid, threads: WGMMA_THREADS, shared: self.shared };
+        // SAFETY: the kernel's arguments in order; work items are of this batch; launches do not
+        // overlap; tensors, tables and pages were checked by the caller.
+        unsafe { self.kernel.launch(shape, &arguments) }
     }
 }
 

@@ -114,7 +114,7 @@ fn threads_for(width: usize) -> usize {
     width.next_multiple_of(32).min(THREADS)
 }
 
-fn address_or_null(vector: Option<u64>) -> Arg {
+fn address_or_null(vector: Option<u64>) -> Arg<'static> {
     Arg::Wide(vector.unwrap_or(0))
 }
 

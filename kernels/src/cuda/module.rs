@@ -5,17 +5,63 @@ use super::compile::{Cache, SOURCES};
 use super::device::{Device, failed};
 use crate::ops::OpError;
 use cudarc::driver::{result, sys};
-use std::ffi::CString;
+use std::ffi::{CString, c_void};
+use std::mem::MaybeUninit;
+
+/// A tensor in device memory as the copy engine of Hopper and later sees it: boxes of it are fetched
+/// into shared memory with a swizzle of 128 bytes; what lies outside arrives as zeros.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct TensorMap(sys::CUtensorMap);
+
+impl TensorMap {
+    /// Of bf16 at `address`: `sizes` of each dimension, innermost first, `strides` in bytes of all
+    /// but the first, and a box's sizes.
+    ///
+    /// # Safety
+    /// The memory is as large as sizes and strides say wherever a kernel uses the map.
+    pub unsafe fn new<const N: usize>(
+        address: u64,
+        sizes: [u64; N],
+        strides: &[u64],
+        boxes: [u32; N],
+    ) -> Result<Self, OpError> {
+        assert_eq!(strides.len() + 1, N, "strides of a tensor map");
+        let steps = [1_u32; N];
+        let mut map = MaybeUninit::uninit();
+        // SAFETY: the lists have `N` entries, or one less; the driver only computes with them.
+        let code = unsafe {
+            sys::cuTensorMapEncodeTiled(
+                map.as_mut_ptr(),
+                sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+                N as u32,
+                address as *mut c_void,
+                sizes.as_ptr(),
+                strides.as_ptr(),
+                boxes.as_ptr(),
+                steps.as_ptr(),
+                sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
+                sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+                sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+            )
+        };
+        code.result().map_err(|e| failed("describing a tensor", e))?;
+        // SAFETY: the driver wrote it.
+        Ok(Self(unsafe { map.assume_init() }))
+    }
+}
 
 /// One argument of a kernel.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Arg {
+pub(crate) enum Arg<'a> {
     /// A device address, or a size in elements; 8 bytes.
     Wide(u64),
     /// A count.
     Count(u32),
     /// A number.
     Number(f32),
+    /// What the tensor copy engine is to see; 128 bytes, by value.
+    Map(&'a TensorMap),
 }
 
 /// A kernel's grid and block.
@@ -78,7 +124,7 @@ impl Kernel {
     /// # Safety
     /// The arguments are those of the kernel, in order and kind, and name memory that it may
     /// access and that lives until the stream has passed this launch.
-    pub unsafe fn launch(&self, shape: Shape, arguments: &[Arg]) -> Result<(), OpError> {
+    pub unsafe fn launch(&self, shape: Shape, arguments: &[Arg<'_>]) -> Result<(), OpError> {
         let Shape { grid: (x, y), threads, shared } = shape;
         if x == 0 || y == 0 {
             return Ok(());
@@ -91,10 +137,17 @@ impl Kernel {
                 Arg::Wide(value) => value,
                 Arg::Count(value) => value.into(),
                 Arg::Number(value) => value.to_bits().into(),
+                Arg::Map(_) => 0,
             })
             .collect();
-        let mut pointers: Vec<_> =
-            words.iter_mut().map(|word| std::ptr::from_mut(word).cast()).collect();
+        let mut pointers: Vec<_> = words
+            .iter_mut()
+            .zip(arguments)
+            .map(|(word, argument)| match argument {
+                Arg::Map(map) => std::ptr::from_ref(&map.0).cast_mut().cast(),
+                Arg::Wide(_) | Arg::Count(_) | Arg::Number(_) => std::ptr::from_mut(word).cast(),
+            })
+            .collect();
         let (grid, block) = ((x as u32, y as u32, 1), (threads as u32, 1, 1));
         let stream = self.device.stream();
         // SAFETY: the caller's promise; the driver copies the arguments before it returns.

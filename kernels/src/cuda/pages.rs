@@ -82,6 +82,10 @@ impl CudaPages {
     pub(super) fn shape(&self) -> &KvShape {
         &self.0.shape
     }
+    /// Tokens that all pages hold.
+    pub(super) fn tokens(&self) -> u64 {
+        u64::from(self.0.pages) * self.0.shape.page_tokens as u64
+    }
     pub(super) fn address(&self) -> u64 {
         self.0.memory.address()
     }
