@@ -1,5 +1,5 @@
-//! Attention over pages: a kernel for steps of single tokens, one for chunks of prompts (on Hopper by
-//! its own instructions), both for the head sizes of real models, and one for any shape.
+//! Attention over pages: a kernel for steps of single tokens, one for chunks of prompts (on Hopper
+//! by its own instructions), both for the head sizes of real models, and one for any shape.
 #![expect(unsafe_code, reason = "kernel launches")]
 
 use super::backend::{Cuda, CudaTensor};

@@ -8,8 +8,8 @@ use cudarc::driver::{result, sys};
 use std::ffi::{CString, c_void};
 use std::mem::MaybeUninit;
 
-/// A tensor in device memory as the copy engine of Hopper and later sees it: boxes of it are fetched
-/// into shared memory with a swizzle of 128 bytes; what lies outside arrives as zeros.
+/// A tensor in device memory as the copy engine of Hopper and later sees it: boxes of it are
+/// fetched into shared memory with a swizzle of 128 bytes; what lies outside arrives as zeros.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct TensorMap(sys::CUtensorMap);
 
