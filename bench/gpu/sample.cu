@@ -68,7 +68,9 @@ Expected expect(const Case& c) {
   std::iota(e.order.begin(), e.order.end(), 0u);
   const size_t top = std::min<size_t>(n, c.row.top_n);
   std::partial_sort(e.order.begin(), e.order.begin() + top, e.order.end(),
-                    [&](unsigned a, unsigned b) { return raw[a] != raw[b] ? raw[a] > raw[b] : a < b; });
+                    [&](unsigned a, unsigned b) {
+                      return raw[a] != raw[b] ? raw[a] > raw[b] : a < b;
+                    });
   e.adjusted = raw;
   for (const SamplePenalty& p : c.penalties) {
     double& x = e.adjusted[p.id];
@@ -172,10 +174,14 @@ Case make_case(std::mt19937& random, unsigned vocab, bool bf16) {
   std::normal_distribution<float> normal(kind == 4 ? 300.f : -2.f, deviations[kind]);
   c.logits.resize(vocab);
   for (float& x : c.logits) x = normal(random);
-  if (kind == 1 || kind == 7) for (int i = 0; i < 30; ++i) c.logits[random() % vocab] += between(5, 14);
+  if (kind == 1 || kind == 7) {
+    for (int i = 0; i < 30; ++i) c.logits[random() % vocab] += between(5, 14);
+  }
   if (kind == 5) for (float& x : c.logits) x = roundf(x);
   if (kind == 6) std::fill(c.logits.begin(), c.logits.end(), 0.5f);
-  if (kind == 3) for (float special : {NAN, -INFINITY, -3.4e38f}) c.logits[random() % vocab] = special;
+  if (kind == 3) {
+    for (float special : {NAN, -INFINITY, -3.4e38f}) c.logits[random() % vocab] = special;
+  }
   if (kind == 7 && chance(0.2)) c.logits[random() % vocab] = INFINITY;
   for (float& x : c.logits) {
     uint32_t bits;
@@ -204,7 +210,9 @@ Case make_case(std::mt19937& random, unsigned vocab, bool bf16) {
   if (chance(0.2)) {
     c.mask.resize((vocab + 31) / 32);
     const bool narrow = chance(0.5);
-    for (uint32_t& word : c.mask) word = narrow ? (chance(0.01) ? 1u << random() % 32 : 0) : random();
+    for (uint32_t& word : c.mask) {
+      word = !narrow ? random() : chance(0.01) ? 1u << random() % 32 : 0;
+    }
     const unsigned id = random() % vocab;
     c.mask[id / 32] |= 1u << id % 32;
   }
@@ -219,7 +227,7 @@ Case make_case(std::mt19937& random, unsigned vocab, bool bf16) {
 #define CHECK(call)                                                                    \
   do {                                                                                 \
     const int status_ = int(call);                                                     \
-    if (status_) fprintf(stderr, "%s:%d: %d %s\n", __FILE__, __LINE__, status_, #call), exit(1); \
+    if (status_) fprintf(stderr, "%d: %d %s\n", __LINE__, status_, #call), exit(1);   \
   } while (0)
 
 template <class T>
@@ -231,6 +239,12 @@ struct Device {
     CHECK(cudaMemcpy(data, from.data(), from.size() * sizeof(T), cudaMemcpyHostToDevice));
   }
   ~Device() { cudaFree(data); }
+  void copy_to(std::vector<T>& to) const {
+    CHECK(cudaMemcpy(to.data(), data, to.size() * sizeof(T), cudaMemcpyDeviceToHost));
+  }
+  void copy_from(const std::vector<T>& from, size_t at = 0) {
+    CHECK(cudaMemcpy(data + at, from.data(), from.size() * sizeof(T), cudaMemcpyHostToDevice));
+  }
   Device(const Device&) = delete;
   Device& operator=(const Device&) = delete;
 };
@@ -335,8 +349,8 @@ bool check_group(const Group& g, const std::vector<Kernel>& kernels) {
         CHECK(cudaDeviceSynchronize());
         std::vector<SampleResult> got(n);
         std::vector<unsigned> tokens(n);
-        CHECK(cudaMemcpy(got.data(), results.data, n * sizeof(SampleResult), cudaMemcpyDeviceToHost));
-        CHECK(cudaMemcpy(tokens.data(), next.data, n * 4, cudaMemcpyDeviceToHost));
+        results.copy_to(got);
+        next.copy_to(tokens);
         if (again) {
           changed += memcmp(got.data(), first.data(), n * sizeof(SampleResult)) != 0;
           continue;
@@ -396,7 +410,8 @@ bool check(const std::vector<Kernel>& kernels) {
 
 __global__ void read_all(const int4* data, long long count, int* sink) {
   int sum = 0;
-  for (long long i = blockIdx.x * blockDim.x + threadIdx.x; i < count; i += gridDim.x * blockDim.x) {
+  const long long step = gridDim.x * blockDim.x;
+  for (long long i = blockIdx.x * blockDim.x + threadIdx.x; i < count; i += step) {
     const int4 v = data[i];
     sum ^= v.x ^ v.y ^ v.z ^ v.w;
   }
@@ -424,24 +439,26 @@ struct Timing {
     std::normal_distribution<float> normal(0, 1);
     std::vector<float> a(size_t(16) * kVocab), b(a.size());
     for (size_t i = 0; i < a.size(); ++i) b[i] = normal(random), a[i] = 2.5f * b[i];
-    for (int i = 0; i < 16 * 30; ++i) a[size_t(i % 16) * kVocab + random() % kVocab] += 8 + i / 16 * 0.2f;
+    for (int i = 0; i < 16 * 30; ++i) {
+      a[size_t(i % 16) * kVocab + random() % kVocab] += 8 + i / 16 * 0.2f;
+    }
     for (unsigned r = 0; r < kRows; r += 16) {
-      CHECK(cudaMemcpy(peaked.data + size_t(r) * kVocab, a.data(), a.size() * 4, cudaMemcpyHostToDevice));
-      CHECK(cudaMemcpy(flat.data + size_t(r) * kVocab, b.data(), b.size() * 4, cudaMemcpyHostToDevice));
+      peaked.copy_from(a, size_t(r) * kVocab);
+      flat.copy_from(b, size_t(r) * kVocab);
     }
     std::vector<SamplePenalty> list(1000);
     for (unsigned i = 0; i < 1000; ++i) list[i] = {i * 151, i % 3};
-    CHECK(cudaMemcpy(penalties.data, list.data(), 8000, cudaMemcpyHostToDevice));
+    penalties.copy_from(list);
     std::vector<uint32_t> words(kVocab / 32);
     for (uint32_t& w : words) w = random();
-    CHECK(cudaMemcpy(mask.data, words.data(), words.size() * 4, cudaMemcpyHostToDevice));
+    mask.copy_from(words);
     CHECK(cudaMemset(scrub.data, 1, scrub.count * 16));
   }
 
   /// Microseconds a launch: median over replays of a graph that walks over all rows, L2 scrubbed
   /// before each; `warm`: launches over the same rows, which stay in L2.
-  double measure(const Kernel& k, unsigned ranks, unsigned n, const float* logits, bool pdl, bool warm,
-                 unsigned launches) {
+  double measure(const Kernel& k, unsigned ranks, unsigned n, const float* logits, bool pdl,
+                 bool warm, unsigned launches) {
     cudaGraph_t graph;
     cudaGraphExec_t executable;
     CHECK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
@@ -502,9 +519,10 @@ void time_all(const std::vector<Kernel>& kernels) {
         rows[i].output_index = i;
         if (!kind.adjusted) continue;
         rows[i].repetition = 1.1f, rows[i].frequency = 0.1f;
-        rows[i].penalties = t.penalties.data, rows[i].penalties_len = 1000, rows[i].mask = t.mask.data;
+        rows[i].penalties = t.penalties.data, rows[i].penalties_len = 1000;
+        rows[i].mask = t.mask.data;
       }
-      CHECK(cudaMemcpy(t.rows.data, rows.data(), n * sizeof(SampleRow), cudaMemcpyHostToDevice));
+      t.rows.copy_from(rows);
       for (const Kernel& k : kernels) {
         for (unsigned ranks : {4u, 8u, 16u}) {
           if (shared_bytes(t.kVocab, ranks) > 227 * 1024) continue;

@@ -326,10 +326,25 @@ __device__ unsigned first_passing(Block& block, const u64* keys, unsigned n, T t
   return at;
 }
 
+/// Philox 4x32-10: a number in [0, 1) with 53 random bits.
+__device__ inline double uniform_of(u64 seed, unsigned index) {
+  unsigned counter[4] = {index, 0, 0, 0}, key[2] = {unsigned(seed), unsigned(seed >> 32)};
+#pragma unroll
+  for (int round = 0; round < 10; ++round) {
+    const u64 a = u64(0xD2511F53u) * counter[0], b = u64(0xCD9E8D57u) * counter[2];
+    const unsigned c1 = counter[1], c3 = counter[3];
+    counter[0] = unsigned(b >> 32) ^ c1 ^ key[0], counter[1] = unsigned(b);
+    counter[2] = unsigned(a >> 32) ^ c3 ^ key[1], counter[3] = unsigned(a);
+    key[0] += 0x9E3779B9u, key[1] += 0xBB67AE85u;
+  }
+  const u64 bits = (u64(counter[0]) << 32 | counter[1]) >> 11;
+  return double(bits) * (1.0 / 9007199254740992.0);
+}
+
 /// Filters and draws from what `gather` brought; in the first block. `total` is the mass of the
 /// whole row.
 __device__ inline unsigned draw_gathered(Block& block, const SampleRow& row, unsigned n,
-                                         double total, double uniform) {
+                                         double total) {
   u64* const keys = block.shared.gathered;
   sort_descending(keys, n);
   auto term = [](u64 key) { return __uint_as_float(unsigned(key >> 32)); };
@@ -351,7 +366,7 @@ __device__ inline unsigned draw_gathered(Block& block, const SampleRow& row, uns
   for (unsigned i = threadIdx.x; i < n; i += kThreads) keys[i] = keys[i] << 32 | keys[i] >> 32;
   __syncthreads();
   sort_descending(keys, n);
-  const double goal = uniform * kept_mass;
+  const double goal = uniform_of(row.seed, row.output_index) * kept_mass;
   const unsigned at = first_passing(
       block, keys, n, [](u64 key) { return __uint_as_float(unsigned(key)); },
       [&](double sum) { return sum > goal; }, kept_mass);

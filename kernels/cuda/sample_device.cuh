@@ -187,6 +187,7 @@ struct alignas(16) Shared {
   float groups[64];
   Border border;
   double before;
+  float max, log_sum;  // of the row's logits as they came
   unsigned list_len, gathered_len, at, found, bound;
 };
 static_assert(sizeof(Shared) <= kSampleSharedBytes, "the slice follows there");
