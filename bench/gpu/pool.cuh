@@ -6,23 +6,8 @@
 
 #include <vector>
 
+#include "harness.cuh"
 #include "layout.h"
-
-#define CHECK(call)                                                                   \
-  do {                                                                                \
-    cudaError_t status = (call);                                                      \
-    if (status != cudaSuccess) {                                                      \
-      fprintf(stderr, "%s:%d %s: %s\n", __FILE__, __LINE__, #call,                    \
-              cudaGetErrorString(status));                                            \
-      exit(1);                                                                        \
-    }                                                                                 \
-  } while (0)
-
-__host__ __device__ inline uint32_t mix(uint64_t x) {
-  x = (x ^ (x >> 31)) * 0x9E3779B97F4A7C15ull;
-  x = (x ^ (x >> 29)) * 0xBF58476D1CE4E5B9ull;
-  return uint32_t(x >> 32);
-}
 
 /// Nearly normal, variance 1: the sum of four random bytes.
 __device__ inline float random_value(uint64_t index, uint32_t seed) {

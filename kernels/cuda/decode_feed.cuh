@@ -1,7 +1,7 @@
 // What decode attention reads and in which order: the constants of a model, the plan's items, and
 // the walk over chunks that fills a warp's ring.
 #pragma once
-#include "decode_ptx.cuh"
+#include "ptx.cuh"
 
 #ifndef HEAD_DIM
 #error "HEAD_DIM: elements of a head, 64 or 128"

@@ -9,7 +9,7 @@
 //
 // Tokens past a sequence's end in its last page may hold any bits, NaN too: their scores are masked
 // (they lie beyond the diagonal) and their values are zeroed on the way into shared memory.
-#include "prefill_ptx.cuh"
+#include "ptx_hopper.cuh"
 
 #ifndef HEAD_DIM
 #error "HEAD_DIM: 64 or 128"

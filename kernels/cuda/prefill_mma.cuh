@@ -33,8 +33,8 @@ __device__ __forceinline__ void copy_tile(unsigned target, const unsigned short*
     const int page = real ? table[token / PAGE_TOKENS] : 0;
     const unsigned short* key = pool + (long long)rows.at(page, token) * HEAD_DIM + column * 8;
     const unsigned to = target + MmaTile::at(row, column);
-    prefill_ptx::copy_16(to, key, real ? 16 : 0);
-    prefill_ptx::copy_16(to + MmaTile::kBytes, key + (long long)value_rows * HEAD_DIM,
+    ptx::copy_16(to, key, real ? 16 : 0);
+    ptx::copy_16(to + MmaTile::kBytes, key + (long long)value_rows * HEAD_DIM,
                          real ? 16 : 0);
   }
 }
@@ -55,10 +55,10 @@ struct MmaState {
 #pragma unroll
       for (int n = 0; n < kMmaKeys / 16; ++n) {
         unsigned b[4];
-        prefill_ptx::load_matrices<false>(
+        ptx::load_matrices<false>(
             b, keys + MmaTile::at(n * 16 + key_row, d * 2 + key_column));
-        prefill_ptx::mma(score + n * 8, query[d], b[0], b[1]);
-        prefill_ptx::mma(score + n * 8 + 4, query[d], b[2], b[3]);
+        ptx::mma(score + n * 8, query[d], b[0], b[1]);
+        ptx::mma(score + n * 8 + 4, query[d], b[2], b[3]);
       }
     }
     if (masked) {
@@ -75,15 +75,15 @@ struct MmaState {
     for (int k = 0; k < kMmaKeys / 16; ++k) {
       const float* s = score + k * 8;
       const unsigned p[4] = {
-          prefill_ptx::pack_bf16(s[0], s[1]), prefill_ptx::pack_bf16(s[2], s[3]),
-          prefill_ptx::pack_bf16(s[4], s[5]), prefill_ptx::pack_bf16(s[6], s[7])};
+          ptx::pack_bf16(s[0], s[1]), ptx::pack_bf16(s[2], s[3]),
+          ptx::pack_bf16(s[4], s[5]), ptx::pack_bf16(s[6], s[7])};
 #pragma unroll
       for (int d = 0; d < HEAD_DIM / 16; ++d) {
         unsigned b[4];
-        prefill_ptx::load_matrices<true>(
+        ptx::load_matrices<true>(
             b, values + MmaTile::at(k * 16 + value_row, d * 2 + value_column));
-        prefill_ptx::mma(out + d * 8, p, b[0], b[1]);
-        prefill_ptx::mma(out + d * 8 + 4, p, b[2], b[3]);
+        ptx::mma(out + d * 8, p, b[0], b[1]);
+        ptx::mma(out + d * 8 + 4, p, b[2], b[3]);
       }
     }
   }
@@ -97,7 +97,7 @@ struct MmaState {
     top = fmaxf(top, __shfl_xor_sync(~0u, top, 1));
     top = fmaxf(top, __shfl_xor_sync(~0u, top, 2));
     const float base = top == -infinity() ? 0.f : top * scale;
-    const float factor = prefill_ptx::exp2(maximum[r] * scale - base);
+    const float factor = ptx::exp2(maximum[r] * scale - base);
     maximum[r] = top;
     sum[r] *= factor;
 #pragma unroll
@@ -105,7 +105,7 @@ struct MmaState {
 #pragma unroll
       for (int c = 0; c < 2; ++c) {
         float& s = score[i + 2 * r + c];
-        s = prefill_ptx::exp2(fmaf(s, scale, -base));
+        s = ptx::exp2(fmaf(s, scale, -base));
         sum[r] += s;
       }
     }
@@ -129,8 +129,8 @@ extern "C" __global__ void __launch_bounds__(prefill::kMmaThreads, 1)
                       float scale) {
   using namespace prefill;
   extern __shared__ __align__(128) unsigned char prefill_shared[];
-  prefill_ptx::let_next_kernel_start();
-  prefill_ptx::wait_for_previous_kernel();
+  ptx::let_next_kernel_start();
+  ptx::wait_for_previous_kernel();
   const int work = blockIdx.x;
   if (work >= tile_count * heads) return;
   const PrefillTile tile = tiles[work / heads];
@@ -141,9 +141,9 @@ extern "C" __global__ void __launch_bounds__(prefill::kMmaThreads, 1)
   const int key_tiles = (end + kMmaKeys - 1) / kMmaKeys;
   const PageRows rows(layer, layers, kv_heads, head / (heads / kv_heads));
   const int* table = page_table + segment.table;
-  const unsigned shared = prefill_ptx::shared_address(prefill_shared);
+  const unsigned shared = ptx::shared_address(prefill_shared);
   copy_tile(shared, pool, table, rows, kv_heads * PAGE_TOKENS, 0, tokens);
-  prefill_ptx::commit_copies();
+  ptx::commit_copies();
 
   const int lane = threadIdx.x % 32;
   const int warp_row = first_row + threadIdx.x / 32 * 16;
@@ -169,8 +169,8 @@ extern "C" __global__ void __launch_bounds__(prefill::kMmaThreads, 1)
       copy_tile(shared + (~t & 1) * 2 * MmaTile::kBytes, pool, table, rows,
                 kv_heads * PAGE_TOKENS, t + 1, tokens);
     }
-    prefill_ptx::commit_copies();
-    prefill_ptx::wait_copies<1>();
+    ptx::commit_copies();
+    ptx::wait_copies<1>();
     __syncthreads();
     const int first_key = t * kMmaKeys;
     if (warp_row < segment.len && first_key <= segment.start + warp_row + 15) {
@@ -192,7 +192,7 @@ extern "C" __global__ void __launch_bounds__(prefill::kMmaThreads, 1)
         out + ((long long)(segment.first + row[r]) * heads + head) * HEAD_DIM + 2 * (lane % 4));
 #pragma unroll
     for (int i = 0; i < HEAD_DIM / 8; ++i) {
-      to[i * 4] = prefill_ptx::pack_bf16(state.out[i * 4 + 2 * r] * inverse,
+      to[i * 4] = ptx::pack_bf16(state.out[i * 4 + 2 * r] * inverse,
                                          state.out[i * 4 + 2 * r + 1] * inverse);
     }
   }

@@ -120,10 +120,10 @@ struct Producer {
 #pragma unroll
     for (int b = 0; b < kBoxes; ++b) at[b] = __shfl_sync(~0u, row, b);
     if (lane == 0) {
-      prefill_ptx::barrier_expect(barrier, kTileBytes);
+      ptx::barrier_expect(barrier, kTileBytes);
 #pragma unroll
       for (int b = 0; b < kBoxes; ++b) {
-        prefill_ptx::load_tokens(target + b * (kBox / 8) * kGroupBytes, pool_map, at[b] >> 3,
+        ptx::load_tokens(target + b * (kBox / 8) * kGroupBytes, pool_map, at[b] >> 3,
                                  barrier);
       }
     }
@@ -131,28 +131,28 @@ struct Producer {
   }
 
   __device__ __forceinline__ void load_keys(int row) {
-    prefill_ptx::barrier_wait(barriers.key_empty(key.stage), key.phase ^ 1);
+    ptx::barrier_wait(barriers.key_empty(key.stage), key.phase ^ 1);
     load(shared + kKeyAt + key.stage * kTileBytes, barriers.key_full(key.stage), row);
     key.advance();
   }
 
   __device__ __forceinline__ void load_values(int row) {
-    prefill_ptx::barrier_wait(barriers.value_empty(value.stage), value.phase ^ 1);
+    ptx::barrier_wait(barriers.value_empty(value.stage), value.phase ^ 1);
     load(shared + kValueAt + value.stage * kTileBytes, barriers.value_full(value.stage), row);
     value.advance();
   }
 
   __device__ __forceinline__ void load_query(const Item& next) {
-    prefill_ptx::barrier_wait(barriers.query_empty(), query_phase ^ 1);
+    ptx::barrier_wait(barriers.query_empty(), query_phase ^ 1);
     if (lane == 0) {
       *item = next;
       if (next.head < 0) {
-        prefill_ptx::barrier_arrive(barriers.query_full());
+        ptx::barrier_arrive(barriers.query_full());
       } else {
-        prefill_ptx::barrier_expect(barriers.query_full(), kQueryBytes);
+        ptx::barrier_expect(barriers.query_full(), kQueryBytes);
 #pragma unroll
         for (int h = 0; h < kHalves; ++h) {
-          prefill_ptx::load_box(shared + h * kQueryHalfBytes, query_map,
+          ptx::load_box(shared + h * kQueryHalfBytes, query_map,
                                 next.head * HEAD_DIM + h * 64, next.out_row,
                                 barriers.query_full());
         }
@@ -218,7 +218,7 @@ struct Consumer {
   unsigned weight[kKeys / 4];  // P, bf16x2
 
   __device__ __forceinline__ void release(unsigned barrier) const {
-    if (lane == 0) prefill_ptx::barrier_arrive(barrier);
+    if (lane == 0) ptx::barrier_arrive(barrier);
   }
 
   __device__ __forceinline__ void launch_scores() {
@@ -227,21 +227,21 @@ struct Consumer {
 #pragma unroll
     for (int d = 0; d < HEAD_DIM / 16; ++d) {
       const int half = d / 4, step = d % 4 * 32;
-      prefill_ptx::wgmma_scores(
+      ptx::wgmma_scores(
           score, descriptor<1024>(query + half * kQueryHalfBytes + step),
           descriptor<kGroupBytes>(keys + half * kHalfBytes + step), d > 0);
     }
-    prefill_ptx::wgmma_commit();
+    ptx::wgmma_commit();
   }
 
   __device__ __forceinline__ void launch_values() {
     const unsigned values = shared + kValueAt + value.stage * kTileBytes;
 #pragma unroll
     for (int k = 0; k < kKeys / 16; ++k) {
-      prefill_ptx::wgmma_values(out, weight + k * 4,
+      ptx::wgmma_values(out, weight + k * 4,
                                 descriptor<kGroupBytes>(values + k * 2 * kGroupBytes));
     }
-    prefill_ptx::wgmma_commit();
+    ptx::wgmma_commit();
   }
 
   /// `last`: the last key of the tile that the lane's first row may see, less the lane's column.
@@ -267,12 +267,12 @@ struct Consumer {
       top = fmaxf(top, __shfl_xor_sync(~0u, top, 2));
       if (!kFirst) top = fmaxf(top, maximum[r]);
       base[r] = top == -infinity() ? 0.f : top * scale;
-      factor[r] = kFirst ? 0.f : prefill_ptx::exp2(maximum[r] * scale - base[r]);
+      factor[r] = kFirst ? 0.f : ptx::exp2(maximum[r] * scale - base[r]);
       maximum[r] = top;
     }
 #pragma unroll
     for (int i = 0; i < kKeys / 2; ++i) {
-      score[i] = prefill_ptx::exp2(fmaf(score[i], scale, -base[(i >> 1) & 1]));
+      score[i] = ptx::exp2(fmaf(score[i], scale, -base[(i >> 1) & 1]));
     }
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
@@ -289,32 +289,32 @@ struct Consumer {
   __device__ __forceinline__ void round_weights() {
 #pragma unroll
     for (int i = 0; i < kKeys / 4; ++i) {
-      weight[i] = prefill_ptx::pack_bf16(score[2 * i], score[2 * i + 1]);
+      weight[i] = ptx::pack_bf16(score[2 * i], score[2 * i + 1]);
     }
   }
 
   /// The scores of tile t beside the values of tile t + 1.
   template <bool kMasked>
   __device__ __forceinline__ void step(int last) {
-    prefill_ptx::barrier_wait(barriers.key_full(key.stage), key.phase);
-    prefill_ptx::named_barrier_sync(1 + group, 256);
-    prefill_ptx::hold(score);
-    prefill_ptx::hold(out);
-    prefill_ptx::hold(weight);
-    prefill_ptx::wgmma_fence();
+    ptx::barrier_wait(barriers.key_full(key.stage), key.phase);
+    ptx::named_barrier(1 + group, 256);
+    ptx::hold(score);
+    ptx::hold(out);
+    ptx::hold(weight);
+    ptx::wgmma_fence();
     launch_scores();
-    prefill_ptx::barrier_wait(barriers.value_full(value.stage), value.phase);
+    ptx::barrier_wait(barriers.value_full(value.stage), value.phase);
     launch_values();
-    prefill_ptx::named_barrier_arrive(2 - group, 256);
-    prefill_ptx::wgmma_wait<1>();
-    prefill_ptx::hold(score);
+    ptx::named_barrier_arrive(2 - group, 256);
+    ptx::wgmma_wait<1>();
+    ptx::hold(score);
     release(barriers.key_empty(key.stage));
     key.advance();
     if (kMasked) mask(last);
     softmax<false>();
-    prefill_ptx::wgmma_wait<0>();
-    prefill_ptx::hold(out);
-    prefill_ptx::hold(weight);
+    ptx::wgmma_wait<0>();
+    ptx::hold(out);
+    ptx::hold(weight);
     release(barriers.value_empty(value.stage));
     value.advance();
 #pragma unroll
@@ -324,7 +324,7 @@ struct Consumer {
 
   /// Zeroes the values from `valid` to the end of their box.
   __device__ __forceinline__ void clear_tail(int valid) {
-    prefill_ptx::barrier_wait(barriers.value_full(value.stage), value.phase);
+    ptx::barrier_wait(barriers.value_full(value.stage), value.phase);
     const unsigned values = shared + kValueAt + value.stage * kTileBytes;
     const int rows = (valid + kBox - 1) / kBox * kBox - valid;
     for (int i = warp * 32 + lane; i < rows * 8 * kHalves; i += 128) {
@@ -333,8 +333,8 @@ struct Consumer {
                           i % 8 * 16;
       asm volatile("st.shared.v4.b32 [%0], {%1,%1,%1,%1};" ::"r"(at), "r"(0) : "memory");
     }
-    prefill_ptx::async_proxy_fence();
-    prefill_ptx::named_barrier_sync(3 + group, 128);
+    ptx::async_proxy_fence();
+    ptx::named_barrier(3 + group, 128);
   }
 
   __device__ __forceinline__ void attend(const Item& item) {
@@ -344,12 +344,12 @@ struct Consumer {
 #pragma unroll
     for (int i = 0; i < HEAD_DIM / 2; ++i) out[i] = 0.f;
     int last = position - t * kKeys - 2 * (lane % 4);
-    prefill_ptx::barrier_wait(barriers.key_full(key.stage), key.phase);
-    prefill_ptx::hold(score);
-    prefill_ptx::wgmma_fence();
+    ptx::barrier_wait(barriers.key_full(key.stage), key.phase);
+    ptx::hold(score);
+    ptx::wgmma_fence();
     launch_scores();
-    prefill_ptx::wgmma_wait<0>();
-    prefill_ptx::hold(score);
+    ptx::wgmma_wait<0>();
+    ptx::hold(score);
     release(barriers.key_empty(key.stage));
     if (t == 0) release(barriers.query_empty());
     key.advance();
@@ -368,14 +368,14 @@ struct Consumer {
       step<false>(0);
       if (t == 0) release(barriers.query_empty());
     }
-    prefill_ptx::barrier_wait(barriers.value_full(value.stage), value.phase);
-    prefill_ptx::hold(out);
-    prefill_ptx::hold(weight);
-    prefill_ptx::wgmma_fence();
+    ptx::barrier_wait(barriers.value_full(value.stage), value.phase);
+    ptx::hold(out);
+    ptx::hold(weight);
+    ptx::wgmma_fence();
     launch_values();
-    prefill_ptx::wgmma_wait<0>();
-    prefill_ptx::hold(out);
-    prefill_ptx::hold(weight);
+    ptx::wgmma_wait<0>();
+    ptx::hold(out);
+    ptx::hold(weight);
     release(barriers.value_empty(value.stage));
     value.advance();
   }
@@ -393,7 +393,7 @@ struct Consumer {
       const int row = lane / 4 + 8 * r;
 #pragma unroll
       for (int i = 0; i < kColumns; ++i) {
-        const unsigned packed = prefill_ptx::pack_bf16(out[i * 4 + 2 * r] * inverse,
+        const unsigned packed = ptx::pack_bf16(out[i * 4 + 2 * r] * inverse,
                                                        out[i * 4 + 2 * r + 1] * inverse);
         const unsigned at = staging + row * kRowBytes + ((i ^ (row & 7)) << 4) + lane % 4 * 4;
         asm volatile("st.shared.b32 [%0], %1;" ::"r"(at), "r"(packed) : "memory");
@@ -418,10 +418,10 @@ struct Consumer {
   }
 
   __device__ __forceinline__ void run(const Item* from) {
-    if (group == 1) prefill_ptx::named_barrier_arrive(1, 256);
+    if (group == 1) ptx::named_barrier_arrive(1, 256);
     unsigned phase = 0;
     while (true) {
-      prefill_ptx::barrier_wait(barriers.query_full(), phase);
+      ptx::barrier_wait(barriers.query_full(), phase);
       phase ^= 1;
       const Item item = *from;
       if (item.head < 0) return;
@@ -444,39 +444,39 @@ extern "C" __global__ void __launch_bounds__(prefill::kWgmmaThreads, 1)
                             float scale) {
   using namespace prefill;
   extern __shared__ unsigned char prefill_raw[];
-  const unsigned raw = prefill_ptx::shared_address(prefill_raw);
+  const unsigned raw = ptx::shared_address(prefill_raw);
   const unsigned shared = (raw + 1023) & ~1023u;
   Item* item = reinterpret_cast<Item*>(prefill_raw + (shared - raw) + kItemAt);
   const Barriers barriers = {shared + kBarrierAt};
   const int lane = threadIdx.x % 32;
   if (threadIdx.x == 0) {
-    prefill_ptx::prefetch_map(&query_map);
-    prefill_ptx::prefetch_map(&pool_map);
-    prefill_ptx::barrier_init(barriers.query_full(), 1);
-    prefill_ptx::barrier_init(barriers.query_empty(), 8);
+    ptx::prefetch_map(&query_map);
+    ptx::prefetch_map(&pool_map);
+    ptx::barrier_init(barriers.query_full(), 1);
+    ptx::barrier_init(barriers.query_empty(), 8);
     for (int s = 0; s < kStages; ++s) {
-      prefill_ptx::barrier_init(barriers.key_full(s), 1);
-      prefill_ptx::barrier_init(barriers.key_empty(s), 8);
-      prefill_ptx::barrier_init(barriers.value_full(s), 1);
-      prefill_ptx::barrier_init(barriers.value_empty(s), 8);
+      ptx::barrier_init(barriers.key_full(s), 1);
+      ptx::barrier_init(barriers.key_empty(s), 8);
+      ptx::barrier_init(barriers.value_full(s), 1);
+      ptx::barrier_init(barriers.value_empty(s), 8);
     }
-    prefill_ptx::async_proxy_fence();
+    ptx::async_proxy_fence();
   }
   __syncthreads();
-  prefill_ptx::let_next_kernel_start();
+  ptx::let_next_kernel_start();
   const WgmmaArguments arguments = {page_table, segments, tiles,  out,   next, tile_count,
                                     heads,      kv_heads, layer, layers, scale};
   const int group = __shfl_sync(~0u, int(threadIdx.x / 128), 0);
   if (group == 0) {
-    prefill_ptx::shrink_registers<24>();
+    ptx::shrink_registers<24>();
     if (threadIdx.x < 32) {
-      prefill_ptx::wait_for_previous_kernel();
+      ptx::wait_for_previous_kernel();
       Producer producer{&query_map, &pool_map, arguments, shared, barriers, item, lane};
       producer.run();
     }
   } else {
-    prefill_ptx::grow_registers<240>();
-    prefill_ptx::wait_for_previous_kernel();
+    ptx::grow_registers<240>();
+    ptx::wait_for_previous_kernel();
     Consumer consumer{shared, barriers, arguments, group - 1, int(threadIdx.x / 32 % 4), lane};
     consumer.scale = scale * kLog2e;
     consumer.run(item);

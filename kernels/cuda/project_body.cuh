@@ -14,7 +14,7 @@
 //      fixed order: the same input gives the same bits.
 //   4. The owner scales, adds and stores.
 #pragma once
-#include "project_ptx.cuh"
+#include "project_parts.cuh"
 
 #ifndef PROJECT_TRACE
 #define PROJECT_TRACE(arguments, point)  // the harness notes the time here

@@ -44,7 +44,7 @@ __device__ __forceinline__ void load_four(const unsigned short* p, float (&v)[4]
 
 /// e^((from - to) * scale / log2(e)); 1 where both are minus infinity.
 __device__ __forceinline__ float decay(float from, float to, float scale) {
-  return from == to ? 1.f : exp2_fast((from - to) * scale);
+  return from == to ? 1.f : ptx::exp2((from - to) * scale);
 }
 
 /// A thread's share of the first pass.
@@ -101,7 +101,7 @@ __device__ Scan scan(const T* logits, const Slice& slice, bool kept) {
     if (mine.max > negative_infinity()) {
 #pragma unroll
       for (unsigned i = 0; i < 4 * kBatch; ++i) {
-        mine.sum += exp2_fast((v[i / 4][i % 4] - mine.max) * kLog2e);
+        mine.sum += ptx::exp2((v[i / 4][i % 4] - mine.max) * kLog2e);
       }
     }
   }
@@ -241,7 +241,7 @@ __device__ Mass make_terms(Block& block, const Slice& slice, const SampleRow& ro
     float t[4] = {v.x, v.y, v.z, v.w}, sum = 0;
 #pragma unroll
     for (unsigned e = 0; e < 4; ++e) {
-      t[e] = t[e] < -kMax ? 0.f : fmaxf(exp2_fast((t[e] - max) * scale), kTiny);
+      t[e] = t[e] < -kMax ? 0.f : fmaxf(ptx::exp2((t[e] - max) * scale), kTiny);
       if (t[e] < border) t[e] = 0;
       sum += t[e];
       largest = fmaxf(largest, t[e]);

@@ -1,5 +1,6 @@
 // The instructions that the sampler is made of, and sums over a block.
 #pragma once
+#include "ptx.cuh"
 #include "sample_types.cuh"
 
 #ifndef SAMPLE_THREADS
@@ -8,6 +9,8 @@
 
 namespace sampling {
 
+using ptx::let_next_kernel_start;
+using ptx::wait_for_previous_kernel;
 using u64 = unsigned long long;
 
 constexpr unsigned kThreads = SAMPLE_THREADS;
@@ -18,8 +21,6 @@ constexpr float kTiny = 1.17549435e-38f;
 constexpr float kLog2e = 1.44269504f;
 constexpr unsigned kAll = 0xffffffffu;
 
-#ifndef SAMPLE_EMULATED
-
 #define SAMPLE_CLUSTERS (__CUDA_ARCH__ >= 900)
 
 __device__ __forceinline__ float negative_infinity() { return __uint_as_float(0xff800000u); }
@@ -27,12 +28,6 @@ __device__ __forceinline__ float negative_infinity() { return __uint_as_float(0x
 __device__ __forceinline__ char* dynamic_shared() {
   extern __shared__ uint4 sample_memory[];
   return reinterpret_cast<char*>(sample_memory);
-}
-
-__device__ __forceinline__ float exp2_fast(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
 }
 
 /// Read once: not worth a place in L1.
@@ -48,18 +43,6 @@ __device__ __forceinline__ uint2 load_once(const uint2* p) {
   asm volatile("ld.global.nc.L1::no_allocate.v2.u32 {%0,%1}, [%2];"
                : "=r"(v.x), "=r"(v.y) : "l"(p));
   return v;
-}
-
-__device__ __forceinline__ void wait_for_previous_kernel() {
-#if SAMPLE_CLUSTERS
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
-
-__device__ __forceinline__ void let_next_kernel_start() {
-#if SAMPLE_CLUSTERS
-  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-#endif
 }
 
 __device__ __forceinline__ unsigned cluster_ranks() {
@@ -104,8 +87,6 @@ __device__ __forceinline__ void cluster_wait() {
   __syncthreads();
 #endif
 }
-
-#endif  // SAMPLE_EMULATED
 
 __device__ __forceinline__ void cluster_sync() {
   cluster_arrive();

@@ -9,28 +9,35 @@ use cudarc::nvrtc::{result as nvrtc, sys};
 use std::ffi::{CStr, CString};
 use std::path::{Path, PathBuf};
 
-/// Sources by stem, each one module.
-pub const SOURCES: [(&str, &str); 8] = [
+/// Sources by stem, each one module. `project` and `sample` are not in a forward pass yet.
+pub const SOURCES: [(&str, &str); 10] = [
     ("attention", include_str!("../../cuda/attention.cu")),
-    ("decode_attention", include_str!("../../cuda/decode_attention.cu")),
-    ("prefill_attention", include_str!("../../cuda/prefill_attention.cu")),
     ("bias", include_str!("../../cuda/bias.cu")),
+    ("decode_attention", include_str!("../../cuda/decode_attention.cu")),
     ("norm", include_str!("../../cuda/norm.cu")),
+    ("prefill_attention", include_str!("../../cuda/prefill_attention.cu")),
+    ("project", include_str!("../../cuda/project.cu")),
     ("rope", include_str!("../../cuda/rope.cu")),
     ("rows", include_str!("../../cuda/rows.cu")),
+    ("sample", include_str!("../../cuda/sample.cu")),
     ("silu", include_str!("../../cuda/silu.cu")),
 ];
 
 /// What sources include.
-const HEADERS: [(&CStr, &str); 8] = [
+const HEADERS: [(&CStr, &str); 13] = [
     (c"bf16.cuh", include_str!("../../cuda/bf16.cuh")),
     (c"decode_feed.cuh", include_str!("../../cuda/decode_feed.cuh")),
     (c"decode_merge.cuh", include_str!("../../cuda/decode_merge.cuh")),
-    (c"decode_ptx.cuh", include_str!("../../cuda/decode_ptx.cuh")),
     (c"decode_tile.cuh", include_str!("../../cuda/decode_tile.cuh")),
     (c"prefill_mma.cuh", include_str!("../../cuda/prefill_mma.cuh")),
-    (c"prefill_ptx.cuh", include_str!("../../cuda/prefill_ptx.cuh")),
     (c"prefill_wgmma.cuh", include_str!("../../cuda/prefill_wgmma.cuh")),
+    (c"project_body.cuh", include_str!("../../cuda/project_body.cuh")),
+    (c"project_parts.cuh", include_str!("../../cuda/project_parts.cuh")),
+    (c"ptx.cuh", include_str!("../../cuda/ptx.cuh")),
+    (c"ptx_hopper.cuh", include_str!("../../cuda/ptx_hopper.cuh")),
+    (c"sample_cut.cuh", include_str!("../../cuda/sample_cut.cuh")),
+    (c"sample_device.cuh", include_str!("../../cuda/sample_device.cuh")),
+    (c"sample_types.cuh", include_str!("../../cuda/sample_types.cuh")),
 ];
 
 /// A GPU architecture that kernels are compiled for.
@@ -187,8 +194,7 @@ impl Cache {
         let Some(folder) = &self.0 else { return compile(source, arch, definitions) };
         need_nvrtc()?;
         let path = folder.join(format!("{}-{}.cubin", source.0, key(source, arch, definitions)));
-        // A cubin that was cut short is no ELF image or fails to load, and is then a missing driver
-        // feature to the reader; it is written under another name first, so that there is none.
+        // It is written under another name first, so none is ever read that is cut short.
         if let Ok(image) = std::fs::read(&path) {
             return Ok(Cubin { image, log: String::new() });
         }

@@ -1,9 +1,11 @@
 //! The CUDA backend: bf16 weights, activations and pages, f32 arithmetic.
 //!
-//! The same stem everywhere: `cuda/rope.cu` is the kernel, `rope.rs` launches it. What they share:
-//! [`device`] (context, stream, memory), `compile` (NVRTC, cubins cached on disk), `module`
-//! (loaded kernels and their launch). Libraries are found when a device is opened, so the program
-//! starts without any. Calls enqueue on one stream; [`crate::ops::Ops::download`] waits for it.
+//! `cuda/*.cu` are the kernels, one module a file; [`Cuda`] checks shapes and launches the row-wise
+//! ones itself, `attention` and `linear` the rest. What they share: [`device`] (context, stream,
+//! memory), [`compile`] (NVRTC, cubins cached on disk), `module` (loaded kernels and their launch),
+//! `plan` (how split-KV decode shares out its work). Libraries are found when a device is opened,
+//! so the program starts without any. Calls enqueue on one stream; [`crate::ops::Ops::download`]
+//! waits for it.
 
 pub mod compile;
 pub mod device;

@@ -36,6 +36,11 @@ fn variants(
         "prefill_attention" => {
             &[&["HEAD_DIM=128", "PAGE_TOKENS=16"], &["HEAD_DIM=64", "PAGE_TOKENS=48"]]
         }
+        "project" => &[
+            &["COLUMNS=1", "TILES=2", "WARPS_N=1", "WARPS_K=8", "SPLIT=1", "STAGES=4", "NORM=1"],
+            &["COLUMNS=4", "TILES=2", "WARPS_N=1", "WARPS_K=8", "SPLIT=1", "STAGES=2", "NORM=0"],
+        ],
+        "sample" => &[&["SAMPLE_THREADS=512"]],
         _ => &[&[]],
     };
     let owned = |shape: &&[&str]| shape.iter().map(|&text| text.to_owned()).collect();
@@ -63,8 +68,9 @@ fn every_kernel_compiles_for_every_architecture_without_spills() {
 fn cuda_linear_layers() {
     let (cuda, mut random) = (cuda(), Random(21));
     for case in 0..24 {
-        let [count, inputs, outputs] = [1 + random.below(200), 8 + 8 * random.below(100), 0];
-        let outputs = outputs + 8 + 8 * random.below(100);
+        let size = |random: &mut Random| 8 + 8 * random.below(100);
+        let count = 1 + random.below(200);
+        let (inputs, outputs) = (size(&mut random), size(&mut random));
         let (x, w) = (random.vec(count * inputs), random.vec(outputs * inputs));
         let weights = Weights::Bf16(w.into_iter().map(bf16::from_f32).collect());
         let host = HostMatrix { rows: outputs, cols: inputs, weights };
@@ -81,8 +87,7 @@ fn cuda_row_wise_ops() {
     let (cuda, mut random) = (cuda(), Random(22));
     for case in 0..24 {
         let (count, width) = (1 + random.below(60), 1 + random.below(2000));
-        let (x, delta, gain) = (random.vec(count * width), random.vec(count * width), ());
-        let () = gain;
+        let (x, delta) = (random.vec(count * width), random.vec(count * width));
         let gain = random.vec(width);
         let delta = (case % 2 == 0).then_some(delta.as_slice());
         let what = format!("norm {count}×{width}");

@@ -1,4 +1,5 @@
-// The instructions that decode attention is made of, one a function.
+// The instructions that kernels are made of, one a function, for every architecture. Without a
+// toolkit's headers, so that run-time compilation needs no include path.
 #pragma once
 
 namespace ptx {
@@ -39,8 +40,7 @@ __device__ __forceinline__ void load_matrices(unsigned (&a)[4], unsigned address
 }
 
 /// c[16×8] += a[16×16] · b[16×8], bf16 in, f32 out.
-__device__ __forceinline__ void mma(float (&c)[4], const unsigned (&a)[4], unsigned b0,
-                                    unsigned b1) {
+__device__ __forceinline__ void mma(float* c, const unsigned (&a)[4], unsigned b0, unsigned b1) {
   asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
       "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
@@ -51,6 +51,12 @@ __device__ __forceinline__ void mma(float (&c)[4], const unsigned (&a)[4], unsig
 __device__ __forceinline__ void copy_16(unsigned target, const void* source) {
   asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(target), "l"(source)
                : "memory");
+}
+
+/// The same, and zeros where `bytes` is 0.
+__device__ __forceinline__ void copy_16(unsigned target, const void* source, unsigned bytes) {
+  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(target), "l"(source),
+               "r"(bytes) : "memory");
 }
 
 __device__ __forceinline__ void commit_copies() {

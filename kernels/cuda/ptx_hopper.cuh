@@ -1,74 +1,8 @@
-// The PTX that the prefill kernels are made of, one instruction a function.
+// What Hopper adds: memory barriers, tensor copies, wgmma. One instruction a function, sm_90a.
 #pragma once
+#include "ptx.cuh"
 
-namespace prefill_ptx {
-
-__device__ __forceinline__ unsigned shared_address(const void* pointer) {
-  return static_cast<unsigned>(__cvta_generic_to_shared(pointer));
-}
-
-__device__ __forceinline__ float exp2(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-
-/// Two f32 to bf16x2, `low` in the low half.
-__device__ __forceinline__ unsigned pack_bf16(float low, float high) {
-  unsigned packed;
-  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
-  return packed;
-}
-
-__device__ __forceinline__ void wait_for_previous_kernel() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
-
-__device__ __forceinline__ void let_next_kernel_start() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-#endif
-}
-
-// === mma.sync, sm_80 and later ===
-
-template <bool kTransposed>
-__device__ __forceinline__ void load_matrices(unsigned (&a)[4], unsigned address) {
-  if constexpr (kTransposed) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(a[0]), "=r"(a[1]), "=r"(a[2]), "=r"(a[3]) : "r"(address) : "memory");
-  } else {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(a[0]), "=r"(a[1]), "=r"(a[2]), "=r"(a[3]) : "r"(address) : "memory");
-  }
-}
-
-/// c[16×8] += a[16×16] · b[16×8], bf16 in, f32 out.
-__device__ __forceinline__ void mma(float* c, const unsigned (&a)[4], unsigned b0, unsigned b1) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
-      "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-
-/// 16 bytes, zeros where `bytes` is 0.
-__device__ __forceinline__ void copy_16(unsigned target, const void* source, unsigned bytes) {
-  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(target), "l"(source),
-               "r"(bytes) : "memory");
-}
-
-__device__ __forceinline__ void commit_copies() {
-  asm volatile("cp.async.commit_group;" ::: "memory");
-}
-
-template <int kPending>
-__device__ __forceinline__ void wait_copies() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
-}
-
-// === barriers, tensor copies and wgmma, sm_90a ===
+namespace ptx {
 
 __device__ __forceinline__ void barrier_init(unsigned barrier, unsigned count) {
   asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(barrier), "r"(count) : "memory");
@@ -88,10 +22,6 @@ __device__ __forceinline__ void barrier_wait(unsigned barrier, unsigned parity) 
       "{\n.reg .pred done;\n"
       "again:\n mbarrier.try_wait.parity.shared.b64 done, [%0], %1;\n"
       " @done bra over;\n bra again;\nover:\n}" ::"r"(barrier), "r"(parity) : "memory");
-}
-
-__device__ __forceinline__ void named_barrier_sync(int id, int threads) {
-  asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
 __device__ __forceinline__ void named_barrier_arrive(int id, int threads) {
@@ -159,15 +89,15 @@ __device__ __forceinline__ void hold(unsigned (&r)[kCount]) {
   for (int i = 0; i < kCount; ++i) asm volatile("" : "+r"(r[i])::"memory");
 }
 
-#define PREFILL_R8(d, i)                                                                        \
+#define WGMMA_R8(d, i)                                                                        \
   "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), \
       "+f"(d[i + 6]), "+f"(d[i + 7])
-#define PREFILL_R32(d, i) \
-  PREFILL_R8(d, i), PREFILL_R8(d, i + 8), PREFILL_R8(d, i + 16), PREFILL_R8(d, i + 24)
-#define PREFILL_N0                                                                      \
+#define WGMMA_R32(d, i) \
+  WGMMA_R8(d, i), WGMMA_R8(d, i + 8), WGMMA_R8(d, i + 16), WGMMA_R8(d, i + 24)
+#define WGMMA_N0                                                                      \
   "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22," \
   "%23,%24,%25,%26,%27,%28,%29,%30,%31"
-#define PREFILL_N32                                                                       \
+#define WGMMA_N32                                                                       \
   "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52," \
   "%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
 
@@ -176,9 +106,9 @@ __device__ __forceinline__ void wgmma_scores(float (&d)[64], unsigned long long 
                                              unsigned long long b, int accumulate) {
   asm volatile(
       "{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" PREFILL_N0 "," PREFILL_N32
+      "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" WGMMA_N0 "," WGMMA_N32
       "}, %64, %65, p, 1, 1, 0, 0;\n}"
-      : PREFILL_R32(d, 0), PREFILL_R32(d, 32)
+      : WGMMA_R32(d, 0), WGMMA_R32(d, 32)
       : "l"(a), "l"(b), "r"(accumulate));
 }
 
@@ -186,9 +116,9 @@ __device__ __forceinline__ void wgmma_scores(float (&d)[64], unsigned long long 
 __device__ __forceinline__ void wgmma_values(float (&d)[64], const unsigned* a,
                                              unsigned long long b) {
   asm volatile(
-      "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" PREFILL_N0 "," PREFILL_N32
+      "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" WGMMA_N0 "," WGMMA_N32
       "}, {%64,%65,%66,%67}, %68, 1, 1, 1, 1;"
-      : PREFILL_R32(d, 0), PREFILL_R32(d, 32)
+      : WGMMA_R32(d, 0), WGMMA_R32(d, 32)
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
 }
 
@@ -196,10 +126,10 @@ __device__ __forceinline__ void wgmma_values(float (&d)[64], const unsigned* a,
 __device__ __forceinline__ void wgmma_values(float (&d)[32], const unsigned* a,
                                              unsigned long long b) {
   asm volatile(
-      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" PREFILL_N0
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" WGMMA_N0
       "}, {%32,%33,%34,%35}, %36, 1, 1, 1, 1;"
-      : PREFILL_R32(d, 0)
+      : WGMMA_R32(d, 0)
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
 }
 
-}  // namespace prefill_ptx
+}  // namespace ptx

@@ -1,5 +1,6 @@
-// The PTX that the projections are made of, one instruction a function, without a toolkit's headers.
+// What projections use beside ptx.cuh: numbers, copies that may be left out, clusters.
 #pragma once
+#include "ptx.cuh"
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
 #define PROJECT_HOPPER 0
@@ -8,6 +9,14 @@
 #endif
 
 namespace project {
+
+using ptx::commit_copies;
+using ptx::copy_16;
+using ptx::let_next_kernel_start;
+using ptx::named_barrier;
+using ptx::shared_address;
+using ptx::wait_copies;
+using ptx::wait_for_previous_kernel;
 
 /// The bits of a bfloat16.
 using Half = unsigned short;
@@ -48,15 +57,6 @@ __device__ __forceinline__ void mma(Sums& c, unsigned a0, unsigned a1, unsigned 
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
-__device__ __forceinline__ unsigned shared_address(const void* pointer) {
-  return static_cast<unsigned>(__cvta_generic_to_shared(pointer));
-}
-
-__device__ __forceinline__ void copy_16(unsigned target, const void* source) {
-  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(target), "l"(source)
-               : "memory");
-}
-
 /// Zeros where not `wanted`; `source` must be an address of its array all the same.
 __device__ __forceinline__ void copy_16_if(unsigned target, const void* source, bool wanted) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(target), "l"(source),
@@ -73,31 +73,6 @@ __device__ __forceinline__ void prefetch_run(const unsigned char* source, unsign
   asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(source), "r"(bytes) : "memory");
 #else
   for (unsigned i = 0; i < bytes; i += 128) prefetch_line(source + i);
-#endif
-}
-
-__device__ __forceinline__ void commit_copies() {
-  asm volatile("cp.async.commit_group;" ::: "memory");
-}
-
-template <int kPending>
-__device__ __forceinline__ void wait_copies() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
-}
-
-__device__ __forceinline__ void named_barrier(int id, int threads) {
-  asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
-}
-
-__device__ __forceinline__ void wait_for_previous_kernel() {
-#if PROJECT_HOPPER
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
-
-__device__ __forceinline__ void let_next_kernel_start() {
-#if PROJECT_HOPPER
-  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
 }
 
