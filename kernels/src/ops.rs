@@ -222,6 +222,11 @@ pub trait Ops: Sized {
     fn vector(&self, host: Vec<f32>) -> Result<Self::Vector, OpError>;
     /// Allocates activations; their contents are undefined.
     fn tensor(&self, rows: usize, width: usize) -> Result<Self::Tensor, OpError>;
+    /// Allocates what logits go to, by [`Ops::linear`] without a bias: in f32, since two tokens
+    /// that are a bf16 step apart are not alike.
+    fn logits(&self, rows: usize, vocab: usize) -> Result<Self::Tensor, OpError> {
+        self.tensor(rows, vocab)
+    }
     /// Uploads a batch.
     fn batch(&self, host: HostBatch) -> Result<Self::Batch, OpError>;
     /// Waits for all work before it, then copies the first `rows` rows to `into`.

@@ -33,7 +33,7 @@ fn backends() -> Vec<Cpu> {
 }
 
 /// A tensor with the given rows: an embedding of them.
-fn upload<O: Ops>(ops: &O, rows: &[f32], width: usize) -> O::Tensor {
+pub(crate) fn upload<O: Ops>(ops: &O, rows: &[f32], width: usize) -> O::Tensor {
     let count = rows.len() / width;
     let weights = Weights::F32(rows.to_vec());
     let table = ops.matrix(HostMatrix { rows: count, cols: width, weights }).unwrap();
@@ -49,7 +49,7 @@ fn poisoned<O: Ops>(ops: &O, rows: usize, width: usize) -> O::Tensor {
     upload(ops, &vec![f32::NAN; rows * width], width)
 }
 
-fn rows<O: Ops>(ops: &O, tensor: &O::Tensor, rows: usize) -> Vec<f32> {
+pub(crate) fn rows<O: Ops>(ops: &O, tensor: &O::Tensor, rows: usize) -> Vec<f32> {
     let mut out = Vec::new();
     ops.download(tensor, rows, &mut out).unwrap();
     out

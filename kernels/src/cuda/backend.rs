@@ -51,16 +51,25 @@ impl CudaVector {
     }
 }
 
-/// Activations, bf16.
+/// Activations, bf16, or logits, f32.
 pub struct CudaTensor {
     memory: DeviceMemory,
     rows: usize,
     width: usize,
+    wide: bool,
 }
 
 impl CudaTensor {
+    /// # Panics
+    /// If they are logits, which only products write and only the host reads.
     pub(super) fn address(&self) -> u64 {
+        assert!(!self.wide, "logits are no activations");
         self.memory.address()
+    }
+    /// Fills it with NaN.
+    #[cfg(test)]
+    pub(super) fn poison(&self) {
+        self.memory.write(0, &vec![0xff_u8; self.memory.len()]).expect("a write");
     }
     pub(super) fn rows(&self) -> usize {
         self.rows
@@ -143,7 +152,12 @@ impl Ops for Cuda {
 
     fn tensor(&self, rows: usize, width: usize) -> Result<CudaTensor, OpError> {
         let memory = self.device.allocate(rows * width * size_of::<bf16>())?;
-        Ok(CudaTensor { memory, rows, width })
+        Ok(CudaTensor { memory, rows, width, wide: false })
+    }
+
+    fn logits(&self, rows: usize, vocab: usize) -> Result<CudaTensor, OpError> {
+        let memory = self.device.allocate(rows * vocab * size_of::<f32>())?;
+        Ok(CudaTensor { memory, rows, width: vocab, wide: true })
     }
 
     fn batch(&self, host: HostBatch) -> Result<CudaBatch, OpError> {
@@ -156,6 +170,10 @@ impl Ops for Cuda {
         rows: usize,
         into: &mut Vec<f32>,
     ) -> Result<(), OpError> {
+        if tensor.wide {
+            into.resize(rows * tensor.width, 0.0);
+            return tensor.memory.read(0, into);
+        }
         let mut halves = vec![bf16::ZERO; rows * tensor.width];
         tensor.memory.read(0, &mut halves)?;
         into.clear();
@@ -194,9 +212,10 @@ impl Ops for Cuda {
         let Linear { rows, x, weight, bias, out } = args;
         assert_eq!((x.width, out.width), (weight.cols, weight.rows), "linear");
         assert!(rows <= x.rows && rows <= out.rows, "linear of {rows} rows");
-        let product = Product { rows, outputs: weight.rows, inputs: weight.cols };
-        let weight = weight.memory.address();
-        let operands = Operands { x: x.address(), weight, out: out.address() };
+        let wide = out.wide;
+        let product = Product { rows, outputs: weight.rows, inputs: weight.cols, wide };
+        let (weight, out_at) = (weight.memory.address(), out.memory.address());
+        let operands = Operands { x: x.address(), weight, out: out_at };
         // SAFETY: shapes were checked above.
         unsafe { self.products.run(product, operands) }?;
         let Some(bias) = bias else { return Ok(()) };

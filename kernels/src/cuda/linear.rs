@@ -17,9 +17,11 @@ pub(super) struct Product {
     pub rows: usize,
     pub outputs: usize,
     pub inputs: usize,
+    /// Whether `out` is f32 and not bf16.
+    pub wide: bool,
 }
 
-/// Device addresses of a product's operands, bf16.
+/// Device addresses of a product's operands.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Operands {
     pub x: u64,
@@ -108,20 +110,17 @@ impl Products {
 
     /// Column-major to the library: `outᵀ = (wᵀ)ᵀ · xᵀ`.
     fn plan(&self, product: Product) -> Result<Plan, OpError> {
-        let Product { rows, outputs, inputs } = product;
+        let Product { rows, outputs, inputs, wide } = product;
         let failed = |e| failed(&format!("planning {product:?}"), &e);
-        let element = sys::cudaDataType::CUDA_R_16BF;
-        let matrix = |height: usize, width: usize| {
+        let (half, single) = (sys::cudaDataType::CUDA_R_16BF, sys::cudaDataType::CUDA_R_32F);
+        let matrix = |element, height: usize, width: usize| {
             lt::create_matrix_layout(element, height as u64, width as u64, height as i64)
         };
-        let desc = lt::create_matmul_desc(
-            sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
-            sys::cudaDataType::CUDA_R_32F,
-        )
-        .map_err(failed)?;
-        let weight = matrix(inputs, outputs).map_err(failed)?;
-        let x = matrix(inputs, rows).map_err(failed)?;
-        let out = matrix(outputs, rows).map_err(failed)?;
+        let desc = lt::create_matmul_desc(sys::cublasComputeType_t::CUBLAS_COMPUTE_32F, single)
+            .map_err(failed)?;
+        let weight = matrix(half, inputs, outputs).map_err(failed)?;
+        let x = matrix(half, inputs, rows).map_err(failed)?;
+        let out = matrix(if wide { single } else { half }, outputs, rows).map_err(failed)?;
         let preference = lt::create_matmul_pref().map_err(failed)?;
         let (transposed, workspace) = (1_i32, WORKSPACE);
         // SAFETY: all descriptors are alive; attributes are read from values of their sizes.

@@ -5,7 +5,7 @@ use super::compile::{Arch, SOURCES, compile};
 use super::{Cuda, CudaPages, Device, PagePool};
 use crate::ops::*;
 use crate::oracle::{Oracle, OraclePages};
-use crate::parity::{Paged, Random, gather, linear, norm_error, rms_norm, silu_mul};
+use crate::parity::{Paged, Random, gather, linear, norm_error, rms_norm, rows, silu_mul, upload};
 use half::bf16;
 use std::sync::Arc;
 
@@ -78,6 +78,30 @@ fn cuda_linear_layers() {
         let expected = linear(&Oracle, &x, &host, bias.as_ref());
         let what = format!("linear {count}×{inputs}×{outputs}");
         close(&what, &linear(&cuda, &x, &host, bias.as_ref()), &expected);
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn cuda_logits() {
+    let (cuda, mut random) = (cuda(), Random(24));
+    for _ in 0..20 {
+        let size = |random: &mut Random| 8 + 8 * random.below(100);
+        let (count, inputs) = (1 + random.below(60), size(&mut random));
+        let outputs = size(&mut random);
+        let (x, w) = (random.vec(count * inputs), random.vec(outputs * inputs));
+        let weights = Weights::Bf16(w.into_iter().map(bf16::from_f32).collect());
+        let host = HostMatrix { rows: outputs, cols: inputs, weights };
+        // Rounded before both, so that the operands are equal and only sums differ.
+        let x: Vec<f32> = x.into_iter().map(|x| bf16::from_f32(x).to_f32()).collect();
+        let (weight, x_there) = (cuda.matrix(host.clone()).unwrap(), upload(&cuda, &x, inputs));
+        let mut out = cuda.logits(count, outputs).unwrap();
+        out.poison();
+        let args = Linear { rows: count, x: &x_there, weight: &weight, bias: None, out: &mut out };
+        cuda.linear(args).unwrap();
+        let error = norm_error(&rows(&cuda, &out, count), &linear(&Oracle, &x, &host, None));
+        println!("logits {count}×{inputs}×{outputs}: {error:.1e}");
+        assert!(error <= 1e-5, "{error}");
     }
 }
 

@@ -122,7 +122,7 @@ impl<O: Ops> Scratch<O> {
             last_x: last(s.hidden)?,
             last_delta: last(s.hidden)?,
             last_normed: last(s.hidden)?,
-            logits: last(s.vocab)?,
+            logits: ops.logits(sampled, s.vocab)?,
         })
     }
 
