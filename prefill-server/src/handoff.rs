@@ -128,7 +128,7 @@ impl Prefill {
         job.checksums.extend(checksums);
         job.shipped = range.end as u32;
         job.in_flight += 1;
-        self.bytes_shipped += shipping;
+        self.meter.shipped(shipping);
         self.ops.insert(id, (decode, key));
         self.stops.reach(StopPoint::PrefillWriting);
         Ok(())

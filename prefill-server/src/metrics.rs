@@ -41,8 +41,13 @@ impl Meter {
         histogram!(names::EXPOSED, vec![self.server.clone()]).record(exposed);
     }
 
+    /// So many bytes of pages were queued for a decode server.
+    pub(crate) fn shipped(&self, bytes: u64) {
+        counter!(names::TRANSFERRED, vec![self.server.clone()]).increment(bytes);
+    }
+
     /// What the gauges say now.
-    pub(crate) fn report(&self, pages: &Counts, load: Load, bytes_shipped: u64) {
+    pub(crate) fn report(&self, pages: &Counts, load: Load) {
         let states = [
             ("free", pages.free),
             ("granted", pages.granted),
@@ -57,6 +62,5 @@ impl Meter {
         }
         gauge!(names::RUNNING, vec![self.server.clone()]).set(f64::from(load.running));
         gauge!(names::WAITING, vec![self.server.clone()]).set(f64::from(load.queued));
-        counter!(names::TRANSFERRED, vec![self.server.clone()]).absolute(bytes_shipped);
     }
 }

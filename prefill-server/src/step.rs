@@ -54,7 +54,6 @@ pub(crate) struct Prefill {
     /// Puts and flushes in flight: to whom, and for which request.
     pub(crate) ops: HashMap<OpId, (Epoch, RequestKey)>,
     pub(crate) next_op: u64,
-    pub(crate) bytes_shipped: u64,
     /// A push queue was full: some job has more to ship than it could queue.
     pub(crate) backlog: bool,
     pub(crate) arrivals: u64,
@@ -92,7 +91,6 @@ impl Prefill {
             jobs: vec![],
             ops: HashMap::new(),
             next_op: 0,
-            bytes_shipped: 0,
             backlog: false,
             arrivals: 0,
             outboxes: Outboxes::new(|_, message| Some(message)),
@@ -290,7 +288,7 @@ impl Prefill {
     pub(crate) fn measure(&self) {
         let pages = self.pool.counts();
         debug_assert!(pages.audit(), "{pages:?}");
-        self.meter.report(&pages, self.load(), self.bytes_shipped);
+        self.meter.report(&pages, self.load());
     }
 }
 
