@@ -239,13 +239,18 @@ struct Bucket {
   }
   int set(int mode, const std::vector<int>& tokens) {
     const int heads = kModeHeads[mode];
-    const Plan p = make_plan(tokens, kChunk, kv_heads / heads, heads, kModeWays[mode],
+    Plan p = make_plan(tokens, kChunk, kv_heads / heads, heads, kModeWays[mode],
                              bench.sms * kModeWorkers[mode], 1);
     std::vector<int> words{mode};
     words.insert(words.end(), p.first_item.begin(), p.first_item.end());
     words.resize(plan.count, int(p.items.size()));
     if (p.slots * heads > 4 * bench.sms) fprintf(stderr, "too many slots\n"), exit(1);
     plan.set(words);
+    for (Item& item : p.items) {  // as the engine's kernel reads them: table, first slot, pieces
+      const int piece = item.slot - item.first_slot;
+      item.slot = item.request * stride;
+      item.pieces |= piece << 16;
+    }
     items.set(p.items);
     lengths.set(tokens);
     return p.blocks;
@@ -275,11 +280,11 @@ struct Bucket {
     config.hStream = bench.stream;
     config.attrs = &attribute;
     config.numAttrs = overlapped ? 1 : 0;
-    int table_stride = stride, heads = kv_heads, of = layers;
+    int heads = kv_heads, of = layers;
     float scale_log2 = scale * 1.4426950408889634f;
     void* arguments[] = {&pool, &qkv.data, &out.data, &table.data, &plan.data, &items.data,
-                         &partials.data, &partial_sums.data, &arrived.data, &table_stride, &heads,
-                         &layer, &of, &scale_log2};
+                         &partials.data, &partial_sums.data, &arrived.data, &heads, &layer, &of,
+                         &scale_log2};
     CHECK_DRIVER(bench.launch_kernel(&config, kernel.function, arguments, nullptr));
   }
   void poison() {

@@ -44,12 +44,16 @@ struct Device {
 
 // --- kernels of the harness
 
-__global__ void fill_random(Half* data, int64_t count, float scale, float centre, uint64_t seed) {
+__device__ void store(Half* to, float x) { *to = project::to_half(x); }
+__device__ void store(float* to, float x) { *to = x; }
+
+template <class T>
+__global__ void fill_random(T* data, int64_t count, float scale, float centre, uint64_t seed) {
   for (int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; i < count;
        i += int64_t(gridDim.x) * blockDim.x) {
     uint64_t h = (i + 1) * 0x9e3779b97f4a7c15ull + seed * 0xd1342543de82ef95ull;
     h ^= h >> 31, h *= 0xbf58476d1ce4e5b9ull, h ^= h >> 29, h *= 0x94d049bb133111ebull, h ^= h >> 32;
-    data[i] = project::to_half(centre + scale * (float(h & 0xffffff) / 8388608.f - 1.f));
+    store(data + i, centre + scale * (float(h & 0xffffff) / 8388608.f - 1.f));
   }
 }
 
@@ -73,7 +77,7 @@ __device__ double dot(const Arguments& a, const Half* w, int row, int lane) {
   double sum = 0;
   for (int i = lane; i < a.k; i += 32) {
     double x = project::to_float(a.x[int64_t(row) * a.k + i]);
-    if (a.gain) x *= project::to_float(a.gain[i]);
+    if (a.gain) x *= project::to_float(project::to_half(a.gain[i]));
     sum += x * project::to_float(w[i]);
   }
   for (int d = 16; d; d /= 2) sum += __shfl_xor_sync(~0u, sum, d);
@@ -156,9 +160,10 @@ bool check(const std::vector<Variant>& variants) {
       const int n = (gated ? 8 : 16) * (1 + random() % 90), k = 32 * (1 + random() % 130);
       const int rows = gated ? 2 * n : n;
       Device<Half> x(size_t(m) * k), w(size_t(rows) * k), packed(size_t(rows) * k), y(size_t(m) * n);
-      Device<Half> residual(size_t(m) * n), gain(k);
+      Device<Half> residual(size_t(m) * n);
+      Device<float> gain(k);
       Device<float> bias(n), wanted(size_t(m) * n);
-      auto fill = [&](Device<Half>& d, float scale, float centre) {
+      auto fill = [&](auto& d, float scale, float centre) {
         fill_random<<<256, 256>>>(d.data, d.count, scale, centre, random());
       };
       fill(x, 2, 0.1f), fill(w, 2 / sqrtf(float(k)), 0), fill(residual, 2, 0), fill(gain, .5f, 1);
@@ -263,7 +268,8 @@ struct Weights {
 };
 
 struct Activations {
-  Device<Half> x, start, qkv, gated, gain;
+  Device<Half> x, start, qkv, gated;
+  Device<float> gain;
   Activations(const Model& m)
       : x(64 * size_t(m.hidden)), start(x.count), qkv(64 * size_t(m.qkv)), gated(64 * size_t(m.inter)),
         gain(m.inter + m.hidden) {
@@ -479,7 +485,8 @@ void time_launches(const std::vector<Variant>& variants) {
 
 void time_head(const std::vector<Variant>& variants, FILE* csv) {
   const int n = 151936, k = 1024;
-  Device<Half> w(size_t(n) * k), x(64 * k), y(size_t(64) * n), gain(k);
+  Device<Half> w(size_t(n) * k), x(64 * k), y(size_t(64) * n);
+  Device<float> gain(k);
   fill_random<<<1024, 512>>>(w.data, w.count, .03f, 0, 1);
   fill_random<<<64, 512>>>(x.data, x.count, 1, 0, 2);
   fill_random<<<64, 512>>>(gain.data, gain.count, .5f, 1, 2);

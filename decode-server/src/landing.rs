@@ -3,6 +3,7 @@
 //!
 //! Names target pages when a ticket is opened, and takes the request over when its pages landed.
 
+use crate::flight::Flying;
 use crate::sequence::{Granted, Sequence};
 use crate::step::Decode;
 use kv_transfer::land;
@@ -98,6 +99,7 @@ impl Decode {
             credit,
             made: vec![],
             written,
+            flying: Flying::default(),
         };
         sequence.seal_full(self.page_tokens);
         let now = self.now();

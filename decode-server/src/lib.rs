@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod emit;
+mod flight;
 mod inbox;
 mod landing;
 mod metrics;
@@ -63,11 +64,12 @@ pub async fn run(
         roles: &[Role::Gateway, Role::Prefill],
     };
     let peers = Arc::new(Peers::new(targets, events.clone()));
+    let limits = limits(&config, core.engine.rows_max());
     let decode = Decode::new(Parts {
         engine: core.engine,
         pool: core.pool,
         cache: core.cache,
-        limits: limits(&config),
+        limits,
         stops: config.stops.clone(),
         server: config.id.to_string(),
     });
@@ -81,9 +83,13 @@ pub async fn run(
     Ok(result?)
 }
 
-fn limits(config: &Config) -> Limits {
+fn limits(config: &Config, rows_max: usize) -> Limits {
+    if config.batch_max > rows_max {
+        let asked = config.batch_max;
+        tracing::warn!(asked, rows_max, "max_running_requests is what this engine takes");
+    }
     Limits {
-        batch_max: config.batch_max,
+        batch_max: config.batch_max.min(rows_max),
         growth_tokens: config.growth_tokens,
         tickets_max: 1024,
         ticket_life: config.ticket_life,

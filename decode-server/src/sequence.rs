@@ -1,5 +1,6 @@
 //! The stages of a request at decode: [`Granted`] → (opened) → [`Sequence`] → gone.
 
+use crate::flight::Flying;
 use shared::ids::{Epoch, PageId, TokenId};
 use shared::pool::{Credit, Owned, Quarantined, Sealed};
 use shared::request::{Finish, Request, Token};
@@ -42,6 +43,8 @@ pub(crate) struct Sequence {
     /// Tokens made by this attempt, prefill's first included.
     pub(crate) made: Vec<TokenId>,
     pub(crate) written: u32,
+    /// Tokens beyond these that are being made.
+    pub(crate) flying: Flying,
 }
 
 impl Sequence {
@@ -50,7 +53,12 @@ impl Sequence {
         self.key.id.gateway()
     }
 
-    /// The token whose keys and values the next step writes.
+    /// Whether tokens are left to be made when those in flight are there.
+    pub(crate) fn has_more(&self) -> bool {
+        self.made.len() as u32 + self.flying.steps < self.request.max_tokens
+    }
+
+    /// The token after the written ones.
     pub(crate) fn last(&self) -> TokenId {
         *self.made.last().expect("a sequence starts with prefill's token")
     }

@@ -1,15 +1,16 @@
 //! Walk 11/12. Before: `landing.rs`. After: `emit.rs`, then `gateway/src/stream.rs`.
 //!
 //! The engine thread: the only owner of pool, cache, tickets and running sequences.
-//! 1. Drain the inbox. 2. Plan the step. 3. Launch and collect. 4. Emit.
+//! 1. Drain the inbox. 2. Plan the step. 3. Launch it, and collect the one before. 4. Emit.
 
 use crate::emit::merge;
+use crate::flight::{Flight, Leaves};
 use crate::inbox::Event;
 use crate::metrics::Meter;
 use crate::reserve::Retracted;
 use crate::sequence::{Granted, Sequence};
 use link::{SendError, Sender, StopPoint, Stops};
-use model::engine::{Batch, Engine, EngineError, Row, Sample};
+use model::engine::{Batch, Engine, EngineError, Input, Row, Sample};
 use role::outbox::Outboxes;
 use role::turn::Turn;
 use shared::ids::{Epoch, TicketId};
@@ -56,6 +57,7 @@ pub(crate) struct Decode {
     pub(crate) tickets: Tickets<Granted>,
     /// Oldest first.
     pub(crate) sequences: Vec<Sequence>,
+    pub(crate) flight: Flight,
     pub(crate) retracted: Retracted,
     pub(crate) outboxes: Outboxes<DecodeToGateway>,
     pub(crate) writers: HashMap<Epoch, Sender<DecodeToPrefill>>,
@@ -89,6 +91,7 @@ impl Decode {
             cache: parts.cache,
             tickets: Tickets::new(TicketId::new(1), parts.limits.tickets_max),
             sequences: vec![],
+            flight: Flight::default(),
             retracted: Retracted::default(),
             outboxes: Outboxes::new(merge),
             writers: HashMap::new(),
@@ -107,7 +110,7 @@ impl Decode {
 
     fn cancel(&mut self, key: RequestKey) {
         self.retracted.forget(key.id);
-        self.sequences.retain(|sequence| sequence.key != key);
+        self.drop_sequences(|sequence| sequence.key == key);
         match self.tickets.cancel(key.id, key.attempt) {
             Cancelled::Granted(_) | Cancelled::Opened | Cancelled::Unknown => {}
         }
@@ -116,9 +119,15 @@ impl Decode {
 
     fn gateway_lost(&mut self, gateway: Epoch) {
         self.outboxes.leave(gateway);
-        self.sequences.retain(|sequence| sequence.gateway() != gateway);
+        self.drop_sequences(|sequence| sequence.gateway() == gateway);
         self.tickets.cancel_gateway(gateway);
         self.retracted.forget_gateway(gateway);
+    }
+
+    fn drop_sequences(&mut self, gone: impl Fn(&Sequence) -> bool) {
+        for sequence in self.sequences.extract_if(.., |sequence| gone(sequence)) {
+            drop(self.flight.part(sequence, Leaves::Nothing));
+        }
     }
 
     fn writer_gone(&mut self, writer: Epoch, lost: Lost<Granted>) {
@@ -155,38 +164,71 @@ impl Decode {
         }
     }
 
-    /// One step of the batch; whether there was anything to do.
+    /// Launches a step of the batch and collects the one before; whether there was anything to do.
     fn step(&mut self) -> Result<bool, EngineError> {
-        let plan = self.plan();
-        if plan.run.is_empty() {
-            return Ok(false);
+        let flew = !self.flight.is_empty();
+        let plan = self.plan()?;
+        let launches = !plan.run.is_empty();
+        if launches {
+            self.launch(plan)?;
         }
+        let stays = usize::from(launches && self.engine.overlaps());
+        while self.flight.len() > stays {
+            self.collect()?;
+        }
+        Ok(flew || launches)
+    }
+
+    fn launch(&mut self, plan: DecodePlan) -> Result<(), EngineError> {
         for (slot, pages) in plan.grow {
             self.grow(slot, pages);
         }
         let batch = Batch { rows: plan.run.iter().map(|&slot| self.row(slot)).collect() };
         self.engine.launch(&batch)?;
-        let tokens = self.engine.collect()?;
         self.meter.step(batch.rows.len());
-        self.take(&plan.run, tokens)?;
+        let mut run = plan.run.into_iter().peekable();
+        let sequences = self.sequences.iter_mut().enumerate();
+        let rows = sequences.filter(|(slot, _)| run.next_if_eq(slot).is_some());
+        self.flight.launch(rows.map(|(_, sequence)| sequence));
+        Ok(())
+    }
+
+    fn collect(&mut self) -> Result<(), EngineError> {
+        let tokens = self.engine.collect()?;
+        let (rows, parted) = self.flight.collected();
+        self.take(&rows, tokens)?;
+        for (sequence, leaves) in parted {
+            match leaves {
+                Leaves::Pages => self.keep(sequence),
+                Leaves::Nothing => {}
+            }
+        }
         self.stops.reach(StopPoint::DecodeStepped);
-        Ok(true)
+        Ok(())
     }
 
     /// The step that can be made now, retracting until the rest fits: before anything new lands,
     /// so that pages given back go to the rows that lacked them.
-    fn plan(&mut self) -> DecodePlan {
+    fn plan(&mut self) -> Result<DecodePlan, EngineError> {
         loop {
             let room = Room {
                 pages: self.pool.available(),
                 rows: self.limits.batch_max,
                 page_tokens: self.page_tokens,
             };
-            let plan = plan(&self.running(), room);
+            let mut rows = self.running();
+            rows.retain(|row| self.sequences[row.slot].has_more());
+            let plan = plan(&rows, room);
             if plan.retract.is_empty() {
-                return plan;
+                return Ok(plan);
             }
-            self.retract(&plan.retract);
+            if self.flight.is_empty() {
+                self.retract(&plan.retract);
+            }
+            // What is in flight may end a sequence, and none gives pages back before.
+            while !self.flight.is_empty() {
+                self.collect()?;
+            }
         }
     }
 
@@ -197,13 +239,18 @@ impl Decode {
 
     fn row(&self, slot: usize) -> Row {
         let sequence = &self.sequences[slot];
+        let ahead = sequence.flying.steps;
+        let made = sequence.made.len() as u32 + ahead;
         Row {
-            tokens: vec![sequence.last()],
-            start: sequence.written,
+            input: match ahead {
+                0 => Input::Tokens(vec![sequence.last()]),
+                _ => Input::Drawn(sequence.flying.row),
+            },
+            start: sequence.written + ahead,
             pages: sequence.page_table(),
             sample: Some(Sample {
                 sampling: sequence.request.sampling,
-                output_index: sequence.request.output_index() + sequence.made.len() as u32,
+                output_index: sequence.request.output_index() + made,
                 logprobs: sequence.request.logprobs,
             }),
         }
@@ -222,12 +269,17 @@ impl Decode {
         }
     }
 
-    fn take(&mut self, run: &[usize], tokens: Vec<Option<Token>>) -> Result<(), EngineError> {
+    /// Takes what a step drew for its rows; those of sequences that have left are dropped.
+    fn take(&mut self, rows: &[RequestKey], tokens: Vec<Option<Token>>) -> Result<(), EngineError> {
         let mut by_gateway: HashMap<Epoch, Vec<Emitted>> = HashMap::new();
         let mut ended = vec![];
-        for (&slot, token) in run.iter().zip(tokens) {
+        let slots: HashMap<_, _> =
+            self.sequences.iter().enumerate().map(|(slot, s)| (s.key, slot)).collect();
+        for (key, token) in rows.iter().zip(tokens) {
             let token = token.ok_or_else(|| EngineError("a decode row made no token".into()))?;
+            let Some(&slot) = slots.get(key) else { continue };
             let sequence = &mut self.sequences[slot];
+            sequence.flying.steps -= 1;
             sequence.written += 1;
             sequence.seal_full(self.page_tokens);
             let cached_tokens = sequence.cached_tokens;
@@ -241,7 +293,9 @@ impl Decode {
         }
         for slot in ended.into_iter().rev() {
             let sequence = self.sequences.remove(slot);
-            self.keep(sequence);
+            if let Some(sequence) = self.flight.part(sequence, Leaves::Pages) {
+                self.keep(sequence);
+            }
         }
         Ok(())
     }
@@ -352,7 +406,9 @@ impl Turn for Decode {
 
     fn drained(&self) -> bool {
         let tickets = self.tickets.counts();
-        let nothing = self.sequences.is_empty() && tickets.granted + tickets.opened == 0;
+        let nothing = self.sequences.is_empty()
+            && self.flight.is_empty()
+            && tickets.granted + tickets.opened == 0;
         self.draining && nothing && self.outboxes.is_written()
     }
 
@@ -369,7 +425,7 @@ fn running((slot, sequence): (usize, &Sequence)) -> Running {
     Running {
         slot,
         arrival: slot as u64, // kept oldest first
-        tokens: sequence.written,
+        tokens: sequence.written + sequence.flying.steps,
         pages_held: sequence.pages_held(),
         credit: sequence.credit.len(),
     }

@@ -61,9 +61,9 @@ __device__ __forceinline__ void work(const Decode& d, char* raw, int item_begin,
 /// many multiprocessors.
 extern "C" __global__ void __launch_bounds__(kWarps * 32, 1)
     decode_attention(const void* pool, const unsigned short* qkv, unsigned short* out,
-                     const int* page_table, const int* plan, const void* items, float* partials,
-                     float2* partial_sums, int* arrived, int table_stride, int kv_heads, int layer,
-                     int layers, float scale_log2) {
+                     const int* page_tables, const int* plan, const void* items, float* partials,
+                     float2* partial_sums, int* arrived, int kv_heads, int layer, int layers,
+                     float scale_log2) {
   extern __shared__ __align__(1024) char raw[];
   ptx::let_next_kernel_start();
   const int second = threadIdx.x / (kWarps * 16);
@@ -81,9 +81,9 @@ extern "C" __global__ void __launch_bounds__(kWarps * 32, 1)
     return;
   }
   const int kv_stride = kv_heads * kPageChunks;
-  const Decode d{static_cast<const char*>(pool), qkv, out, page_table,
+  const Decode d{static_cast<const char*>(pool), qkv, out, page_tables,
                  static_cast<const Item*>(items), partials, partial_sums, arrived,
-                 table_stride, kv_heads, layer * 2 * kv_stride, layers * 2 * kv_stride,
+                 kv_heads, layer * 2 * kv_stride, layers * 2 * kv_stride,
                  kv_stride, scale_log2};
   if (mode == 0) {
     work<2, 4>(d, raw, begin, end);

@@ -34,8 +34,9 @@ struct Item {
   int row, head;               // head: first kv head of the group
   int chunk_begin, chunk_end;  // half-open, of the row's tokens cut into chunks of 16
   int length;                  // tokens of the row, the newest included
-  int slot;                    // where this piece's partial result goes; unused when pieces == 1
-  int first_slot, pieces;      // all partial results of this row and head group
+  int table;                   // where the row's page table begins in `page_tables`
+  int first_slot;              // partial results of this row and head group; unused for one piece
+  unsigned short pieces, piece;  // of this row and head group, and which this is
 };
 static_assert(sizeof(Item) == 32, "two int4");
 
@@ -44,12 +45,12 @@ struct Decode {
   const char* pool;          // bf16 [page][layer][K|V][kv head][token][dim]
   const unsigned short* qkv;  // bf16 [row][heads + 2 kv_heads][dim]
   unsigned short* out;        // bf16 [row][heads][dim]
-  const int* page_table;      // [row][table_stride]
+  const int* page_tables;     // one after another
   const Item* items;
   float* partials;       // [slot][head of group][q head of kv head][dim], not normalised
   float2* partial_sums;  // [slot][head of group][q head of kv head]: maximum (log2), sum
   int* arrived;          // [row][kv head], 0 between launches
-  int table_stride, kv_heads;
+  int kv_heads;
   int layer_chunk, page_stride, kv_stride;  // in chunks
   float scale_log2;                         // softmax scale × log2(e)
 };
@@ -77,11 +78,12 @@ struct Feed {
       if (item == item_end) return false;
       const int4* from = reinterpret_cast<const int4*>(d.items + item);
       const int4 part = __ldg(from);
-      newest = (__ldg(from + 1).x - 1) / kChunkTokens;
+      const int4 rest = __ldg(from + 1);
+      newest = (rest.x - 1) / kChunkTokens;
       ++item;
       chunk = part.z + way;
       chunk_end = part.w;
-      table = d.page_table + static_cast<long long>(part.x) * d.table_stride;
+      table = d.page_tables + rest.y;
       head_chunk = d.layer_chunk + (part.y + head) * kPageChunks;
       load_ids();
     }

@@ -71,7 +71,7 @@ struct Team {
     store(s, shared.merge + warp * kMergeFloats, shared.sums + warp * kGroup);
     barrier();
     const int kv_head = item.head + head;
-    const long long piece = static_cast<long long>(item.slot) * kHeads + head;
+    const long long piece = static_cast<long long>(item.first_slot + item.piece) * kHeads + head;
     for (int at = thread * 4; at < kMergeFloats; at += kThreads * 4) {
       const int q_head = at / kHeadDim;
       Merged m;

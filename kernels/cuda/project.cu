@@ -17,7 +17,7 @@
 
 extern "C" __global__ void __launch_bounds__(32 * (WARPS_N) * (WARPS_K), BLOCKS_PER_SM)
     project_rows(const unsigned short* x, const unsigned short* w, unsigned short* y,
-                 const unsigned short* residual, const float* bias, const unsigned short* gain,
+                 const unsigned short* residual, const float* bias, const float* gain,
                  int m, int n, int k, float eps, unsigned layout, const void* next,
                  unsigned next_bytes) {
   extern __shared__ __align__(128) unsigned char shared[];

@@ -35,7 +35,7 @@ struct Arguments {
   Half* y;               // [m][n]
   const Half* residual;  // [m][n], added last; may be y; or null
   const float* bias;     // [n], not with gated; or null
-  const Half* gain;      // [k]; read by kernels with kNorm alone
+  const float* gain;     // [k]; read by kernels with kNorm alone, which round it to bf16
   int m, n, k;           // m <= 8 kColumns; n % 16 == 0 (gated: n % 8 == 0); k % 32 == 0
   float eps;             // of the norm
   unsigned layout;
@@ -399,7 +399,7 @@ __device__ __forceinline__ void project(const Arguments& a, unsigned char* share
   if constexpr (C::kNorm) {
     Piece* gains = reinterpret_cast<Piece*>(shared + C::kGain);
     for (int i = threadIdx.x; i < a.k / 8; i += C::kThreads) {
-      gains[i] = reinterpret_cast<const Piece*>(a.gain)[i];
+      gains[i] = to_piece(reinterpret_cast<const Sums*>(a.gain) + 2 * i);
     }
     __syncthreads();
   }

@@ -40,6 +40,13 @@ __device__ __forceinline__ Half to_half(float x) {
   return y;
 }
 
+/// Eight elements, rounded.
+__device__ __forceinline__ Piece to_piece(const Sums* from) {
+  const Sums a = from[0], b = from[1];
+  return {ptx::pack_bf16(a.x, a.y), ptx::pack_bf16(a.z, a.w), ptx::pack_bf16(b.x, b.y),
+          ptx::pack_bf16(b.z, b.w)};
+}
+
 /// Products of pairs, each rounded once.
 __device__ __forceinline__ unsigned multiply(unsigned a, unsigned b) {
   unsigned y;

@@ -61,7 +61,7 @@ pub struct HostBatch {
     pub segments: Vec<Segment>,
     /// Page tables, one after another.
     pub pages: Vec<u32>,
-    /// Indices into `tokens` of those whose logits are wanted.
+    /// Indices into `tokens` of those whose logits are wanted, ascending.
     pub sampled: Vec<u32>,
 }
 
@@ -100,14 +100,12 @@ pub struct Embed<'a, O: Ops> {
     pub out: &'a mut O::Tensor,
 }
 
-/// `x += delta; out = x / rms(x) * gain`.
+/// `out = x / rms(x) * gain`.
 pub struct RmsNorm<'a, O: Ops> {
     /// Rows in use.
     pub rows: usize,
-    /// The residual stream, updated.
-    pub x: &'a mut O::Tensor,
-    /// Added to `x` first.
-    pub delta: Option<&'a O::Tensor>,
+    /// `[rows][width]`.
+    pub x: &'a O::Tensor,
     /// `[width]`.
     pub gain: &'a O::Vector,
     /// Added to the mean square.
@@ -116,7 +114,7 @@ pub struct RmsNorm<'a, O: Ops> {
     pub out: &'a mut O::Tensor,
 }
 
-/// `out = x·Wᵀ + bias`.
+/// `out = x·Wᵀ + bias`, or `out += …`.
 pub struct Linear<'a, O: Ops> {
     /// Rows in use.
     pub rows: usize,
@@ -126,6 +124,48 @@ pub struct Linear<'a, O: Ops> {
     pub weight: &'a O::Matrix,
     /// `[out]`.
     pub bias: Option<&'a O::Vector>,
+    /// Whether `out` is added to and not replaced: the residual stream.
+    pub add: bool,
+    /// `[rows][out]`.
+    pub out: &'a mut O::Tensor,
+}
+
+/// `out = norm(x)·Wᵀ + bias`, with [`RmsNorm`]'s norm.
+pub struct NormLinear<'a, O: Ops> {
+    /// Rows in use.
+    pub rows: usize,
+    /// `[rows][in]`.
+    pub x: &'a O::Tensor,
+    /// `[in]`, of the norm.
+    pub gain: &'a O::Vector,
+    /// Added to the mean square.
+    pub eps: f32,
+    /// Room for the normed rows, `[rows][in]`; undefined afterwards.
+    pub normed: &'a mut O::Tensor,
+    /// `[out][in]`.
+    pub weight: &'a O::Matrix,
+    /// `[out]`.
+    pub bias: Option<&'a O::Vector>,
+    /// `[rows][out]`.
+    pub out: &'a mut O::Tensor,
+}
+
+/// `out = silu(gate) * up` where `(gate, up) = norm(x)·Wᵀ`.
+pub struct NormGated<'a, O: Ops> {
+    /// Rows in use.
+    pub rows: usize,
+    /// `[rows][in]`.
+    pub x: &'a O::Tensor,
+    /// `[in]`, of the norm.
+    pub gain: &'a O::Vector,
+    /// Added to the mean square.
+    pub eps: f32,
+    /// Room for the normed rows, `[rows][in]`; undefined afterwards.
+    pub normed: &'a mut O::Tensor,
+    /// `[2 * out][in]`: gates, then ups.
+    pub weight: &'a O::Matrix,
+    /// Room for gates and ups, `[rows][2 * out]`; undefined afterwards.
+    pub gate_up: &'a mut O::Tensor,
     /// `[rows][out]`.
     pub out: &'a mut O::Tensor,
 }
@@ -251,4 +291,27 @@ pub trait Ops: Sized {
     fn silu_mul(&self, args: SiluMul<'_, Self>) -> Result<(), OpError>;
     /// See [`Gather`].
     fn gather(&self, args: Gather<'_, Self>) -> Result<(), OpError>;
+
+    /// See [`NormLinear`]; a backend may do it in one pass over the weights.
+    fn norm_linear(&self, args: NormLinear<'_, Self>) -> Result<(), OpError> {
+        let NormLinear { rows, x, gain, eps, normed, weight, bias, out } = args;
+        self.rms_norm(RmsNorm { rows, x, gain, eps, out: normed })?;
+        self.linear(Linear { rows, x: normed, weight, bias, add: false, out })
+    }
+
+    /// See [`NormGated`]; a backend may do it in one pass over the weights.
+    fn norm_gated(&self, args: NormGated<'_, Self>) -> Result<(), OpError> {
+        let NormGated { rows, x, gain, eps, normed, weight, gate_up, out } = args;
+        self.norm_linear(NormLinear {
+            rows,
+            x,
+            gain,
+            eps,
+            normed,
+            weight,
+            bias: None,
+            out: gate_up,
+        })?;
+        self.silu_mul(SiluMul { rows, gate_up, out })
+    }
 }

@@ -118,11 +118,8 @@ impl Ops for Oracle {
 
     fn rms_norm(&self, args: RmsNorm<'_, Self>) -> Result<(), OpError> {
         for row in 0..args.rows {
-            let x = args.x.row_mut(row);
-            if let Some(delta) = args.delta {
-                x.iter_mut().zip(delta.row(row)).for_each(|(x, d)| *x += d);
-            }
-            args.out.row_mut(row).copy_from_slice(&normed(x, args.gain, args.eps));
+            let normed = normed(args.x.row(row), args.gain, args.eps);
+            args.out.row_mut(row).copy_from_slice(&normed);
         }
         Ok(())
     }
@@ -130,7 +127,9 @@ impl Ops for Oracle {
     fn linear(&self, args: Linear<'_, Self>) -> Result<(), OpError> {
         for row in 0..args.rows {
             for (i, y) in args.out.row_mut(row).iter_mut().enumerate() {
-                *y = dot(args.x.row(row), args.weight.row(i)) + args.bias.map_or(0.0, |b| b[i]);
+                let sum = dot(args.x.row(row), args.weight.row(i));
+                let sum = sum + args.bias.map_or(0.0, |b| b[i]);
+                *y = if args.add { *y + sum } else { sum };
             }
         }
         Ok(())

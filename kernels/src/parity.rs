@@ -90,19 +90,55 @@ macro_rules! parity {
     }};
 }
 
+/// With `onto`, added to it.
 pub(crate) fn linear<O: Ops>(
     ops: &O,
     x: &[f32],
     host: &HostMatrix,
     bias: Option<&Vec<f32>>,
+    onto: Option<&[f32]>,
 ) -> Vec<f32> {
     let count = x.len() / host.cols;
     let weight = ops.matrix(host.clone()).unwrap();
     let bias = bias.map(|b| ops.vector(b.clone()).unwrap());
-    let (x, mut out) = (upload(ops, x, host.cols), poisoned(ops, count, host.rows));
-    let (bias, out_ref) = (bias.as_ref(), &mut out);
-    ops.linear(Linear { rows: count, x: &x, weight: &weight, bias, out: out_ref }).unwrap();
+    let x = upload(ops, x, host.cols);
+    let mut out = match onto {
+        Some(onto) => upload(ops, onto, host.rows),
+        None => poisoned(ops, count, host.rows),
+    };
+    let (bias, add) = (bias.as_ref(), onto.is_some());
+    let args = Linear { rows: count, x: &x, weight: &weight, bias, add, out: &mut out };
+    ops.linear(args).unwrap();
     rows(ops, &out, count)
+}
+
+/// A norm, and `NormLinear` or, with outputs that pair up, `NormGated`.
+pub(crate) fn norm_linear<O: Ops>(
+    ops: &O,
+    x: &[f32],
+    gain: &[f32],
+    host: &HostMatrix,
+    bias: Option<&Vec<f32>>,
+) -> Vec<f32> {
+    let count = x.len() / host.cols;
+    let (weight, gain) = (ops.matrix(host.clone()).unwrap(), ops.vector(gain.to_vec()).unwrap());
+    let bias = bias.map(|b| ops.vector(b.clone()).unwrap());
+    let x = upload(ops, x, host.cols);
+    let (mut normed, mut wide) = (poisoned(ops, count, host.cols), poisoned(ops, count, host.rows));
+    let (rows_in, eps, normed) = (count, 1e-5, &mut normed);
+    let (x, gain, weight, bias) = (&x, &gain, &weight, bias.as_ref());
+    let args = NormLinear { rows: rows_in, x, gain, eps, normed, weight, bias, out: &mut wide };
+    ops.norm_linear(args).unwrap();
+    let mut all = rows(ops, &wide, count);
+    if host.rows.is_multiple_of(2) {
+        let mut gate_up = poisoned(ops, count, host.rows);
+        let mut out = poisoned(ops, count, host.rows / 2);
+        let (gate_up, out_ref) = (&mut gate_up, &mut out);
+        let args = NormGated { rows: rows_in, x, gain, eps, normed, weight, gate_up, out: out_ref };
+        ops.norm_gated(args).unwrap();
+        all.extend(rows(ops, &out, count));
+    }
+    all
 }
 
 #[test]
@@ -122,34 +158,24 @@ fn linear_layers() {
                 };
                 let host = HostMatrix { rows: outputs, cols: inputs, weights };
                 let bias = biased.then(|| random.vec(outputs));
+                let (bias, onto) = (bias.as_ref(), random.vec(count * outputs));
                 let what = format!("{count}x{inputs}x{outputs} bf16 {half}");
-                parity!(what, 4e-5, |ops| linear(ops, &x, &host, bias.as_ref()));
+                parity!(what, 4e-5, |ops| linear(ops, &x, &host, bias, None));
+                parity!(what, 4e-5, |ops| linear(ops, &x, &host, bias, Some(&onto)));
+                let gain = random.vec(inputs);
+                parity!(what, 2e-4, |ops| norm_linear(ops, &x, &gain, &host, bias));
             }
         }
     }
 }
 
-pub(crate) fn rms_norm<O: Ops>(
-    ops: &O,
-    x: &[f32],
-    delta: Option<&[f32]>,
-    gain: &[f32],
-) -> Vec<f32> {
+pub(crate) fn rms_norm<O: Ops>(ops: &O, x: &[f32], gain: &[f32]) -> Vec<f32> {
     let (count, width) = (x.len() / gain.len(), gain.len());
-    let mut x = upload(ops, x, width);
-    let delta = delta.map(|d| upload(ops, d, width));
-    let mut out = poisoned(ops, count, width);
+    let (x, mut out) = (upload(ops, x, width), poisoned(ops, count, width));
     let gain = ops.vector(gain.to_vec()).unwrap();
-    let args = RmsNorm {
-        rows: count,
-        x: &mut x,
-        delta: delta.as_ref(),
-        gain: &gain,
-        eps: 1e-5,
-        out: &mut out,
-    };
+    let args = RmsNorm { rows: count, x: &x, gain: &gain, eps: 1e-5, out: &mut out };
     ops.rms_norm(args).unwrap();
-    [rows(ops, &x, count), rows(ops, &out, count)].concat()
+    rows(ops, &out, count)
 }
 
 #[test]
@@ -157,9 +183,7 @@ fn norms() {
     let mut random = Random(2);
     for (count, width) in [(1, 1), (1, 576), (3, 7), (5, 64), (40, 577)] {
         let (x, gain) = (random.vec(count * width), random.vec(width));
-        let delta = random.vec(count * width);
-        parity!("norm", 1e-5, |ops| rms_norm(ops, &x, None, &gain));
-        parity!("residual norm", 1e-5, |ops| rms_norm(ops, &x, Some(&delta), &gain));
+        parity!("norm", 1e-5, |ops| rms_norm(ops, &x, &gain));
     }
 }
 

@@ -8,7 +8,7 @@ use crate::job::{Job, Queued, Route};
 use crate::metrics::Meter;
 use kv_transfer::OpId;
 use link::{StopPoint, Stops};
-use model::engine::{Batch, Engine, EngineError, Row, Sample};
+use model::engine::{Batch, Engine, EngineError, Input, Row, Sample};
 use role::outbox::Outboxes;
 use role::turn::Turn;
 use shared::ids::Epoch;
@@ -209,7 +209,8 @@ impl Prefill {
             remaining: job.len() - job.computed,
         });
         let budget = TokenBudget::new(self.limits.chunk_tokens, self.page_tokens);
-        let plan = chunks(&prefilling.collect::<Vec<_>>(), budget);
+        let mut plan = chunks(&prefilling.collect::<Vec<_>>(), budget);
+        plan.truncate(self.engine.rows_max());
         if plan.is_empty() {
             return Ok(false);
         }
@@ -238,7 +239,7 @@ impl Prefill {
         let job = &self.jobs[slot];
         let last = job.computed + tokens == job.len();
         Row {
-            tokens: job.chunk(tokens),
+            input: Input::Tokens(job.chunk(tokens)),
             start: job.computed,
             pages: job.page_table(),
             sample: last.then(|| Sample {

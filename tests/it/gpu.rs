@@ -7,8 +7,8 @@ use crate::random::Random;
 use crate::ring::Ring;
 use checkpoint::Checkpoint;
 use kernels::cuda::Device;
+use model::cuda::{CudaConfig, CudaEngine, PoolSize};
 use model::equal::Agreement;
-use model::{CudaConfig, CudaEngine};
 use shared::kv::KvDtype;
 use std::path::{Path, PathBuf};
 
@@ -17,7 +17,9 @@ fn on_gpu(model: PathBuf) -> Plan {
 }
 
 fn bare(model: &Path) -> CudaEngine {
-    let config = CudaConfig { pages: 512, page_tokens: 16, threads: Some(2) };
+    let pool = PoolSize { fraction: 0.5, pages_max: Some(512) };
+    let (page_tokens, threads) = (16, Some(2));
+    let config = CudaConfig { pool, page_tokens, threads, decode_rows: 16, step_tokens: 512 };
     let checkpoint = Checkpoint::open(model).unwrap();
     CudaEngine::load(&Device::open(0).unwrap(), &checkpoint, &config, &mut |_, _| {}).unwrap()
 }

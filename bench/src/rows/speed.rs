@@ -11,7 +11,7 @@ use crate::place::Place;
 use crate::row::{Bar, Findings, Group, Row};
 use anyhow::{Context, ensure};
 use checkpoint::Checkpoint;
-use model::engine::{Batch, Engine, Row as SequenceRow, Sample};
+use model::engine::{Batch, Engine, Input, Row as SequenceRow, Sample};
 use model::{CpuEngine, EngineConfig};
 use serde_json::{Value, json};
 use shared::ids::{PageId, TokenId};
@@ -160,7 +160,8 @@ impl Sides {
         let tokens = prompt(&mut self.random, new).into_iter().map(TokenId::new).collect();
         let sample = Sample { sampling: Sampling::GREEDY, output_index: 0, logprobs: None };
         let pages = (0..pages).map(PageId::new).collect();
-        let row = SequenceRow { tokens, start: start as u32, pages, sample: Some(sample) };
+        let input = Input::Tokens(tokens);
+        let row = SequenceRow { input, start: start as u32, pages, sample: Some(sample) };
         self.engine.launch(&Batch { rows: vec![row] })?;
         black_box(self.engine.collect()?);
         Ok(())

@@ -169,30 +169,22 @@ impl Ops for Cpu {
         let width = args.x.width;
         assert_eq!((gain.len(), args.out.width), (width, width), "rms_norm");
         let item = self.rows_per_item(args.rows, width) * width;
-        let x = args.x.rows_mut(args.rows).chunks_mut(item);
+        let x = args.x.rows(args.rows).chunks(item);
         let out = args.out.rows_mut(args.rows).chunks_mut(item);
-        let norm = |(x, out): (_, _), delta| {
-            self.level.run(Norm { x, delta, gain, eps, out });
-        };
-        match args.delta.map(|delta| delta.rows(args.rows).chunks(item)) {
-            Some(delta) => {
-                self.pool.for_each(x.zip(out).zip(delta), |(at, delta)| norm(at, Some(delta)));
-            }
-            None => self.pool.for_each(x.zip(out), |at| norm(at, None)),
-        }
+        self.pool.for_each(x.zip(out), |(x, out)| self.level.run(Norm { x, gain, eps, out }));
         Ok(())
     }
 
     fn linear(&self, args: Linear<'_, Self>) -> Result<(), OpError> {
         let (x, width) = (args.x.rows(args.rows), args.out.width);
-        let bias = args.bias.map(Vec::as_slice);
+        let (bias, add) = (args.bias.map(Vec::as_slice), args.add);
         let out = Tile::new(args.out.rows_mut(args.rows), width);
         match args.weight {
             Matrix::F32(weight) => {
-                linear(&self.pool, self.level, &Product { x, weight, bias }, out);
+                linear(&self.pool, self.level, &Product { x, weight, bias, add }, out);
             }
             Matrix::Bf16(weight) => {
-                linear(&self.pool, self.level, &Product { x, weight, bias }, out);
+                linear(&self.pool, self.level, &Product { x, weight, bias, add }, out);
             }
         }
         Ok(())

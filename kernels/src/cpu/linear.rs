@@ -23,9 +23,11 @@ pub struct Product<'a, E> {
     pub weight: &'a Packed<E>,
     /// One a weight row.
     pub bias: Option<&'a [f32]>,
+    /// Whether the output is added to.
+    pub add: bool,
 }
 
-/// Computes `product` into `out`, `[rows][weight.rows]`.
+/// Computes `product` into `out`, or adds it, `[rows][weight.rows]`.
 pub fn linear<E: Element>(pool: &Pool, level: Level, product: &Product<'_, E>, out: Tile<'_>) {
     let weight = product.weight;
     let rows = out.rows();
@@ -44,7 +46,8 @@ pub fn linear<E: Element>(pool: &Pool, level: Level, product: &Product<'_, E>, o
     let most = (ITEM_BYTES / (weight.cols * GROUP * size_of::<E>())).max(1);
     let items = Runs { out, next: 0, most, shares: 4 * pool.threads() };
     pool.for_each(items, |(first, out)| {
-        level.run(Item { weight, bias: product.bias, x, size, first, out });
+        let &Product { bias, add, .. } = product;
+        level.run(Item { weight, bias, add, x, size, first, out });
     });
 }
 
@@ -74,6 +77,7 @@ impl<'a> Iterator for Runs<'a> {
 struct Item<'a, E> {
     weight: &'a Packed<E>,
     bias: Option<&'a [f32]>,
+    add: bool,
     x: &'a [f32],
     /// Rows of a block of `x`.
     size: usize,
@@ -95,7 +99,7 @@ impl<E: Element> Kernel for Item<'_, E> {
         for x in self.x.chunks(self.size * cols) {
             let count = x.len() / cols;
             for (index, panel) in groups.chunks_exact(cols).enumerate() {
-                let at = Place { row, column: index * GROUP, bias };
+                let at = Place { row, column: index * GROUP, bias, add: self.add };
                 let out = &mut self.out;
                 match count {
                     1 => rows::<S, E, 1, 4>(simd, x, panel, at, out),
@@ -117,6 +121,7 @@ struct Place<'a> {
     row: usize,
     column: usize,
     bias: Option<&'a [f32]>,
+    add: bool,
 }
 
 #[inline(always)]
@@ -131,7 +136,12 @@ fn rows<S: Simd, E: Element, const M: usize, const U: usize>(
     let width = (out.width() - at.column).min(GROUP);
     for (m, sums) in sums.into_iter().enumerate() {
         let to = &mut out.row(at.row + m)[at.column..][..width];
+        let mut before = [0.0; GROUP];
+        before[..width].copy_from_slice(to);
         store(simd, sums, to);
+        if at.add {
+            to.iter_mut().zip(before).for_each(|(y, before)| *y += before);
+        }
         if let Some(bias) = at.bias {
             to.iter_mut().zip(&bias[at.column..]).for_each(|(y, b)| *y += b);
         }

@@ -1,11 +1,10 @@
-//! RMS norm with the residual addition fused, and the norm of a single head.
+//! RMS norm, of rows and of single heads.
 
 use super::simd::{Kernel, LANES, Simd};
 
-/// `x += delta; out = x / rms(x) * gain` for each row.
+/// `out = x / rms(x) * gain` for each row.
 pub struct Norm<'a> {
-    pub x: &'a mut [f32],
-    pub delta: Option<&'a [f32]>,
+    pub x: &'a [f32],
     pub gain: &'a [f32],
     pub eps: f32,
     pub out: &'a mut [f32],
@@ -17,9 +16,6 @@ impl Kernel for Norm<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         let width = self.gain.len();
-        if let Some(delta) = self.delta {
-            self.x.iter_mut().zip(delta).for_each(|(x, d)| *x += d);
-        }
         for (x, out) in self.x.chunks_exact(width).zip(self.out.chunks_exact_mut(width)) {
             let scale = inverse_rms(simd, x, self.eps);
             for ((y, x), gain) in out.iter_mut().zip(x).zip(self.gain) {

@@ -2,30 +2,63 @@
 #![expect(unsafe_code, reason = "kernel launches")]
 
 use super::attention::{AttentionKernels, check};
-use super::batch::CudaBatch;
+use super::batch::{CudaBatch, DRAWN, Frame, ROWS_MAX, Spare, Writer};
 use super::device::{Device, DeviceMemory};
+use super::graph::Graph;
+use super::heads::Heads;
 use super::linear::{Operands, Product, Products};
-use super::module::{Arg, Kernel, Shape};
+use super::module::{Arg, Entry, Kernel, Shape};
 use super::pages::CudaPages;
+use super::project::{self, Projection, Projections};
+use super::sample::{Draw, Fetch, Sampler};
 use crate::ops::{
-    Attention, Embed, Gather, HostBatch, HostMatrix, Linear, OpError, Ops, RmsNorm, RopeWrite,
-    SiluMul, Weights,
+    Attention, Embed, Gather, HostBatch, HostMatrix, Linear, NormGated, NormLinear, OpError, Ops,
+    RmsNorm, RopeWrite, SiluMul, Weights,
 };
 use half::bf16;
+use std::cell::RefCell;
 
-/// Threads of a block where one element a thread is enough.
+/// Threads of a block of the kernels that take 8 elements a thread.
 const THREADS: usize = 256;
+/// Elements that one thread of them takes.
+const EIGHT: usize = 8;
+
+/// What a backend is made for.
+#[derive(Clone, Copy, Debug)]
+pub struct CudaShape {
+    /// Of its attention.
+    pub heads: Heads,
+    /// Tokens that can be drawn.
+    pub vocab: usize,
+}
 
 /// The CUDA backend.
 pub struct Cuda {
     device: Device,
     products: Products,
+    projections: Projections,
     attention: AttentionKernels,
+    sampler: Sampler,
+    writer: RefCell<Writer>,
+    spare: Spare,
     rows: Kernel,
     norm: Kernel,
     rope: Kernel,
     silu: Kernel,
     bias: Kernel,
+}
+
+/// A step of decode as it was recorded.
+pub struct Recorded {
+    graph: Graph,
+    rows: usize,
+}
+
+impl Recorded {
+    /// Most rows that it takes.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
 }
 
 /// A weight matrix, bf16, row-major.
@@ -61,9 +94,15 @@ pub struct CudaTensor {
 
 impl CudaTensor {
     /// # Panics
-    /// If they are logits, which only products write and only the host reads.
+    /// If they are logits, which only products write, and only the sampler and the host read.
     pub(super) fn address(&self) -> u64 {
         assert!(!self.wide, "logits are no activations");
+        self.memory.address()
+    }
+    /// # Panics
+    /// If they are activations.
+    pub(super) fn logits(&self) -> u64 {
+        assert!(self.wide, "activations are no logits");
         self.memory.address()
     }
     /// Fills it with NaN.
@@ -80,19 +119,25 @@ impl CudaTensor {
 }
 
 impl Cuda {
-    /// Compiles and loads the kernels for a device.
+    /// Compiles (or finds in the cache) and loads the kernels for a device and a model.
     ///
     /// # Errors
     /// [`OpError::Device`] naming the library that is missing or what the compiler said.
-    pub fn new(device: &Device) -> Result<Self, OpError> {
+    pub fn new(device: &Device, shape: &CudaShape) -> Result<Self, OpError> {
+        let writer = Writer::new(shape.heads, device.multiprocessors()?);
+        let kernel = |stem, name| Kernel::load(device, Entry::plain(stem, name));
         Ok(Self {
             products: Products::new(device)?,
-            attention: AttentionKernels::load(device)?,
-            rows: Kernel::load(device, "rows", "rows")?,
-            norm: Kernel::load(device, "norm", "rms_norm")?,
-            rope: Kernel::load(device, "rope", "rope_write")?,
-            silu: Kernel::load(device, "silu", "silu_mul")?,
-            bias: Kernel::load(device, "bias", "add_bias")?,
+            projections: Projections::new(device),
+            attention: AttentionKernels::load(device, shape.heads, writer.limits())?,
+            sampler: Sampler::load(device, shape.vocab)?,
+            writer: RefCell::new(writer),
+            spare: Spare::default(),
+            rows: kernel("rows", "rows")?,
+            norm: kernel("norm", "rms_norm")?,
+            rope: kernel("rope", "rope_write")?,
+            silu: kernel("silu", "silu_mul")?,
+            bias: kernel("bias", "add_bias")?,
             device: device.clone(),
         })
     }
@@ -102,13 +147,99 @@ impl Cuda {
         &self.device
     }
 
+    /// [`Ops::batch`] whose sampled tokens' successors are drawn as `draws` say, one each. A token
+    /// may be [`DRAWN`] with a row of the step before.
+    ///
+    /// # Errors
+    /// As [`Ops::batch`].
+    pub fn step(&self, host: HostBatch, draws: &[Draw]) -> Result<CudaBatch, OpError> {
+        CudaBatch::new(&self.device, &mut self.writer.borrow_mut(), &self.spare, (host, draws))
+    }
+
+    /// Draws the successors of the batch's sampled tokens from `logits`.
+    ///
+    /// # Errors
+    /// [`OpError::Device`].
+    ///
+    /// # Panics
+    /// If there are more than [`ROWS_MAX`].
+    pub fn draw(&self, logits: &CudaTensor, batch: &CudaBatch) -> Result<(), OpError> {
+        self.sampler.draw(logits, batch)
+    }
+
+    /// Room for results on the host.
+    ///
+    /// # Errors
+    /// [`OpError::Memory`].
+    pub fn results(&self) -> Result<Fetch, OpError> {
+        Fetch::new(&self.device)
+    }
+
+    /// Enqueues the copy of the first `rows` results of the draw before to `into`.
+    ///
+    /// # Errors
+    /// [`OpError::Device`].
+    pub fn fetch(&self, rows: usize, into: &mut Fetch) -> Result<(), OpError> {
+        self.sampler.fetch(rows, into)
+    }
+
+    /// Room for the batches of recorded steps, with page tables of `pages` entries in all.
+    ///
+    /// # Errors
+    /// [`OpError::Memory`].
+    pub fn frame(&self, pages: usize) -> Result<Frame, OpError> {
+        Frame::new(&self.device, &self.writer.borrow(), pages)
+    }
+
+    /// Records what `enqueue` does with a batch of `rows` rows in `frame`, each a single token that
+    /// is sampled. It is run once before, on padding, so that nothing is left to be loaded.
+    ///
+    /// All memory that it touches must stay until the recorded step has been replayed for the last
+    /// time: weights, pages and activations of whoever replays it.
+    ///
+    /// # Errors
+    /// [`OpError`] from `enqueue`, or if it allocates or waits.
+    pub fn record(
+        &self,
+        frame: &mut Frame,
+        rows: usize,
+        mut enqueue: impl FnMut(&CudaBatch) -> Result<(), OpError>,
+    ) -> Result<Recorded, OpError> {
+        let batch = frame.batch(&mut self.writer.borrow_mut(), rows)?;
+        enqueue(&batch)?;
+        self.device.synchronize()?;
+        Ok(Recorded { graph: Graph::record(&self.device, || enqueue(&batch))?, rows })
+    }
+
+    /// Enqueues a recorded step for a batch of at most its rows.
+    ///
+    /// # Errors
+    /// [`OpError::Device`].
+    ///
+    /// # Panics
+    /// If `host` has more rows, is no batch of single tokens that are all sampled, or a page table
+    /// does not cover its row.
+    pub fn replay(
+        &self,
+        (frame, recorded): (&mut Frame, &Recorded),
+        (host, draws): (&HostBatch, &[Draw]),
+        pages: &CudaPages,
+    ) -> Result<(), OpError> {
+        super::batch::check_tables(host, pages.shape().page_tokens);
+        pages.check(&host.pages);
+        frame.fill(&mut self.writer.borrow_mut(), recorded.rows, (host, draws))?;
+        // SAFETY: `record`'s contract; the frame was just filled for this step.
+        unsafe { recorded.graph.launch() }
+    }
+
     fn copy_rows(&self, table: u64, index: (u64, usize), out: &CudaTensor) -> Result<(), OpError> {
         let (index, count) = index;
         assert!(count <= out.rows, "{count} rows into {}", out.rows);
-        let shape = Shape { grid: (count, 1), threads: THREADS, shared: 0 };
+        let shape = Shape::plain((count, 1), threads_for(out.width));
         let arguments = [
             Arg::Wide(table),
             Arg::Wide(index),
+            Arg::Wide(self.sampler.drawn()),
             Arg::Wide(out.address()),
             Arg::Count(out.width as u32),
         ];
@@ -116,11 +247,38 @@ impl Cuda {
         // table by the batch's check and the engine's; `out` has the rows.
         unsafe { self.rows.launch(shape, &arguments) }
     }
+
+    /// Of a kernel that takes 8 elements a thread, over rows of `width`.
+    fn eights(rows: usize, width: usize) -> Shape {
+        Shape::plain((width.div_ceil(EIGHT * THREADS), rows), THREADS)
+    }
+
+    /// `norm(x)·Wᵀ + bias` in one kernel, where it takes the shape.
+    fn project_normed(
+        &self,
+        projection: &Projection,
+        args: &NormLinear<'_, Self>,
+    ) -> Result<(), OpError> {
+        let NormLinear { x, gain, eps, weight, bias, out, .. } = args;
+        assert!(projection.rows <= x.rows && projection.rows <= out.rows, "{projection:?}");
+        assert_eq!((gain.len(), x.width), (weight.cols, weight.cols), "{projection:?}");
+        assert!(bias.is_none_or(|bias| bias.len() == projection.outputs), "{projection:?}");
+        let operands = project::Operands {
+            x: x.address(),
+            weight: weight.memory.address(),
+            y: out.address(),
+            residual: None,
+            bias: bias.map(|bias| bias.0.address()),
+            norm: Some((gain.0.address(), *eps)),
+        };
+        // SAFETY: shapes were checked above and by the caller.
+        unsafe { self.projections.run(projection, &operands) }
+    }
 }
 
-/// Whole warps for `width` elements, at most [`THREADS`].
+/// Whole warps for `width` elements, 8 a thread.
 fn threads_for(width: usize) -> usize {
-    width.next_multiple_of(32).min(THREADS)
+    width.div_ceil(EIGHT).next_multiple_of(32).min(512)
 }
 
 fn address_or_null(vector: Option<u64>) -> Arg<'static> {
@@ -161,7 +319,7 @@ impl Ops for Cuda {
     }
 
     fn batch(&self, host: HostBatch) -> Result<CudaBatch, OpError> {
-        CudaBatch::new(&self.device, host)
+        self.step(host, &[])
     }
 
     fn download(
@@ -184,21 +342,22 @@ impl Ops for Cuda {
     fn embed(&self, args: Embed<'_, Self>) -> Result<(), OpError> {
         let Embed { table, batch, out } = args;
         assert_eq!(table.cols, out.width, "embed");
-        let outside = batch.host.tokens.iter().find(|&&token| token as usize >= table.rows);
+        let outside = batch.host.tokens.iter().find(|&&token| {
+            let drawn = token & DRAWN != 0;
+            (token & !DRAWN) as usize >= if drawn { ROWS_MAX } else { table.rows }
+        });
         assert!(outside.is_none(), "token {outside:?} of {}", table.rows);
         self.copy_rows(table.memory.address(), (batch.tokens(), batch.host.tokens.len()), out)
     }
 
     fn rms_norm(&self, args: RmsNorm<'_, Self>) -> Result<(), OpError> {
-        let RmsNorm { rows, x, delta, gain, eps, out } = args;
+        let RmsNorm { rows, x, gain, eps, out } = args;
         let width = x.width;
         assert_eq!((gain.len(), out.width), (width, width), "rms_norm");
         assert!(rows <= x.rows && rows <= out.rows, "rms_norm of {rows} rows");
-        assert!(delta.is_none_or(|d| d.width == width && rows <= d.rows), "rms_norm");
-        let shape = Shape { grid: (rows, 1), threads: threads_for(width), shared: 0 };
+        let shape = Shape::plain((rows, 1), threads_for(width));
         let arguments = [
             Arg::Wide(x.address()),
-            address_or_null(delta.map(CudaTensor::address)),
             Arg::Wide(gain.0.address()),
             Arg::Wide(out.address()),
             Arg::Count(width as u32),
@@ -209,23 +368,57 @@ impl Ops for Cuda {
     }
 
     fn linear(&self, args: Linear<'_, Self>) -> Result<(), OpError> {
-        let Linear { rows, x, weight, bias, out } = args;
+        let Linear { rows, x, weight, bias, add, out } = args;
         assert_eq!((x.width, out.width), (weight.cols, weight.rows), "linear");
         assert!(rows <= x.rows && rows <= out.rows, "linear of {rows} rows");
+        assert!(bias.is_none_or(|bias| bias.len() == out.width), "linear's bias");
         let wide = out.wide;
+        let projection =
+            Projection { rows, outputs: weight.rows, inputs: weight.cols, gated: false };
+        let (weight_at, y) = (weight.memory.address(), out.memory.address());
+        let bias = bias.map(|bias| bias.0.address());
+        if !wide && Projections::take(&projection) {
+            let residual = add.then_some(y);
+            let (x, weight) = (x.address(), weight_at);
+            let operands = project::Operands { x, weight, y, residual, bias, norm: None };
+            // SAFETY: shapes were checked above.
+            return unsafe { self.projections.run(&projection, &operands) };
+        }
         let product = Product { rows, outputs: weight.rows, inputs: weight.cols, wide };
-        let (weight, out_at) = (weight.memory.address(), out.memory.address());
-        let operands = Operands { x: x.address(), weight, out: out_at };
+        let operands = Operands { x: x.address(), weight: weight_at, out: y, add };
         // SAFETY: shapes were checked above.
         unsafe { self.products.run(product, operands) }?;
         let Some(bias) = bias else { return Ok(()) };
-        assert_eq!(bias.len(), out.width, "linear's bias");
-        let shape =
-            Shape { grid: (out.width.div_ceil(THREADS), rows), threads: THREADS, shared: 0 };
-        let arguments =
-            [Arg::Wide(out.address()), Arg::Wide(bias.0.address()), Arg::Count(out.width as u32)];
+        let arguments = [Arg::Wide(out.address()), Arg::Wide(bias), Arg::Count(out.width as u32)];
         // SAFETY: as above.
-        unsafe { self.bias.launch(shape, &arguments) }
+        unsafe { self.bias.launch(Self::eights(rows, out.width), &arguments) }
+    }
+
+    fn norm_linear(&self, args: NormLinear<'_, Self>) -> Result<(), OpError> {
+        let (rows, weight) = (args.rows, args.weight);
+        let projection =
+            Projection { rows, outputs: weight.rows, inputs: weight.cols, gated: false };
+        assert_eq!(args.out.width, weight.rows, "norm_linear");
+        if !args.out.wide && Projections::take(&projection) {
+            return self.project_normed(&projection, &args);
+        }
+        let NormLinear { rows, x, gain, eps, normed, weight, bias, out } = args;
+        self.rms_norm(RmsNorm { rows, x, gain, eps, out: normed })?;
+        self.linear(Linear { rows, x: normed, weight, bias, add: false, out })
+    }
+
+    fn norm_gated(&self, args: NormGated<'_, Self>) -> Result<(), OpError> {
+        let NormGated { rows, x, gain, eps, normed, weight, gate_up, out } = args;
+        let (outputs, inputs, bias) = (weight.rows / 2, weight.cols, None);
+        let projection = Projection { rows, outputs, inputs, gated: true };
+        assert_eq!(2 * out.width, weight.rows, "norm_gated");
+        if Projections::take(&projection) {
+            let args = NormLinear { rows, x, gain, eps, normed, weight, bias, out };
+            return self.project_normed(&projection, &args);
+        }
+        self.rms_norm(RmsNorm { rows, x, gain, eps, out: normed })?;
+        self.linear(Linear { rows, x: normed, weight, bias, add: false, out: gate_up })?;
+        self.silu_mul(SiluMul { rows, gate_up, out })
     }
 
     fn rope_write(&self, args: RopeWrite<'_, Self>) -> Result<(), OpError> {
@@ -258,8 +451,7 @@ impl Ops for Cuda {
             Arg::Count(kv.head_dim as u32),
         ];
         let tokens = batch.host.tokens.len();
-        let shape =
-            Shape { grid: (tokens, all_heads), threads: threads_for(kv.head_dim), shared: 0 };
+        let shape = Shape::plain((tokens, all_heads.div_ceil(THREADS / 32)), THREADS);
         // SAFETY: the kernel's arguments in order; `check` covers tables, pages and rows.
         unsafe { self.rope.launch(shape, &arguments) }
     }
@@ -272,8 +464,7 @@ impl Ops for Cuda {
         let SiluMul { rows, gate_up, out } = args;
         assert_eq!(gate_up.width, 2 * out.width, "silu_mul");
         assert!(rows <= gate_up.rows && rows <= out.rows, "silu_mul of {rows} rows");
-        let shape =
-            Shape { grid: (out.width.div_ceil(THREADS), rows), threads: THREADS, shared: 0 };
+        let shape = Self::eights(rows, out.width);
         let arguments =
             [Arg::Wide(gate_up.address()), Arg::Wide(out.address()), Arg::Count(out.width as u32)];
         // SAFETY: the kernel's arguments in order; all rows exist, as checked above.

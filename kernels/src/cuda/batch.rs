@@ -1,74 +1,376 @@
-//! A step's batch on the device: one upload, several arrays.
+//! A step's arrays on the device: laid out as words, filled on the host, one copy.
+//!
+//! A [`CudaBatch`] takes a [`Slot`] (device memory, and the pinned memory it is filled from) and
+//! gives it back when dropped; the stream orders who reads it. A [`Frame`] is a slot that stays
+//! where it is, for recorded steps: each has its own [`Layout`] of it, for its number of rows.
+#![expect(unsafe_code, reason = "copies that the stream orders")]
 
-use super::attention::{DecodeWork, PrefillWork};
-use super::device::{Device, DeviceMemory};
-use crate::ops::{HostBatch, KvShape, OpError};
-use std::cell::OnceCell;
+use super::device::{Device, DeviceMemory, Event, Pinned};
+use super::heads::Heads;
+use super::plan::{self, Plan};
+use super::sample::Draw;
+use crate::ops::{HostBatch, OpError, Segment};
+use std::sync::{Arc, Mutex, PoisonError};
 
-/// A batch that has been checked and uploaded. Arrays of u32, an entry a token unless said.
-pub struct CudaBatch {
-    memory: DeviceMemory,
-    pub(super) host: HostBatch,
-    tables: usize,
+/// Most rows of a step whose tokens are drawn, and of one that decode attention takes.
+pub const ROWS_MAX: usize = 256;
+/// In place of a token: the one that row `token & !DRAWN` of the step before drew.
+pub const DRAWN: u32 = 1 << 31;
+/// Position of a row that is none.
+const PADDING: u32 = u32::MAX;
+/// Query rows of a work item of `cuda/prefill_attention.cu`.
+pub(super) const QUERY_TILE: usize = 128;
+
+/// Which attention kernel a batch is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Work {
+    /// Single tokens, by a plan.
+    Decode,
+    /// Chunks of prompts, in tiles.
+    Prefill {
+        /// How many.
+        tiles: usize,
+    },
+    /// Shapes that have no kernel of their own.
+    Any,
+}
+
+/// How many entries a layout has room for.
+#[derive(Clone, Copy, Debug)]
+struct Counts {
+    tokens: usize,
     sampled: usize,
-    /// Work lists of attention, made by the first layer that needs them.
-    pub(super) decode: OnceCell<DecodeWork>,
-    pub(super) prefill: OnceCell<PrefillWork>,
+    workers: usize,
+    items: usize,
+    segments: usize,
+    tiles: usize,
+}
+
+/// Where each array begins, in words; tokens begin at 0, page tables come last.
+#[derive(Clone, Copy, Debug)]
+struct Layout {
+    positions: usize,
+    table_at: usize,
+    sampled: usize,
+    draws: usize,
+    workers: usize,
+    items: usize,
+    segments: usize,
+    tiles: usize,
+    tables: usize,
+}
+
+impl Layout {
+    fn new(counts: &Counts) -> Self {
+        let &Counts { tokens, sampled, workers, items, segments, tiles } = counts;
+        let mut end = tokens;
+        // Every array at a multiple of 16 bytes: some are read so.
+        let mut next = |words: usize| {
+            let begin = end.next_multiple_of(4);
+            end = begin + words;
+            begin
+        };
+        Self {
+            positions: next(tokens),
+            table_at: next(tokens),
+            sampled: next(sampled),
+            draws: next(sampled * Draw::WORDS),
+            workers: next(workers),
+            items: next(items * plan::Item::WORDS),
+            segments: next(segments * 4),
+            tiles: next(tiles * 2),
+            tables: next(0),
+        }
+    }
+}
+
+/// What turns a host's batch into words.
+pub(super) struct Writer {
+    heads: Heads,
+    limits: plan::Limits,
+    plan: Plan,
+}
+
+impl Writer {
+    pub fn new(heads: Heads, blocks: u32) -> Self {
+        let rows = ROWS_MAX as u32;
+        let limits = plan::Limits { blocks, kv_heads: heads.kv.kv_heads as u32, rows };
+        Self { heads, limits, plan: Plan::new(limits) }
+    }
+
+    /// What the buffers of decode attention are sized by.
+    pub fn limits(&self) -> plan::Limits {
+        self.limits
+    }
+
+    fn decode_counts(&self, rows: usize) -> Counts {
+        let limits = plan::Limits { rows: rows as u32, ..self.limits };
+        let (workers, items) = (limits.workers(), limits.items());
+        Counts { tokens: rows, sampled: rows, workers, items, segments: 0, tiles: 0 }
+    }
+
+    fn counts(&self, host: &HostBatch) -> (Work, Counts) {
+        let segments = &host.segments;
+        let (tokens, sampled) = (host.tokens.len(), host.sampled.len());
+        let none = Counts { tokens, sampled, workers: 0, items: 0, segments: 0, tiles: 0 };
+        if !self.heads.are_fast() {
+            return (Work::Any, none);
+        }
+        if segments.len() <= ROWS_MAX && segments.iter().all(|segment| segment.len == 1) {
+            return (Work::Decode, Counts { sampled, ..self.decode_counts(tokens) });
+        }
+        let tiles = segments.iter().map(|s| s.len.div_ceil(QUERY_TILE)).sum();
+        (Work::Prefill { tiles }, Counts { segments: segments.len(), tiles, ..none })
+    }
+
+    /// Writes `host` to `words` as `layout` has it; rows up to `rows` that it has not are padding.
+    fn write(
+        &mut self,
+        (host, draws): (&HostBatch, &[Draw]),
+        (layout, work, rows): (&Layout, Work, usize),
+        words: &mut [u32],
+    ) {
+        let tokens = host.tokens.len();
+        words[..tokens].copy_from_slice(&host.tokens);
+        words[tokens..rows].fill(0);
+        let mut at = 0;
+        for segment in &host.segments {
+            assert!(segment.len > 0 && segment.first == at, "{segment:?}");
+            for position in segment.start..segment.start + segment.len {
+                words[layout.positions + at] = position as u32;
+                words[layout.table_at + at] = segment.table as u32;
+                at += 1;
+            }
+        }
+        assert_eq!(at, tokens, "segments tile the tokens");
+        words[layout.positions..][tokens..rows].fill(PADDING);
+        words[layout.table_at..][tokens..rows].fill(0);
+        assert!(host.sampled.iter().all(|&i| (i as usize) < tokens), "sampled tokens exist");
+        words[layout.sampled..][..host.sampled.len()].copy_from_slice(&host.sampled);
+        let into = words[layout.draws..layout.workers].chunks_exact_mut(Draw::WORDS);
+        let draws = draws.iter().map(Draw::words).chain(std::iter::repeat(Draw::NONE.words()));
+        into.zip(draws).for_each(|(into, draw)| into.copy_from_slice(&draw));
+        match work {
+            Work::Decode => self.write_plan(&host.segments, layout, words),
+            Work::Prefill { .. } => write_tiles(&host.segments, layout, words),
+            Work::Any => {}
+        }
+        words[layout.tables..][..host.pages.len()].copy_from_slice(&host.pages);
+    }
+
+    fn write_plan(&mut self, segments: &[Segment], layout: &Layout, words: &mut [u32]) {
+        let mut lengths = [0; ROWS_MAX];
+        let rows = segments.iter().zip(&mut lengths);
+        rows.for_each(|(segment, length)| *length = segment.start as u32 + 1);
+        self.plan.update(&lengths[..segments.len()]);
+        let workers = self.plan.workers();
+        words[layout.workers..][..workers.len()].copy_from_slice(workers);
+        let into = words[layout.items..].chunks_exact_mut(plan::Item::WORDS);
+        for (into, item) in into.zip(self.plan.items()) {
+            let table = segments[item.row as usize].table as u32;
+            into.copy_from_slice(&plan::Item { table, ..*item }.words());
+        }
+    }
+}
+
+/// Segments, then tiles of their rows, those that see most keys first.
+fn write_tiles(segments: &[Segment], layout: &Layout, words: &mut [u32]) {
+    let into = words[layout.segments..].chunks_exact_mut(4);
+    for (into, s) in into.zip(segments) {
+        into.copy_from_slice(&[s.first, s.len, s.start, s.table].map(|n| n as u32));
+    }
+    let mut tiles: Vec<_> = segments
+        .iter()
+        .enumerate()
+        .flat_map(|(index, s)| {
+            let end = move |tile: usize| s.start + s.len.min((tile + 1) * QUERY_TILE);
+            (0..s.len.div_ceil(QUERY_TILE)).map(move |tile| (end(tile), index, tile))
+        })
+        .collect();
+    tiles.sort_by_key(|&(end, ..)| std::cmp::Reverse(end));
+    let into = words[layout.tiles..].chunks_exact_mut(2);
+    for (into, (_, index, tile)) in into.zip(tiles) {
+        into.copy_from_slice(&[index as u32, tile as u32]);
+    }
+}
+
+/// Memory that a batch is filled in and copied to.
+pub(super) struct Slot {
+    device: DeviceMemory,
+    host: Pinned,
+    /// The last copy from `host`.
+    copied: Event,
+}
+
+impl Slot {
+    fn new(device: &Device, words: usize) -> Result<Self, OpError> {
+        let (host, copied) = (Pinned::new(device, 4 * words)?, Event::new(device)?);
+        Ok(Self { device: device.allocate(4 * words)?, host, copied })
+    }
+
+    /// Lets `write` fill it and enqueues the copy of its first `words` words.
+    fn fill(&mut self, words: usize, write: impl FnOnce(&mut [u32])) -> Result<(), OpError> {
+        self.copied.wait()?;
+        write(self.host.words());
+        // SAFETY: `host` is written again only after `copied`.
+        unsafe { self.device.fill(&self.host, 4 * words) }?;
+        self.copied.record()
+    }
+}
+
+/// Slots that no batch has.
+pub(super) type Spare = Arc<Mutex<Vec<Slot>>>;
+
+/// A batch that has been checked and is on its way to the device.
+pub struct CudaBatch {
+    pub(super) host: HostBatch,
+    pub(super) work: Work,
+    layout: Layout,
+    address: u64,
+    /// Given back in the end; a recorded step's lies in its frame.
+    slot: Option<(Slot, Spare)>,
 }
 
 impl CudaBatch {
     /// # Panics
     /// If segments do not tile the tokens or a sampled index is out of bounds.
-    pub(super) fn new(device: &Device, host: HostBatch) -> Result<Self, OpError> {
-        let tokens = host.tokens.len();
-        let mut positions = Vec::with_capacity(tokens);
-        let mut tables = Vec::with_capacity(tokens);
-        for segment in &host.segments {
-            assert!(segment.len > 0 && segment.first == positions.len(), "{segment:?}");
-            let end = segment.start + segment.len;
-            positions.extend((segment.start..end).map(|position| position as u32));
-            tables.resize(positions.len(), segment.table as u32);
-        }
-        assert_eq!(positions.len(), tokens, "segments tile the tokens");
-        assert!(host.sampled.iter().all(|&i| (i as usize) < tokens), "sampled tokens exist");
-        let parts = [&host.tokens, &positions, &tables, &host.sampled, &host.pages];
-        let memory = device.upload(&parts.map(Vec::as_slice).concat())?;
-        let (sampled, tables) = (3 * tokens, 3 * tokens + host.sampled.len());
-        let (decode, prefill) = (OnceCell::new(), OnceCell::new());
-        Ok(Self { memory, host, tables, sampled, decode, prefill })
+    pub(super) fn new(
+        device: &Device,
+        writer: &mut Writer,
+        spare: &Spare,
+        (host, draws): (HostBatch, &[Draw]),
+    ) -> Result<Self, OpError> {
+        let (work, counts) = writer.counts(&host);
+        let layout = Layout::new(&counts);
+        let words = layout.tables + host.pages.len();
+        let mut slots = spare.lock().unwrap_or_else(PoisonError::into_inner);
+        let fits = slots.iter().position(|slot| slot.host.len() >= 4 * words);
+        let slot = fits.map(|at| slots.swap_remove(at));
+        drop(slots);
+        let slot = slot.map_or_else(|| Slot::new(device, words.next_power_of_two()), Ok);
+        let mut slot = slot?;
+        slot.fill(words, |words| {
+            writer.write((&host, draws), (&layout, work, counts.tokens), words);
+        })?;
+        let address = slot.device.address();
+        Ok(Self { host, work, layout, address, slot: Some((slot, Arc::clone(spare))) })
     }
 
-    fn at(&self, index: usize) -> u64 {
-        self.memory.address() + 4 * index as u64
+    fn at(&self, word: usize) -> u64 {
+        self.address + 4 * word as u64
     }
 
     /// Token ids.
     pub(super) fn tokens(&self) -> u64 {
         self.at(0)
     }
-    /// Positions in their sequences.
+    /// Positions in their sequences, an entry a token.
     pub(super) fn positions(&self) -> u64 {
-        self.at(self.host.tokens.len())
+        self.at(self.layout.positions)
     }
     /// Where each token's page table begins in [`Self::tables`].
     pub(super) fn table_at(&self) -> u64 {
-        self.at(2 * self.host.tokens.len())
+        self.at(self.layout.table_at)
     }
     /// Indices of the sampled tokens, an entry each.
     pub(super) fn sampled(&self) -> u64 {
-        self.at(self.sampled)
+        self.at(self.layout.sampled)
+    }
+    /// How the sampled tokens' successors are drawn.
+    pub(super) fn draws(&self) -> u64 {
+        self.at(self.layout.draws)
+    }
+    /// [`Plan::workers`].
+    pub(super) fn workers(&self) -> u64 {
+        self.at(self.layout.workers)
+    }
+    /// [`Plan::items`].
+    pub(super) fn items(&self) -> u64 {
+        self.at(self.layout.items)
+    }
+    /// Segments as prefill attention reads them.
+    pub(super) fn segments(&self) -> u64 {
+        self.at(self.layout.segments)
+    }
+    /// Its work items.
+    pub(super) fn tiles(&self) -> u64 {
+        self.at(self.layout.tiles)
     }
     /// All page tables.
     pub(super) fn tables(&self) -> u64 {
-        self.at(self.tables)
+        self.at(self.layout.tables)
+    }
+}
+
+impl Drop for CudaBatch {
+    fn drop(&mut self) {
+        if let Some((slot, spare)) = self.slot.take() {
+            spare.lock().unwrap_or_else(PoisonError::into_inner).push(slot);
+        }
+    }
+}
+
+/// # Panics
+/// If a page table is shorter than its segment needs.
+pub(super) fn check_tables(host: &HostBatch, page_tokens: usize) {
+    for segment in &host.segments {
+        let pages = (segment.start + segment.len).div_ceil(page_tokens);
+        assert!(segment.table + pages <= host.pages.len(), "{segment:?}: page table");
+    }
+}
+
+/// Device memory for the batches of recorded steps, one at a time.
+pub struct Frame {
+    memory: DeviceMemory,
+    /// Filled in turn, so that the next step's can be filled while one is copied.
+    hosts: [(Pinned, Event); 2],
+    turn: usize,
+}
+
+impl Frame {
+    /// For up to [`ROWS_MAX`] rows with `pages` pages in all.
+    pub(super) fn new(device: &Device, writer: &Writer, pages: usize) -> Result<Self, OpError> {
+        let bytes = 4 * (Layout::new(&writer.decode_counts(ROWS_MAX)).tables + pages);
+        let host = || Ok::<_, OpError>((Pinned::new(device, bytes)?, Event::new(device)?));
+        Ok(Self { memory: device.allocate(bytes)?, hosts: [host()?, host()?], turn: 0 })
     }
 
+    /// A batch of `rows` rows to record a step with: padding, of which nothing is read or written.
+    pub(super) fn batch(&mut self, writer: &mut Writer, rows: usize) -> Result<CudaBatch, OpError> {
+        let segment = |row| Segment { first: row, len: 1, start: 0, table: 0 };
+        let host = HostBatch {
+            tokens: vec![0; rows],
+            segments: (0..rows).map(segment).collect(),
+            pages: vec![0],
+            sampled: (0..rows as u32).collect(),
+        };
+        self.fill(writer, rows, (&HostBatch::default(), &[]))?;
+        let layout = Layout::new(&writer.decode_counts(rows));
+        let address = self.memory.address();
+        Ok(CudaBatch { host, work: Work::Decode, layout, address, slot: None })
+    }
+
+    /// Fills in what a step recorded with `rows` rows will read, and enqueues the copy.
+    ///
     /// # Panics
-    /// If a page table is shorter than its segment needs.
-    pub(super) fn check(&self, shape: &KvShape) {
-        for segment in &self.host.segments {
-            let pages = (segment.start + segment.len).div_ceil(shape.page_tokens);
-            assert!(segment.table + pages <= self.host.pages.len(), "{segment:?}: page table");
-        }
+    /// If `host` has more rows, or is no batch of single tokens that are all sampled.
+    pub(super) fn fill(
+        &mut self,
+        writer: &mut Writer,
+        rows: usize,
+        (host, draws): (&HostBatch, &[Draw]),
+    ) -> Result<(), OpError> {
+        let count = host.segments.len();
+        assert!(count <= rows && host.sampled.len() == count, "{count} rows of {rows}");
+        let layout = Layout::new(&writer.decode_counts(rows));
+        self.turn ^= 1;
+        let (pinned, copied) = &mut self.hosts[self.turn];
+        copied.wait()?;
+        let words = pinned.words();
+        writer.write((host, draws), (&layout, Work::Decode, rows), words);
+        (0..rows as u32).zip(&mut words[layout.sampled..]).for_each(|(row, word)| *word = row);
+        // SAFETY: this half is written again only after `copied`.
+        unsafe { self.memory.fill(pinned, 4 * (layout.tables + host.pages.len())) }?;
+        copied.record()
     }
 }

@@ -9,7 +9,7 @@ use cudarc::nvrtc::{result as nvrtc, sys};
 use std::ffi::{CStr, CString};
 use std::path::{Path, PathBuf};
 
-/// Sources by stem, each one module. `project` and `sample` are not in a forward pass yet.
+/// Sources by stem, each one module.
 pub const SOURCES: [(&str, &str); 10] = [
     ("attention", include_str!("../../cuda/attention.cu")),
     ("bias", include_str!("../../cuda/bias.cu")),

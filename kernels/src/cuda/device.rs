@@ -181,6 +181,128 @@ impl DeviceMemory {
     }
 }
 
+impl DeviceMemory {
+    /// Enqueues a copy of the first `len` bytes of `host` to the start.
+    ///
+    /// # Panics
+    /// If either is shorter.
+    ///
+    /// # Safety
+    /// `host` stays as it is until the stream has passed this.
+    pub(crate) unsafe fn fill(&self, host: &Pinned, len: usize) -> Result<(), OpError> {
+        assert!(len <= self.len && len <= host.len, "{len} bytes of {} to {}", host.len, self.len);
+        self.device.bind()?;
+        // SAFETY: the range was checked; the rest is the caller's promise.
+        let code = unsafe {
+            sys::cuMemcpyHtoDAsync_v2(self.start, host.start.cast(), len, self.device.stream())
+        };
+        code.result().map_err(|e| failed("copying to the GPU", e))
+    }
+
+    /// Enqueues a copy of the first `len` bytes to the start of `host`.
+    ///
+    /// # Panics
+    /// If either is shorter.
+    ///
+    /// # Safety
+    /// `host` is neither read nor written until the stream has passed this.
+    pub(crate) unsafe fn fetch(&self, host: &Pinned, len: usize) -> Result<(), OpError> {
+        assert!(len <= self.len && len <= host.len, "{len} bytes of {} to {}", self.len, host.len);
+        self.device.bind()?;
+        // SAFETY: as above.
+        let code = unsafe {
+            sys::cuMemcpyDtoHAsync_v2(host.start.cast(), self.start, len, self.device.stream())
+        };
+        code.result().map_err(|e| failed("copying from the GPU", e))
+    }
+}
+
+/// Host memory that the GPU copies from and to without a detour. Aligned to a page.
+pub(crate) struct Pinned {
+    start: *mut u8,
+    len: usize,
+    device: Device,
+}
+
+// SAFETY: it is plain memory with one owner.
+unsafe impl Send for Pinned {}
+
+impl Pinned {
+    /// `len` bytes, zero.
+    pub fn new(device: &Device, len: usize) -> Result<Self, OpError> {
+        device.bind()?;
+        // SAFETY: the context is bound; the result is owned by the value returned, alone.
+        let start = unsafe { result::malloc_host(len.max(1), 0) };
+        let start: *mut u8 = start.map_err(|_| OpError::Memory { bytes: len })?.cast();
+        // SAFETY: it was just allocated with this length.
+        unsafe { start.write_bytes(0, len.max(1)) };
+        Ok(Self { start, len, device: device.clone() })
+    }
+
+    /// Bytes.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// As words. No copy from or to it may be under way.
+    pub fn words(&mut self) -> &mut [u32] {
+        // SAFETY: aligned, initialised, and borrowed with the owner.
+        unsafe { std::slice::from_raw_parts_mut(self.start.cast(), self.len / 4) }
+    }
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        if self.device.bind().is_ok() {
+            // SAFETY: it came from `malloc_host` and is freed only here; freeing waits for the GPU.
+            let _ = unsafe { result::free_host(self.start.cast()) };
+        }
+    }
+}
+
+/// A point on the stream that can be waited for.
+pub(crate) struct Event {
+    event: sys::CUevent,
+    device: Device,
+}
+
+// SAFETY: an event may be used from any thread that binds its context, as the methods do.
+unsafe impl Send for Event {}
+
+impl Event {
+    pub fn new(device: &Device) -> Result<Self, OpError> {
+        device.bind()?;
+        let flags = sys::CUevent_flags::CU_EVENT_DISABLE_TIMING;
+        let event = result::event::create(flags).map_err(|e| failed("making an event", e))?;
+        Ok(Self { event, device: device.clone() })
+    }
+
+    /// Marks the end of all work queued so far.
+    pub fn record(&self) -> Result<(), OpError> {
+        self.device.bind()?;
+        // SAFETY: event and stream are alive.
+        unsafe { result::event::record(self.event, self.device.stream()) }
+            .map_err(|e| failed("recording an event", e))
+    }
+
+    /// Waits for what [`Self::record`] marked last; at once if it never did.
+    pub fn wait(&self) -> Result<(), OpError> {
+        self.device.bind()?;
+        // SAFETY: the event is alive.
+        unsafe { result::event::synchronize(self.event) }
+            .map_err(|e| failed("waiting for the GPU", e))
+    }
+}
+
+impl Drop for Event {
+    fn drop(&mut self) {
+        if self.device.bind().is_ok() {
+            // SAFETY: it is destroyed only here.
+            let _ = unsafe { result::event::destroy(self.event) };
+        }
+    }
+}
+
 impl Drop for DeviceMemory {
     fn drop(&mut self) {
         if self.device.bind().is_ok() {

@@ -11,7 +11,7 @@ use std::ffi::c_void;
 /// Bytes that an algorithm may use beside its operands; NVIDIA's advice for Hopper.
 const WORKSPACE: usize = 32 << 20;
 
-/// Shapes of a product: `out[rows][outputs] = x[rows][inputs] · w[outputs][inputs]ᵀ`.
+/// Shapes of a product: `out[rows][outputs] = x[rows][inputs] · w[outputs][inputs]ᵀ`, or `+=`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Product {
     pub rows: usize,
@@ -27,6 +27,8 @@ pub(super) struct Operands {
     pub x: u64,
     pub weight: u64,
     pub out: u64,
+    /// Whether `out` is added to.
+    pub add: bool,
 }
 
 struct Plan {
@@ -81,8 +83,8 @@ impl Products {
             std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
             std::collections::hash_map::Entry::Vacant(entry) => entry.insert(self.plan(product)?),
         };
-        let (one, zero) = (1.0_f32, 0.0_f32);
-        let Operands { x, weight, out } = operands;
+        let Operands { x, weight, out, add } = operands;
+        let (one, kept) = (1.0_f32, if add { 1.0_f32 } else { 0.0 });
         // SAFETY: the caller's promise; the plan's layouts are of this product's shapes; scalars
         // are read before the call returns; the workspace is ours, and the stream orders its users.
         unsafe {
@@ -90,7 +92,7 @@ impl Products {
                 self.handle,
                 plan.desc,
                 (&raw const one).cast(),
-                (&raw const zero).cast(),
+                (&raw const kept).cast(),
                 weight as *const c_void,
                 plan.weight,
                 x as *const c_void,

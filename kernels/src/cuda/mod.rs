@@ -1,11 +1,16 @@
 //! The CUDA backend: bf16 weights, activations and pages, f32 arithmetic.
 //!
 //! `cuda/*.cu` are the kernels, one module a file; [`Cuda`] checks shapes and launches the row-wise
-//! ones itself, `attention` and `linear` the rest. What they share: [`device`] (context, stream,
-//! memory), [`compile`] (NVRTC, cubins cached on disk), `module` (loaded kernels and their launch),
+//! ones itself; `attention`, `linear` (many rows, by cuBLASLt), `project` (few rows) and `sample`
+//! the rest. What they share: [`device`] (context, stream, memory), [`compile`] (NVRTC, cubins
+//! cached on disk), `module` (loaded kernels, their launch), `batch` (a step's arrays, one copy),
 //! `plan` (how split-KV decode shares out its work). Libraries are found when a device is opened,
-//! so the program starts without any. Calls enqueue on one stream; [`crate::ops::Ops::download`]
-//! waits for it.
+//! so the program starts without any.
+//!
+//! Calls enqueue on one stream; [`crate::ops::Ops::download`] and [`Fetch::read`] wait for it. A
+//! step of decode is recorded once a number of rows (`graph`) and replayed: [`Cuda::record`],
+//! [`Cuda::replay`]. Kernels overlap with the one before them and wait themselves before they touch
+//! what others write; weights, tables and the batch itself were there before a step's first kernel.
 
 pub mod compile;
 pub mod device;
@@ -14,14 +19,20 @@ pub mod pages;
 mod attention;
 mod backend;
 mod batch;
+mod graph;
+mod heads;
 mod linear;
 mod module;
 mod plan;
+mod project;
+mod sample;
 
 #[cfg(test)]
 mod parity;
 
-pub use backend::{Cuda, CudaMatrix, CudaTensor, CudaVector};
-pub use batch::CudaBatch;
+pub use backend::{Cuda, CudaMatrix, CudaShape, CudaTensor, CudaVector, Recorded};
+pub use batch::{CudaBatch, DRAWN, Frame, ROWS_MAX};
 pub use device::Device;
+pub use heads::Heads;
 pub use pages::{CudaPages, PagePool};
+pub use sample::{Draw, DrawnToken, Fetch, TOP_MAX};

@@ -1,7 +1,7 @@
 //! Kernels that are loaded, and their launch.
 #![expect(unsafe_code, reason = "the driver's API is C")]
 
-use super::compile::{Cache, SOURCES};
+use super::compile::{Arch, Cache, SOURCES};
 use super::device::{Device, failed};
 use crate::ops::OpError;
 use cudarc::driver::{result, sys};
@@ -71,6 +71,37 @@ pub(crate) struct Shape {
     pub threads: usize,
     /// Dynamic shared memory, bytes.
     pub shared: usize,
+    /// Blocks of a cluster, along x.
+    pub cluster: usize,
+}
+
+impl Shape {
+    /// Without shared memory and clusters.
+    pub const fn plain(grid: (usize, usize), threads: usize) -> Self {
+        Self { grid, threads, shared: 0, cluster: 1 }
+    }
+}
+
+/// Which entry point of which source, and what it is compiled for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Entry<'a> {
+    /// Stem of the source.
+    pub stem: &'static str,
+    pub name: &'static str,
+    /// `NAME=value`.
+    pub definitions: &'a [String],
+    /// Most shared memory of a launch, bytes.
+    pub shared: usize,
+    /// Whether it may start before the kernel before it has ended (programmatic dependent launch):
+    /// it waits itself before it touches what others write.
+    pub overlaps: bool,
+}
+
+impl Entry<'_> {
+    /// Without definitions and shared memory, overlapping.
+    pub const fn plain(stem: &'static str, name: &'static str) -> Self {
+        Self { stem, name, definitions: &[], shared: 0, overlaps: true }
+    }
 }
 
 /// An entry point of a loaded module. Modules stay loaded until the process ends.
@@ -78,24 +109,16 @@ pub(crate) struct Kernel {
     function: sys::CUfunction,
     device: Device,
     name: &'static str,
+    overlaps: bool,
 }
 
 // SAFETY: a function handle may be used from any thread that binds its context, as `launch` does.
 unsafe impl Send for Kernel {}
 
 impl Kernel {
-    /// Compiles (or finds in the cache) and loads `name` of `stem`.cu.
-    pub fn load(device: &Device, stem: &str, name: &'static str) -> Result<Self, OpError> {
-        Self::load_with(device, (stem, name), &[], 0)
-    }
-
-    /// The same with `definitions`, for launches of up to `shared` bytes of shared memory.
-    pub fn load_with(
-        device: &Device,
-        (stem, name): (&str, &'static str),
-        definitions: &[String],
-        shared: usize,
-    ) -> Result<Self, OpError> {
+    /// Compiles (or finds in the cache) and loads an entry point.
+    pub fn load(device: &Device, entry: Entry<'_>) -> Result<Self, OpError> {
+        let Entry { stem, name, definitions, shared, overlaps } = entry;
         let source = SOURCES.iter().find(|source| source.0 == stem);
         let &source = source.ok_or_else(|| OpError::Device(format!("no source {stem}.cu")))?;
         let cubin = Cache::of_user().get(source, device.arch(), definitions)?;
@@ -107,16 +130,25 @@ impl Kernel {
         let entry = CString::new(name).map_err(|_| OpError::Device("a kernel's name".into()))?;
         // SAFETY: the module is loaded and never unloaded.
         let function = unsafe { result::module::get_function(module, entry) }.map_err(failed)?;
-        // SAFETY: the function is loaded. Beyond 48 KiB a kernel must ask.
-        unsafe {
-            result::function::set_function_attribute(
-                function,
-                sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
-                shared as i32,
-            )
+        let hopper = device.arch() != Arch::Sm80;
+        let overlaps = overlaps && hopper;
+        let kernel = Self { function, device: device.clone(), name, overlaps };
+        // Beyond 48 KiB, and beyond 8 blocks of a cluster, a kernel must ask.
+        use sys::CUfunction_attribute as Attribute;
+        kernel.set(Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, shared)?;
+        if shared > 0 {
+            kernel.set(Attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, 100)?;
         }
-        .map_err(failed)?;
-        Ok(Self { function, device: device.clone(), name })
+        if hopper {
+            kernel.set(Attribute::CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED, 1)?;
+        }
+        Ok(kernel)
+    }
+
+    fn set(&self, attribute: sys::CUfunction_attribute, value: usize) -> Result<(), OpError> {
+        // SAFETY: the function is loaded.
+        unsafe { result::function::set_function_attribute(self.function, attribute, value as i32) }
+            .map_err(|e| failed(&format!("preparing {}", self.name), e))
     }
 
     /// Enqueues a launch; nothing if the grid is empty.
@@ -125,7 +157,7 @@ impl Kernel {
     /// The arguments are those of the kernel, in order and kind, and name memory that it may
     /// access and that lives until the stream has passed this launch.
     pub unsafe fn launch(&self, shape: Shape, arguments: &[Arg<'_>]) -> Result<(), OpError> {
-        let Shape { grid: (x, y), threads, shared } = shape;
+        let Shape { grid: (x, y), threads, shared, cluster } = shape;
         if x == 0 || y == 0 {
             return Ok(());
         }
@@ -148,12 +180,46 @@ impl Kernel {
                 Arg::Wide(_) | Arg::Count(_) | Arg::Number(_) => std::ptr::from_mut(word).cast(),
             })
             .collect();
-        let (grid, block) = ((x as u32, y as u32, 1), (threads as u32, 1, 1));
-        let stream = self.device.stream();
-        // SAFETY: the caller's promise; the driver copies the arguments before it returns.
+        let mut attributes = [overlapping(), clustered(cluster as u32)];
+        let wanted = match (self.overlaps, cluster > 1) {
+            (true, true) => &mut attributes[..],
+            (true, false) => &mut attributes[..1],
+            (false, true) => &mut attributes[1..],
+            (false, false) => &mut [],
+        };
+        let config = sys::CUlaunchConfig {
+            gridDimX: x as u32,
+            gridDimY: y as u32,
+            gridDimZ: 1,
+            blockDimX: threads as u32,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: shared as u32,
+            hStream: self.device.stream(),
+            attrs: wanted.as_mut_ptr(),
+            numAttrs: wanted.len() as u32,
+        };
+        let none = std::ptr::null_mut();
+        // SAFETY: the caller's promise; the driver copies configuration and arguments before it
+        // returns.
         unsafe {
-            result::launch_kernel(self.function, grid, block, shared as u32, stream, &mut pointers)
+            sys::cuLaunchKernelEx(&raw const config, self.function, pointers.as_mut_ptr(), none)
         }
+        .result()
         .map_err(|e| failed(&format!("launching {}", self.name), e))
     }
+}
+
+fn overlapping() -> sys::CUlaunchAttribute {
+    let id = sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
+    let value = sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 };
+    sys::CUlaunchAttribute { id, pad: [0; 4], value }
+}
+
+fn clustered(blocks: u32) -> sys::CUlaunchAttribute {
+    let id = sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION;
+    // SAFETY: all bytes zero is a value of this plain union.
+    let mut value: sys::CUlaunchAttributeValue = unsafe { std::mem::zeroed() };
+    value.clusterDim = sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x: blocks, y: 1, z: 1 };
+    sys::CUlaunchAttribute { id, pad: [0; 4], value }
 }

@@ -2,18 +2,27 @@
 //! (`cargo test -p kernels -- --ignored cuda`); and the compile check, which needs NVRTC alone.
 
 use super::compile::{Arch, SOURCES, compile};
-use super::{Cuda, CudaPages, Device, PagePool};
+use super::{Cuda, CudaPages, CudaShape, Device, Draw, Heads, PagePool};
 use crate::ops::*;
 use crate::oracle::{Oracle, OraclePages};
-use crate::parity::{Paged, Random, gather, linear, norm_error, rms_norm, rows, silu_mul, upload};
+use crate::parity::{
+    Paged, Random, gather, linear, norm_error, norm_linear, rms_norm, rows, silu_mul, upload,
+};
 use half::bf16;
 use std::sync::Arc;
 
 /// Two roundings to bf16 of operands, one of the result.
 const TOLERANCE: f32 = 1e-2;
 
+/// For a vocabulary, and attention of a shape.
+fn cuda_for(vocab: usize, kv: KvShape, heads: usize) -> Cuda {
+    let shape = CudaShape { heads: Heads { kv, heads }, vocab };
+    Cuda::new(&Device::open(0).unwrap(), &shape).unwrap()
+}
+
 fn cuda() -> Cuda {
-    Cuda::new(&Device::open(0).unwrap()).unwrap()
+    let kv = KvShape { layers: 1, kv_heads: 1, head_dim: 16, page_tokens: 1 };
+    cuda_for(1000, kv, 1)
 }
 
 #[track_caller]
@@ -39,6 +48,7 @@ fn variants(
         "project" => &[
             &["COLUMNS=1", "TILES=2", "WARPS_N=1", "WARPS_K=8", "SPLIT=1", "STAGES=4", "NORM=1"],
             &["COLUMNS=4", "TILES=2", "WARPS_N=1", "WARPS_K=8", "SPLIT=1", "STAGES=2", "NORM=0"],
+            &["COLUMNS=4", "TILES=2", "WARPS_N=1", "WARPS_K=8", "SPLIT=1", "STAGES=4", "NORM=1"],
         ],
         "sample" => &[&["SAMPLE_THREADS=512"]],
         _ => &[&[]],
@@ -75,9 +85,79 @@ fn cuda_linear_layers() {
         let weights = Weights::Bf16(w.into_iter().map(bf16::from_f32).collect());
         let host = HostMatrix { rows: outputs, cols: inputs, weights };
         let bias = (case % 2 == 0).then(|| random.vec(outputs));
-        let expected = linear(&Oracle, &x, &host, bias.as_ref());
+        let (bias, onto) = (bias.as_ref(), random.vec(count * outputs));
+        let onto = (case % 3 == 0).then_some(&onto[..]);
+        let expected = linear(&Oracle, &x, &host, bias, onto);
         let what = format!("linear {count}×{inputs}×{outputs}");
-        close(&what, &linear(&cuda, &x, &host, bias.as_ref()), &expected);
+        close(&what, &linear(&cuda, &x, &host, bias, onto), &expected);
+    }
+}
+
+/// Products of few rows have a kernel of their own, with norm and addition in it.
+#[test]
+#[ignore = "needs a GPU"]
+fn cuda_projections() {
+    let (cuda, mut random) = (cuda(), Random(25));
+    for case in 0..36 {
+        let count = [1, 8, 9, 1 + random.below(32), 1 + random.below(32), 33][case % 6];
+        let (inputs, outputs) = (32 * (8 + random.below(100)), 16 * (1 + random.below(300)));
+        let w = random.vec(outputs * inputs);
+        let weights = Weights::Bf16(w.into_iter().map(bf16::from_f32).collect());
+        let host = HostMatrix { rows: outputs, cols: inputs, weights };
+        let (x, gain) = (random.vec(count * inputs), random.vec(inputs));
+        let bias = (case % 2 == 0).then(|| random.vec(outputs));
+        let (bias, onto) = (bias.as_ref(), random.vec(count * outputs));
+        let onto = (case % 3 == 0).then_some(&onto[..]);
+        let what = format!("projection {count}×{inputs}×{outputs}");
+        let expected = linear(&Oracle, &x, &host, bias, onto);
+        close(&what, &linear(&cuda, &x, &host, bias, onto), &expected);
+        let expected = norm_linear(&Oracle, &x, &gain, &host, bias);
+        close(&format!("normed {what}"), &norm_linear(&cuda, &x, &gain, &host, bias), &expected);
+    }
+}
+
+/// The best token of each row, its log-probability and the best alternatives, from the device's own
+/// logits; what the filters do is tested with the model, against the CPU's sampler.
+#[test]
+#[ignore = "needs a GPU"]
+fn cuda_draws() {
+    let mut random = Random(26);
+    for vocab in [1000, 1, 33, 50_000, 151_936] {
+        let kv = KvShape { layers: 1, kv_heads: 1, head_dim: 16, page_tokens: 1 };
+        let cuda = cuda_for(vocab, kv, 1);
+        for count in [1, 7, 64] {
+            let (x, w) = (random.vec(count * 8), random.vec(vocab * 8));
+            let host = HostMatrix { rows: vocab, cols: 8, weights: Weights::F32(w) };
+            let (weight, x) = (cuda.matrix(host).unwrap(), upload(&cuda, &x, 8));
+            let mut logits = cuda.logits(count, vocab).unwrap();
+            logits.poison();
+            let (bias, out) = (None, &mut logits);
+            let args = Linear { rows: count, x: &x, weight: &weight, bias, add: false, out };
+            cuda.linear(args).unwrap();
+            let tokens = vec![0; count];
+            let segments = vec![Segment { first: 0, len: count, start: 0, table: 0 }];
+            let sampled = (0..count as u32).collect();
+            let batch = HostBatch { tokens, segments, pages: vec![0; count], sampled };
+            let top = vocab.min(5);
+            let draws = vec![Draw { top: top as u32, ..Draw::NONE }; count];
+            let batch = cuda.step(batch, &draws).unwrap();
+            cuda.draw(&logits, &batch).unwrap();
+            let mut results = cuda.results().unwrap();
+            cuda.fetch(count, &mut results).unwrap();
+            let drawn = results.read(std::iter::repeat(top)).unwrap();
+            for (drawn, logits) in drawn.iter().zip(rows(&cuda, &logits, count).chunks(vocab)) {
+                let mut order: Vec<u32> = (0..vocab as u32).collect();
+                order.sort_by(|&a, &b| logits[b as usize].total_cmp(&logits[a as usize]));
+                let sum: f64 = logits.iter().map(|&x| f64::from(x).exp()).sum();
+                let logprob = |id: u32| logits[id as usize] - sum.ln() as f32;
+                assert_eq!(drawn.token, order[0], "{vocab}");
+                let ids: Vec<u32> = drawn.top.iter().map(|top| top.0).collect();
+                assert_eq!(ids, order[..top], "{vocab}");
+                let reported = drawn.top.iter().copied().chain([(drawn.token, drawn.logprob)]);
+                let error = reported.map(|(id, p)| (p - logprob(id)).abs()).fold(0.0, f32::max);
+                assert!(error < 1e-4, "{vocab}: log-probabilities are off by {error}");
+            }
+        }
     }
 }
 
@@ -97,9 +177,12 @@ fn cuda_logits() {
         let (weight, x_there) = (cuda.matrix(host.clone()).unwrap(), upload(&cuda, &x, inputs));
         let mut out = cuda.logits(count, outputs).unwrap();
         out.poison();
-        let args = Linear { rows: count, x: &x_there, weight: &weight, bias: None, out: &mut out };
+        let (bias, out_ref) = (None, &mut out);
+        let args =
+            Linear { rows: count, x: &x_there, weight: &weight, bias, add: false, out: out_ref };
         cuda.linear(args).unwrap();
-        let error = norm_error(&rows(&cuda, &out, count), &linear(&Oracle, &x, &host, None));
+        let expected = linear(&Oracle, &x, &host, None, None);
+        let error = norm_error(&rows(&cuda, &out, count), &expected);
         println!("logits {count}×{inputs}×{outputs}: {error:.1e}");
         assert!(error <= 1e-5, "{error}");
     }
@@ -111,17 +194,17 @@ fn cuda_row_wise_ops() {
     let (cuda, mut random) = (cuda(), Random(22));
     for case in 0..24 {
         let (count, width) = (1 + random.below(60), 1 + random.below(2000));
-        let (x, delta) = (random.vec(count * width), random.vec(count * width));
-        let gain = random.vec(width);
-        let delta = (case % 2 == 0).then_some(delta.as_slice());
+        let width = if case % 2 == 0 { width.next_multiple_of(8) } else { width };
+        let (x, gain) = (random.vec(count * width), random.vec(width));
         let what = format!("norm {count}×{width}");
-        close(&what, &rms_norm(&cuda, &x, delta, &gain), &rms_norm(&Oracle, &x, delta, &gain));
+        close(&what, &rms_norm(&cuda, &x, &gain), &rms_norm(&Oracle, &x, &gain));
         let mut gate_up = random.vec(count * width * 2);
         gate_up.iter_mut().for_each(|x| *x *= 8.0);
         let what = format!("silu {count}×{width}");
         close(&what, &silu_mul(&cuda, &gate_up, width), &silu_mul(&Oracle, &gate_up, width));
-        let sampled: Vec<u32> =
+        let mut sampled: Vec<u32> =
             (0..random.below(count + 1)).map(|_| random.below(count) as u32).collect();
+        sampled.sort_unstable();
         let expected = gather(&Oracle, &x, width, &sampled);
         close("gather", &gather(&cuda, &x, width, &sampled), &expected);
     }
@@ -141,11 +224,12 @@ fn fast(random: &mut Random) -> Paged {
 #[test]
 #[ignore = "needs a GPU"]
 fn cuda_paged_attention() {
-    let (cuda, mut random) = (cuda(), Random(23));
+    let mut random = Random(23);
     for case in 0..72 {
         // A third of any shape, the rest of those that have kernels of their own.
         let paged = if case % 3 == 0 { Paged::random(&mut random) } else { fast(&mut random) };
         let expected = paged.run(&Oracle, &OraclePages::new(paged.shape, paged.pages, true));
+        let cuda = cuda_for(1000, paged.shape, paged.heads);
         let pool = PagePool::new(cuda.device(), paged.shape, paged.pages as u32).unwrap();
         let page_bytes = paged.shape.layers * paged.shape.layer_len() * 2;
         for page in 0..pool.pages() {

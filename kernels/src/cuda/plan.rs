@@ -31,12 +31,27 @@ pub struct Item {
     pub chunk_end: u32,
     /// Tokens of the row, the newest included.
     pub length: u32,
-    /// Where this piece's partial result goes; 0 and unused when `pieces` is 1.
-    pub slot: u32,
-    /// First of the slots of this row and head group.
+    /// Where the row's page table begins.
+    pub table: u32,
+    /// First of the slots for partial results of this row and head group; 0 and unused when
+    /// `pieces` is 1.
     pub first_slot: u32,
     /// Pieces of this row and head group.
-    pub pieces: u32,
+    pub pieces: u16,
+    /// Which of them this is; its partial result goes to slot `first_slot + piece`.
+    pub piece: u16,
+}
+
+impl Item {
+    /// Of an item.
+    pub const WORDS: usize = 8;
+
+    /// As the kernel reads it.
+    pub fn words(&self) -> [u32; Self::WORDS] {
+        let pieces = u32::from(self.pieces) | u32::from(self.piece) << 16;
+        let range = (self.chunk_begin, self.chunk_end);
+        [self.row, self.head, range.0, range.1, self.length, self.table, self.first_slot, pieces]
+    }
 }
 const _: () = assert!(size_of::<Item>() == 32, "the kernel reads two int4");
 
@@ -265,9 +280,10 @@ impl Plan {
                         chunk_begin: strip * ways,
                         chunk_end: chunks.min((strip + take) * ways),
                         length,
-                        slot: first_slot + piece,
+                        table: 0,
                         first_slot,
-                        pieces,
+                        pieces: pieces as u16,
+                        piece: piece as u16,
                     });
                     strip += take;
                     room -= take;
@@ -344,9 +360,9 @@ mod tests {
         for items in groups.values() {
             for (i, item) in (0..).zip(items) {
                 assert_eq!(item.pieces as usize, items.len());
-                assert_eq!(item.slot, item.first_slot + i);
+                assert_eq!(u32::from(item.piece), i);
                 if item.pieces > 1 {
-                    used[item.slot as usize] += 1;
+                    used[(item.first_slot + i) as usize] += 1;
                 }
             }
         }

@@ -8,7 +8,7 @@
 #![expect(clippy::print_stdout, reason = "a measurement prints")]
 
 use checkpoint::Checkpoint;
-use model::engine::{Batch, Engine, Row, Sample};
+use model::engine::{Batch, Engine, Input, Row, Sample};
 use model::{CpuEngine, EngineConfig};
 use shared::ids::{PageId, TokenId};
 use shared::kv::KvDtype;
@@ -87,7 +87,7 @@ fn step(
 ) -> Result<(), Box<dyn Error>> {
     let each = (start + new as u32).div_ceil(PAGE_TOKENS);
     let row = |row: u32| Row {
-        tokens: (0..new as u32).map(|i| TokenId::new(100 + i)).collect(),
+        input: Input::Tokens((0..new as u32).map(|i| TokenId::new(100 + i)).collect()),
         start,
         pages: (row * each..(row + 1) * each).map(PageId::new).collect(),
         sample: Some(Sample { sampling: Sampling::GREEDY, output_index: 0, logprobs: None }),

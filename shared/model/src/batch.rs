@@ -1,6 +1,6 @@
 //! From an engine's batch to the flat arrays that kernels want, checked on the way.
 
-use crate::engine::{Batch, EngineError, Row};
+use crate::engine::{Batch, EngineError, Input, Row};
 use crate::forward::Step;
 use kernels::ops::{HostBatch, Segment};
 
@@ -12,30 +12,47 @@ pub(crate) struct Limits {
     pub page_tokens: u32,
     /// Longest sequence.
     pub positions: usize,
+    /// Most rows whose tokens are drawn.
+    pub rows: usize,
 }
 
 impl Limits {
-    /// The batch in flat form.
-    pub fn flatten(&self, batch: &Batch) -> Result<(HostBatch, Step), EngineError> {
+    /// The batch in flat form. `drawn` says what stands for the token that a row of the step before
+    /// draws, if it draws one.
+    pub fn flatten(
+        &self,
+        batch: &Batch,
+        drawn: impl Fn(usize) -> Option<u32>,
+    ) -> Result<(HostBatch, Step), EngineError> {
         let mut flat = HostBatch::default();
         for (index, row) in batch.rows.iter().enumerate() {
-            self.check(row).map_err(|why| EngineError(format!("batch row {index}: {why}")))?;
+            let bad = |why| EngineError(format!("batch row {index}: {why}"));
+            self.check(row).map_err(bad)?;
             let (first, table) = (flat.tokens.len(), flat.pages.len());
-            let (len, start) = (row.tokens.len(), row.start as usize);
+            let (len, start) = (row.input.len(), row.start as usize);
             flat.segments.push(Segment { first, len, start, table });
-            flat.tokens.extend(row.tokens.iter().map(|token| token.get()));
+            match &row.input {
+                Input::Tokens(tokens) => flat.tokens.extend(tokens.iter().map(|token| token.get())),
+                &Input::Drawn(row) => flat.tokens.push(drawn(row).ok_or_else(|| {
+                    bad(format!("takes the token of row {row} of the step before, which drew none"))
+                })?),
+            }
             flat.pages.extend(row.pages.iter().map(|page| page.get()));
             if row.sample.is_some() {
                 flat.sampled.push((flat.tokens.len() - 1) as u32);
             }
+        }
+        if flat.sampled.len() > self.rows {
+            let (rows, most) = (flat.sampled.len(), self.rows);
+            return Err(EngineError(format!("{rows} rows draw a token; {most} is the most")));
         }
         let step = Step { tokens: flat.tokens.len(), sampled: flat.sampled.len() };
         Ok((flat, step))
     }
 
     fn check(&self, row: &Row) -> Result<(), String> {
-        let end = row.start as usize + row.tokens.len();
-        if row.tokens.is_empty() {
+        let end = row.start as usize + row.input.len();
+        if row.input.is_empty() {
             return Err("no tokens".to_owned());
         }
         if end > self.positions {
@@ -48,7 +65,8 @@ impl Limits {
         if let Some(page) = row.pages.iter().find(|page| page.get() >= self.pages) {
             return Err(format!("page {page} of a pool of {}", self.pages));
         }
-        if let Some(token) = row.tokens.iter().find(|token| token.get() >= self.vocab) {
+        let Input::Tokens(tokens) = &row.input else { return Ok(()) };
+        if let Some(token) = tokens.iter().find(|token| token.get() >= self.vocab) {
             return Err(format!("token {token} of a vocabulary of {}", self.vocab));
         }
         Ok(())

@@ -69,6 +69,8 @@ pub struct CpuEngine {
     logits: Vec<f32>,
     /// Results of launched steps, oldest first.
     results: VecDeque<Vec<Option<Drawn>>>,
+    /// What the rows of the last launched step drew.
+    last: Vec<Option<u32>>,
 }
 
 impl CpuEngine {
@@ -105,12 +107,13 @@ impl CpuEngine {
             model: loaded.model,
             fingerprint: loaded.fingerprint,
             context_length: model_config.max_positions as u32,
-            limits: Limits { vocab, pages, page_tokens, positions },
+            limits: Limits { vocab, pages, page_tokens, positions, rows: usize::MAX },
             pages: kv.for_kernels(),
             kv,
             scratch,
             logits: Vec::new(),
             results: VecDeque::new(),
+            last: Vec::new(),
         })
     }
 
@@ -130,7 +133,8 @@ impl CpuEngine {
     }
 
     fn compute(&mut self, batch: &Batch) -> Result<Vec<Option<Drawn>>, EngineError> {
-        let (flat, step) = self.limits.flatten(batch)?;
+        let (flat, step) =
+            self.limits.flatten(batch, |row| self.last.get(row).copied().flatten())?;
         let device = |error: OpError| EngineError(error.to_string());
         let mut drawn = vec![None; batch.rows.len()];
         if step.tokens == 0 {
@@ -170,11 +174,19 @@ impl Engine for CpuEngine {
     fn fingerprint(&self) -> [u8; 32] {
         self.fingerprint
     }
+    fn rows_max(&self) -> usize {
+        self.limits.rows
+    }
+    fn overlaps(&self) -> bool {
+        false
+    }
     fn pages(&self) -> Arc<dyn PageStore> {
         Arc::<KvMemory>::clone(&self.kv)
     }
     fn launch(&mut self, batch: &Batch) -> Result<(), EngineError> {
         let results = self.compute(batch)?;
+        let id = |drawn: &Option<Drawn>| drawn.as_ref().map(|drawn| drawn.token.id.get());
+        self.last = results.iter().map(id).collect();
         self.results.push_back(results);
         Ok(())
     }

@@ -1,19 +1,24 @@
-//! [`CudaEngine`]: the engine on one GPU. A launch enqueues the forward pass; its logits come to
-//! the host, where tokens are drawn, when the step is collected or the next one is launched.
+//! [`CudaEngine`]: the engine on one GPU. A launch enqueues the forward pass, the drawing of its
+//! tokens and their copy to the host; nothing waits but [`Engine::collect`], for one event.
+//!
+//! Steps of single tokens are recorded once for each of [`BUCKETS`] rows and replayed, smaller
+//! batches padded. Everything else is enqueued kernel by kernel.
 
 use crate::batch::Limits;
 use crate::cpu::geometry;
-use crate::engine::{Batch, Engine, EngineError, Sample};
+use crate::engine::{Batch, Engine, EngineError, IN_FLIGHT, Sample};
 use crate::forward::{Model, Scratch, Step};
 use crate::load::{LoadError, LoadPlan, Progress, load};
 use crate::reference::Observed;
 use crate::sample::{Drawn, draw};
 use checkpoint::Checkpoint;
 use kernels::cpu::Softmax;
-use kernels::cpu::pool::Pool;
-use kernels::cuda::{Cuda, CudaPages, Device, PagePool};
-use kernels::ops::{KvShape, OpError, Ops};
-use shared::ids::PageId;
+use kernels::cuda::{
+    Cuda, CudaPages, CudaShape, DRAWN, Device, Draw, DrawnToken, Fetch, Frame, Heads, PagePool,
+    ROWS_MAX, Recorded,
+};
+use kernels::ops::{HostBatch, KvShape, OpError, Ops};
+use shared::ids::{PageId, TokenId};
 use shared::kv::{KvDtype, KvGeometry, PageStore};
 use shared::request::Token;
 use std::collections::VecDeque;
@@ -23,15 +28,34 @@ use std::sync::Arc;
 /// Exit status of a process whose GPU failed: its peers see a death, its supervisor a reason.
 pub const GPU_LOST: i32 = 71;
 
+/// A margin by which the device's sampler and the host's, which sum in another order, may differ.
+const SAMPLER_TIE: f32 = 1e-5;
+
+/// Rows of the recorded steps.
+const BUCKETS: [usize; 14] = [1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, ROWS_MAX];
+
+/// How large the pool is.
+#[derive(Clone, Copy, Debug)]
+pub struct PoolSize {
+    /// Of the memory that is free once the weights are there.
+    pub fraction: f64,
+    /// Most pages.
+    pub pages_max: Option<u32>,
+}
+
 /// How an engine on a GPU is set up.
 #[derive(Clone, Debug)]
 pub struct CudaConfig {
-    /// Pages of the pool.
-    pub pages: u32,
+    /// The pool.
+    pub pool: PoolSize,
     /// Tokens of a page.
     pub page_tokens: u32,
-    /// Host threads that load and draw; absent: as many as the machine runs.
+    /// Host threads that load; absent: as many as the machine runs.
     pub threads: Option<usize>,
+    /// Most rows of a step of single tokens that is to be fast; 0 if there will be none.
+    pub decode_rows: usize,
+    /// Tokens of a step that room is made for at once; a larger one makes more.
+    pub step_tokens: usize,
 }
 
 /// Pages in device memory, as [`PageStore`] for transports that go through the host.
@@ -63,18 +87,28 @@ impl PageStore for DeviceKv {
     }
 }
 
-/// A step that was launched and whose tokens are not drawn yet.
+/// Recorded steps of single tokens, and what they compute in.
+struct Decode {
+    frame: Frame,
+    /// By rows, ascending.
+    steps: Vec<Recorded>,
+    scratch: Scratch<Cuda>,
+}
+
+/// A step that was launched and is not collected yet.
 struct Launched {
     /// One entry a row.
     samples: Vec<Option<Sample>>,
-    step: Step,
+    results: Fetch,
+    /// Whether it was a recorded one.
+    recorded: bool,
 }
 
 /// A model and its pages on one GPU.
 pub struct CudaEngine {
+    // Recorded steps go before what they touch.
+    decode: Option<Decode>,
     cuda: Cuda,
-    pool: Pool,
-    softmax: Softmax,
     model: Model<Cuda>,
     fingerprint: [u8; 32],
     context_length: u32,
@@ -82,10 +116,14 @@ pub struct CudaEngine {
     kv: Arc<DeviceKv>,
     pages: CudaPages,
     scratch: Scratch<Cuda>,
+    /// Oldest first.
+    launched: VecDeque<Launched>,
+    /// Which of the drawn tokens is that of each row of the step launched last.
+    last: Vec<Option<u32>>,
+    /// Room for results that no launched step has.
+    spare: Vec<Fetch>,
+    softmax: Softmax,
     logits: Vec<f32>,
-    launched: Option<Launched>,
-    /// Results of finished steps, oldest first.
-    results: VecDeque<Vec<Option<Drawn>>>,
 }
 
 impl CudaEngine {
@@ -99,57 +137,142 @@ impl CudaEngine {
         config: &CudaConfig,
         progress: Progress<'_>,
     ) -> Result<Self, LoadError> {
-        let &CudaConfig { pages, page_tokens, threads } = config;
+        let &CudaConfig { pool, page_tokens, threads, decode_rows, step_tokens } = config;
         let model_config = checkpoint.config();
         let geometry = geometry(model_config, page_tokens, KvDtype::Bf16)?;
-        let cuda = Cuda::new(device)?;
-        let shape = KvShape {
-            layers: geometry.layers as usize,
-            kv_heads: geometry.kv_heads as usize,
-            head_dim: geometry.head_dim as usize,
-            page_tokens: page_tokens as usize,
-        };
-        let memory = Arc::new(PagePool::new(device, shape, pages)?);
+        let kv = kv_shape(&geometry);
+        let heads = Heads { kv, heads: model_config.heads };
+        let cuda = Cuda::new(device, &CudaShape { heads, vocab: model_config.vocab })?;
         let threads = threads
             .or_else(|| std::thread::available_parallelism().ok().map(usize::from))
             .unwrap_or(1);
-        let room = pages as usize * page_tokens as usize;
-        let positions = model_config.max_positions.min(room);
+        let positions = model_config.max_positions;
         let plan = LoadPlan { ops: &cuda, dtype: KvDtype::Bf16, positions, threads };
         let loaded = load(checkpoint, plan, progress)?;
-        tracing::info!(gpu = device.name(), pages, page_tokens, "model loaded");
-        let vocab = model_config.vocab as u32;
+        let sizes = &loaded.model.sizes;
+        let scratch = Scratch::new(&cuda, sizes, step_tokens.max(1), step_tokens.clamp(1, 64))?;
+        let decode_rows = decode_rows.min(ROWS_MAX);
+        let mut decode = match decode_rows {
+            0 => None,
+            rows => Some(Decode {
+                frame: cuda.frame(rows * positions.div_ceil(page_tokens as usize))?,
+                steps: Vec::new(),
+                scratch: Scratch::new(&cuda, sizes, bucket(rows), bucket(rows))?,
+            }),
+        };
+        let free = device.memory()?.0;
+        let pages = pages_of(pool, free, geometry.page_bytes())?;
+        let memory = Arc::new(PagePool::new(device, kv, pages)?);
+        let pages_seen = CudaPages::new(Arc::clone(&memory));
+        if let Some(decode) = &mut decode {
+            decode.record(&cuda, &loaded.model, &pages_seen, decode_rows)?;
+        }
+        let left = device.memory()?.0;
+        tracing::info!(
+            gpu = device.name(),
+            pages,
+            page_tokens,
+            pool_bytes = u64::from(pages) * geometry.page_bytes() as u64,
+            free_bytes = left,
+            recorded = decode.as_ref().map_or(0, |decode| decode.steps.len()),
+            "model loaded"
+        );
+        let room = pages as usize * page_tokens as usize;
+        let (vocab, positions) = (model_config.vocab as u32, positions.min(room));
+        let spare = (0..IN_FLIGHT).map(|_| cuda.results()).collect::<Result<_, _>>()?;
         Ok(Self {
-            scratch: Scratch::new(&cuda, &loaded.model.sizes, 1, 1)?,
+            decode,
             cuda,
-            pool: Pool::new(threads),
-            softmax: Softmax::detect(),
             model: loaded.model,
             fingerprint: loaded.fingerprint,
             context_length: model_config.max_positions as u32,
-            limits: Limits { vocab, pages, page_tokens, positions },
-            pages: CudaPages::new(Arc::clone(&memory)),
+            limits: Limits { vocab, pages, page_tokens, positions, rows: ROWS_MAX },
             kv: Arc::new(DeviceKv { geometry, pool: memory }),
+            pages: pages_seen,
+            scratch,
+            launched: VecDeque::new(),
+            last: Vec::new(),
+            spare,
+            softmax: Softmax::detect(),
             logits: Vec::new(),
-            launched: None,
-            results: VecDeque::new(),
         })
     }
 
-    /// Waits for the step that is on the GPU, if any, and draws its tokens.
-    fn finish(&mut self) -> Result<(), EngineError> {
-        let Some(Launched { samples, step }) = self.launched.take() else { return Ok(()) };
-        let logits = &mut self.logits;
-        self.cuda.download(&self.scratch.logits, step.sampled, logits).map_err(device)?;
-        let mut drawn = vec![None; samples.len()];
-        let rows = self.logits.chunks_exact(self.limits.vocab as usize);
-        let wanted = samples.iter().zip(&mut drawn);
-        let wanted = wanted.filter_map(|(sample, drawn)| Some((sample.as_ref()?, drawn)));
-        let softmax = self.softmax;
-        self.pool.for_each(wanted.zip(rows), |((sample, drawn), logits)| {
-            *drawn = Some(draw(softmax, logits, sample));
-        });
-        self.results.push_back(drawn);
+    /// Enqueues a step; whether it was a recorded one.
+    fn enqueue(&mut self, flat: HostBatch, step: Step, draws: &[Draw]) -> Result<bool, OpError> {
+        let single = flat.segments.iter().all(|segment| segment.len == 1);
+        if let Some(decode) = &mut self.decode
+            && single
+            && step.sampled == step.tokens
+            && let Some(recorded) = decode.steps.iter().find(|s| s.rows() >= step.tokens)
+        {
+            let at = (&mut decode.frame, recorded);
+            self.cuda.replay(at, (&flat, draws), &self.pages)?;
+            return Ok(true);
+        }
+        let batch = self.cuda.step(flat, draws)?;
+        let (at, scratch) = ((&batch, step), &mut self.scratch);
+        self.model.forward(&self.cuda, at, &self.pages, scratch)?;
+        self.cuda.draw(&self.scratch.logits, &batch)?;
+        Ok(false)
+    }
+
+    /// What the oldest launched step drew, a token a sampled row.
+    fn finish(&mut self) -> Result<(Launched, Vec<DrawnToken>), EngineError> {
+        let launched = self.launched.pop_front();
+        let mut launched =
+            launched.ok_or_else(|| EngineError("collect without a launch".to_owned()))?;
+        let samples = launched.samples.iter().flatten();
+        let top = samples.map(|sample| usize::from(sample.logprobs.unwrap_or(0)));
+        let drawn = launched.results.read(top).map_err(device)?;
+        Ok((launched, drawn))
+    }
+}
+
+/// The smallest of [`BUCKETS`] that takes `rows`.
+fn bucket(rows: usize) -> usize {
+    BUCKETS.into_iter().find(|&bucket| bucket >= rows).unwrap_or(ROWS_MAX)
+}
+
+fn kv_shape(geometry: &KvGeometry) -> KvShape {
+    KvShape {
+        layers: geometry.layers as usize,
+        kv_heads: geometry.kv_heads as usize,
+        head_dim: geometry.head_dim as usize,
+        page_tokens: geometry.page_tokens as usize,
+    }
+}
+
+fn pages_of(pool: PoolSize, free: usize, page_bytes: usize) -> Result<u32, LoadError> {
+    let fit = (free as f64 * pool.fraction / page_bytes as f64) as u64;
+    let pages = fit.min(pool.pages_max.unwrap_or(u32::MAX).into()) as u32;
+    if pages >= 2 {
+        return Ok(pages);
+    }
+    Err(LoadError::Unsupported {
+        field: "mem_fraction",
+        value: pool.fraction.to_string(),
+        want: format!("more: {free} bytes of GPU memory are free, a page takes {page_bytes}"),
+    })
+}
+
+impl Decode {
+    /// Records a step for each of [`BUCKETS`] up to what takes `rows`.
+    fn record(
+        &mut self,
+        cuda: &Cuda,
+        model: &Model<Cuda>,
+        pages: &CudaPages,
+        rows: usize,
+    ) -> Result<(), OpError> {
+        for bucket in BUCKETS.into_iter().take_while(|&bucket| bucket <= self::bucket(rows)) {
+            let (step, scratch) = (Step { tokens: bucket, sampled: bucket }, &mut self.scratch);
+            let recorded = cuda.record(&mut self.frame, bucket, |batch| {
+                model.forward(cuda, (batch, step), pages, scratch)?;
+                cuda.draw(&scratch.logits, batch)
+            })?;
+            self.steps.push(recorded);
+        }
         Ok(())
     }
 }
@@ -159,12 +282,49 @@ fn device(error: OpError) -> EngineError {
     EngineError(error.to_string())
 }
 
+fn to_draw(sample: &Sample) -> Draw {
+    let sampling = &sample.sampling;
+    Draw {
+        temperature: sampling.temperature,
+        top_p: sampling.top_p,
+        top_k: sampling.top_k,
+        min_p: sampling.min_p,
+        seed: sampling.seed,
+        output_index: sample.output_index,
+        top: sample.logprobs.unwrap_or(0).into(),
+    }
+}
+
+fn to_token(drawn: DrawnToken) -> Token {
+    let top = drawn.top.into_iter().map(|(id, logprob)| (TokenId::new(id), logprob));
+    Token { id: TokenId::new(drawn.token), logprob: drawn.logprob, top: top.collect() }
+}
+
+/// Margins are computed on the host from the step's logits, so nothing may be launched before a
+/// step is collected.
 impl Observed for CudaEngine {
     fn collect_drawn(&mut self) -> Result<Vec<Option<Drawn>>, EngineError> {
-        if self.results.is_empty() {
-            self.finish()?;
+        let (Launched { samples, recorded, results }, drawn) = self.finish()?;
+        self.spare.push(results);
+        if !self.launched.is_empty() {
+            return Err(EngineError("its logits are overwritten: launched too early".to_owned()));
         }
-        self.results.pop_front().ok_or_else(|| EngineError("collect without a launch".to_owned()))
+        let of_decode = self.decode.as_ref().filter(|_| recorded);
+        let logits = of_decode.map_or(&self.scratch.logits, |decode| &decode.scratch.logits);
+        self.cuda.download(logits, drawn.len(), &mut self.logits).map_err(device)?;
+        let rows = self.logits.chunks_exact(self.limits.vocab as usize);
+        let mut drawn = drawn.into_iter().zip(rows);
+        let mut of_row = |sample: &Sample| {
+            let (token, logits) = drawn.next()?;
+            let (token, host) = (to_token(token), draw(self.softmax, logits, sample));
+            if host.token.id != token.id && host.margin > SAMPLER_TIE {
+                let (ours, margin) = (host.token.id, host.margin);
+                let text = format!("drew {} where the host draws {ours} by {margin}", token.id);
+                return Some(Err(EngineError(text)));
+            }
+            Some(Ok(Drawn { token, margin: host.margin }))
+        };
+        samples.iter().map(|sample| sample.as_ref().and_then(&mut of_row).transpose()).collect()
     }
     fn logits(&self) -> &[f32] {
         &self.logits
@@ -181,23 +341,37 @@ impl Engine for CudaEngine {
     fn fingerprint(&self) -> [u8; 32] {
         self.fingerprint
     }
+    fn rows_max(&self) -> usize {
+        self.limits.rows
+    }
+    fn overlaps(&self) -> bool {
+        true
+    }
     fn pages(&self) -> Arc<dyn PageStore> {
         Arc::<DeviceKv>::clone(&self.kv)
     }
     fn launch(&mut self, batch: &Batch) -> Result<(), EngineError> {
-        self.finish()?;
-        let (flat, step) = self.limits.flatten(batch)?;
+        let word = |row: usize| Some(DRAWN | self.last.get(row).copied().flatten()?);
+        let (flat, step) = self.limits.flatten(batch, word)?;
+        let results = self.spare.pop();
+        let mut results = results
+            .ok_or_else(|| EngineError(format!("{IN_FLIGHT} steps are launched already")))?;
+        let samples: Vec<_> = batch.rows.iter().map(|row| row.sample).collect();
+        let draws: Vec<_> = samples.iter().flatten().map(to_draw).collect();
+        let mut recorded = false;
         if step.tokens > 0 {
-            let flat = self.cuda.batch(flat).map_err(device)?;
-            let (at, scratch) = ((&flat, step), &mut self.scratch);
-            self.model.forward(&self.cuda, at, &self.pages, scratch).map_err(device)?;
+            recorded = self.enqueue(flat, step, &draws).map_err(device)?;
         }
-        let samples = batch.rows.iter().map(|row| row.sample).collect();
-        self.launched = Some(Launched { samples, step });
+        self.cuda.fetch(step.sampled, &mut results).map_err(device)?;
+        let mut next = 0..;
+        self.last = samples.iter().map(|sample| sample.and_then(|_| next.next())).collect();
+        self.launched.push_back(Launched { samples, results, recorded });
         Ok(())
     }
     fn collect(&mut self) -> Result<Vec<Option<Token>>, EngineError> {
-        let drawn = self.collect_drawn()?;
-        Ok(drawn.into_iter().map(|drawn| drawn.map(|d| d.token)).collect())
+        let (Launched { samples, results, .. }, drawn) = self.finish()?;
+        self.spare.push(results);
+        let mut drawn = drawn.into_iter().map(to_token);
+        Ok(samples.iter().map(|sample| sample.and_then(|_| drawn.next())).collect())
     }
 }

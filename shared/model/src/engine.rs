@@ -3,6 +3,8 @@
 //! 1. The loop plans a [`Batch`] and calls [`Engine::launch`], which may return before the device
 //!    is done.
 //! 2. It calls [`Engine::collect`] for the results of the oldest launched step, in launch order.
+//!    Where [`Engine::overlaps`], it launches the next step before: a row may name the token that a
+//!    row of the step before draws. At most [`IN_FLIGHT`] steps are launched and not collected.
 //! 3. Pages named in a launched batch stay untouched by anyone else until that step is collected.
 
 use shared::ids::{PageId, TokenId};
@@ -10,14 +12,40 @@ use shared::kv::PageStore;
 use shared::request::{Sampling, Token};
 use std::sync::Arc;
 
+/// Most steps that are launched and not collected.
+pub const IN_FLIGHT: usize = 2;
+
+/// A row's new tokens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Input {
+    /// These, at least one.
+    Tokens(Vec<TokenId>),
+    /// The one that this row of the step launched before draws.
+    Drawn(usize),
+}
+
+impl Input {
+    /// How many.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Tokens(tokens) => tokens.len(),
+            Self::Drawn(_) => 1,
+        }
+    }
+    /// Whether there are none, which no engine takes.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
 /// What one sequence contributes to a step.
 #[derive(Clone, Debug)]
 pub struct Row {
-    /// New tokens, at least one; their keys and values are written to `pages`.
-    pub tokens: Vec<TokenId>,
+    /// New tokens; their keys and values are written to `pages`.
+    pub input: Input,
     /// Tokens of this sequence whose keys and values are already in `pages`.
     pub start: u32,
-    /// Page table: covers `start + tokens.len()` tokens, in order.
+    /// Page table: covers `start + input.len()` tokens, in order.
     pub pages: Vec<PageId>,
     /// Draw a token after the last new one; absent for all but the last chunk of a prompt.
     pub sample: Option<Sample>,
@@ -54,6 +82,11 @@ pub trait Engine: Send {
     fn context_length(&self) -> u32;
     /// Names weights and architecture; part of page hashes and of the join check.
     fn fingerprint(&self) -> [u8; 32];
+    /// Most rows of a step whose tokens are drawn.
+    fn rows_max(&self) -> usize;
+    /// Whether a launch returns before its step is done, so that the next one can be launched
+    /// before it is collected.
+    fn overlaps(&self) -> bool;
     /// The pages, shared with the transports.
     fn pages(&self) -> Arc<dyn PageStore>;
     /// Starts one step.

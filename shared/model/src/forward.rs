@@ -1,10 +1,11 @@
 //! The forward pass of every family, written once over the op trait.
 //!
-//! Prefill and decode differ in the batch alone. The residual stream `x` is updated inside the
-//! norms: each adds the previous half-layer's output before it norms.
+//! Prefill and decode differ in the batch alone. Each half-layer norms the residual stream `x` on
+//! its way into the first product and adds to it in the last.
 
 use kernels::ops::{
-    Attention as Attend, Embed, Gather, HeadNorm, Linear, OpError, Ops, RmsNorm, RopeWrite, SiluMul,
+    Attention as Attend, Embed, Gather, HeadNorm, Linear, NormGated, NormLinear, OpError, Ops,
+    RopeWrite,
 };
 
 /// Gains of the norms of single heads.
@@ -92,9 +93,7 @@ pub struct Scratch<O: Ops> {
     attended: O::Tensor,
     gate_up: O::Tensor,
     gated: O::Tensor,
-    delta: O::Tensor,
     last_x: O::Tensor,
-    last_delta: O::Tensor,
     last_normed: O::Tensor,
     /// `[sampled][vocab]`.
     pub logits: O::Tensor,
@@ -118,9 +117,7 @@ impl<O: Ops> Scratch<O> {
             attended: token(q)?,
             gate_up: token(2 * s.intermediate)?,
             gated: token(s.intermediate)?,
-            delta: token(s.hidden)?,
             last_x: last(s.hidden)?,
-            last_delta: last(s.hidden)?,
             last_normed: last(s.hidden)?,
             logits: ops.logits(sampled, s.vocab)?,
         })
@@ -174,52 +171,48 @@ impl<O: Ops> Model<O> {
         let s = scratch;
         ops.embed(Embed { table: &self.embedding, batch, out: &mut s.x })?;
         for (index, layer) in self.layers.iter().enumerate() {
-            let rows = step.tokens;
-            let delta = (index > 0).then_some(&s.delta);
-            let (eps, x) = (self.sizes.eps, &mut s.x);
-            let gain = &layer.attention_norm;
-            ops.rms_norm(RmsNorm { rows, x, delta, gain, eps, out: &mut s.normed })?;
-            self.attend(ops, (index, &layer.attention), (batch, rows, pages), s)?;
-            let (x, delta, gain) = (&mut s.x, Some(&s.delta), &layer.mlp_norm);
-            ops.rms_norm(RmsNorm { rows, x, delta, gain, eps, out: &mut s.normed })?;
-            self.mlp(ops, &layer.mlp, rows, s)?;
+            self.attend(ops, (index, layer), (batch, step.tokens, pages), s)?;
+            self.mlp(ops, layer, step.tokens, s)?;
         }
-        self.logits(ops, batch, step.sampled, s)
+        self.logits(ops, batch, step, s)
     }
 
-    /// `normed` → `delta`, through the pages.
+    /// `x += attention(norm(x))`, through the pages.
     fn attend(
         &self,
         ops: &O,
-        (layer, weights): (usize, &Attention<O>),
+        (index, layer): (usize, &Layer<O>),
         (batch, rows, pages): (&O::Batch, usize, &O::Pages),
         s: &mut Scratch<O>,
     ) -> Result<(), OpError> {
         let Sizes { heads, head_dim, eps, .. } = self.sizes;
+        let (gain, weights) = (&layer.attention_norm, &layer.attention);
+        let (x, normed, out) = (&s.x, &mut s.normed, &mut s.qkv);
         let (weight, bias) = (&weights.qkv, weights.qkv_bias.as_ref());
-        ops.linear(Linear { rows, x: &s.normed, weight, bias, out: &mut s.qkv })?;
+        ops.norm_linear(NormLinear { rows, x, gain, eps, normed, weight, bias, out })?;
         let norm = weights.head_norm.as_ref().map(|g| HeadNorm { q: &g.q, k: &g.k, eps });
-        let (qkv, rope) = (&mut s.qkv, &self.rope);
+        let (qkv, rope, layer) = (&mut s.qkv, &self.rope, index);
         ops.rope_write(RopeWrite { qkv, heads, norm, rope, batch, layer, pages })?;
         let (qkv, scale, out) = (&s.qkv, 1.0 / (head_dim as f32).sqrt(), &mut s.attended);
         ops.attention(Attend { qkv, heads, scale, batch, layer, pages, out })?;
-        let (x, weight, out) = (&s.attended, &weights.out, &mut s.delta);
-        ops.linear(Linear { rows, x, weight, bias: None, out })
+        let (x, weight, out) = (&s.attended, &weights.out, &mut s.x);
+        ops.linear(Linear { rows, x, weight, bias: None, add: true, out })
     }
 
-    /// `normed` → `delta`.
+    /// `x += mlp(norm(x))`.
     fn mlp(
         &self,
         ops: &O,
-        weights: &Mlp<O>,
+        layer: &Layer<O>,
         rows: usize,
         s: &mut Scratch<O>,
     ) -> Result<(), OpError> {
-        let (x, weight) = (&s.normed, &weights.gate_up);
-        ops.linear(Linear { rows, x, weight, bias: None, out: &mut s.gate_up })?;
-        ops.silu_mul(SiluMul { rows, gate_up: &s.gate_up, out: &mut s.gated })?;
-        let (x, weight) = (&s.gated, &weights.down);
-        ops.linear(Linear { rows, x, weight, bias: None, out: &mut s.delta })
+        let (gain, weights, eps) = (&layer.mlp_norm, &layer.mlp, self.sizes.eps);
+        let (x, normed, weight) = (&s.x, &mut s.normed, &weights.gate_up);
+        let (gate_up, out) = (&mut s.gate_up, &mut s.gated);
+        ops.norm_gated(NormGated { rows, x, gain, eps, normed, weight, gate_up, out })?;
+        let (x, weight, out) = (&s.gated, &weights.down, &mut s.x);
+        ops.linear(Linear { rows, x, weight, bias: None, add: true, out })
     }
 
     /// Logits of the sampled tokens alone.
@@ -227,18 +220,21 @@ impl<O: Ops> Model<O> {
         &self,
         ops: &O,
         batch: &O::Batch,
-        rows: usize,
+        step: Step,
         s: &mut Scratch<O>,
     ) -> Result<(), OpError> {
+        let rows = step.sampled;
         if rows == 0 {
             return Ok(());
         }
-        ops.gather(Gather { x: &s.x, batch, out: &mut s.last_x })?;
-        ops.gather(Gather { x: &s.delta, batch, out: &mut s.last_delta })?;
-        let (delta, gain, eps) = (Some(&s.last_delta), &self.norm, self.sizes.eps);
-        let (x, out) = (&mut s.last_x, &mut s.last_normed);
-        ops.rms_norm(RmsNorm { rows, x, delta, gain, eps, out })?;
+        // They are in the order of the tokens, so where all are sampled nothing is to be gathered.
+        let all = step.tokens == rows;
+        if !all {
+            ops.gather(Gather { x: &s.x, batch, out: &mut s.last_x })?;
+        }
+        let (x, normed) = (if all { &s.x } else { &s.last_x }, &mut s.last_normed);
+        let (gain, eps, out) = (&self.norm, self.sizes.eps, &mut s.logits);
         let weight = self.head.as_ref().unwrap_or(&self.embedding);
-        ops.linear(Linear { rows, x: &s.last_normed, weight, bias: None, out: &mut s.logits })
+        ops.norm_linear(NormLinear { rows, x, gain, eps, normed, weight, bias: None, out })
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! What the ring's tokens are held against, and the bare engine of the benchmarks.
 
-use crate::engine::{Batch, Engine, EngineError, Row, Sample};
+use crate::engine::{Batch, Engine, EngineError, Input, Row, Sample};
 use crate::sample::Drawn;
 use shared::ids::{PageId, TokenId};
 use shared::request::Sampling;
@@ -52,7 +52,8 @@ pub fn generate(engine: &mut impl Observed, ask: &Ask<'_>) -> Result<Vec<Drawn>,
     let table = |tokens: u32| (0..tokens.div_ceil(page_tokens)).map(PageId::new).collect();
     let mut step = |tokens: &[TokenId], start: u32, sample: Option<Sample>| {
         let pages = table(start + tokens.len() as u32);
-        let row = Row { tokens: tokens.to_vec(), start, pages, sample };
+        let input = Input::Tokens(tokens.to_vec());
+        let row = Row { input, start, pages, sample };
         engine.launch(&Batch { rows: vec![row] })?;
         let mut drawn = engine.collect_drawn()?;
         Ok::<_, EngineError>(drawn.pop().flatten())

@@ -10,7 +10,7 @@ use kv_transfer::tcp::TcpConfig;
 use kv_transfer::{Kind, Sources, Targets, TransferError};
 use link::{Local, identity};
 use model::cpu::{CpuEngine, EngineConfig, geometry};
-use model::cuda::{CudaConfig, CudaEngine};
+use model::cuda::{CudaConfig, CudaEngine, PoolSize};
 use model::engine::Engine;
 use model::load::LoadError;
 use shared::kv::KvGeometry;
@@ -122,9 +122,9 @@ impl Core {
         memory: Option<HostMemory>,
     ) -> Result<Self, StartError> {
         let start = Instant::now();
-        let pages = sized.pages;
-        let engine = sized.engine(config, memory)?;
+        let engine = sized.engine((config, role), memory)?;
         let store = engine.pages();
+        let pages = store.pages();
         let model = engine.fingerprint();
         let context = engine.context_length();
         let context_length = config.context_length.map_or(context, |asked| asked.min(context));
@@ -153,7 +153,10 @@ impl Core {
 struct Sized {
     checkpoint: Checkpoint,
     geometry: KvGeometry,
+    /// In host memory; 0 where a GPU's memory is to be measured once its weights are there.
     pages: u32,
+    /// Most pages that were asked for.
+    asked: Option<u32>,
     /// Opened, if the model is to run there.
     gpu: Option<cuda::Device>,
 }
@@ -164,20 +167,17 @@ impl Sized {
     fn of(config: &Config) -> Result<Self, StartError> {
         let checkpoint = Checkpoint::open(&config.model)?;
         let geometry = geometry(checkpoint.config(), config.page_size, config.dtype)?;
-        let gpu = match config.device {
-            Device::Cpu => None,
-            Device::Cuda(ordinal) => Some(cuda::Device::open(ordinal)?),
-        };
-        let available = match &gpu {
-            None => available_memory()?,
-            Some(gpu) => gpu.memory()?.0 as u64,
-        };
-        let budget = available as f64 * config.mem_fraction;
+        let asked = config.max_total_tokens.map(|tokens| geometry.pages_for(tokens));
+        if let Device::Cuda(ordinal) = config.device {
+            let gpu = Some(cuda::Device::open(ordinal)?);
+            return Ok(Self { checkpoint, geometry, pages: 0, asked, gpu });
+        }
+        let budget = available_memory()? as f64 * config.mem_fraction;
         let fit = (budget / geometry.page_bytes() as f64) as u64;
-        let asked = config.max_total_tokens.map(|tokens| u64::from(geometry.pages_for(tokens)));
-        let pages = asked.map_or(fit, |asked| asked.min(fit)).min(u64::from(u32::MAX)) as u32;
+        let pages = asked.map_or(fit, |asked| u64::from(asked).min(fit));
+        let pages = pages.min(u64::from(u32::MAX)) as u32;
         if pages >= 2 {
-            return Ok(Self { checkpoint, geometry, pages, gpu });
+            return Ok(Self { checkpoint, geometry, pages, asked, gpu: None });
         }
         let problem = format!(
             "{} of the available memory holds {fit} pages of {} bytes; raise it",
@@ -190,10 +190,10 @@ impl Sized {
     /// Loads the model, with the pool in `memory` if that is given.
     fn engine(
         self,
-        config: &Config,
+        (config, role): (&Config, Role),
         memory: Option<HostMemory>,
     ) -> Result<Box<dyn Engine>, StartError> {
-        let Self { checkpoint, pages, gpu, .. } = self;
+        let Self { checkpoint, pages, asked, gpu, .. } = self;
         let (page_tokens, threads) = (config.page_size, config.threads);
         let mut tenth = 0;
         let mut progress = |done: u64, all: u64| {
@@ -204,7 +204,12 @@ impl Sized {
             }
         };
         if let Some(gpu) = gpu {
-            let config = CudaConfig { pages, page_tokens, threads };
+            let pool = PoolSize { fraction: config.mem_fraction, pages_max: asked };
+            let (decode_rows, step_tokens) = match role {
+                Role::Decode => (config.batch_max, 1),
+                Role::Prefill | Role::Gateway => (0, config.chunk_tokens as usize),
+            };
+            let config = CudaConfig { pool, page_tokens, threads, decode_rows, step_tokens };
             return Ok(Box::new(CudaEngine::load(&gpu, &checkpoint, &config, &mut progress)?));
         }
         let config = EngineConfig { dtype: config.dtype, pages, page_tokens, threads, memory };

@@ -2,8 +2,8 @@
 
 use super::demo::{demo_cases, demo_model};
 use super::support::{golden_path, tokens};
-use super::{MODELS, golden, logits_after};
-use crate::cuda::{CudaConfig, CudaEngine};
+use super::{MODELS, SAMPLED, generate_ahead, golden, logits_after};
+use crate::cuda::{CudaConfig, CudaEngine, PoolSize};
 use crate::reference::{Ask, generate};
 use checkpoint::Checkpoint;
 use kernels::cuda::Device;
@@ -11,7 +11,9 @@ use std::path::Path;
 
 fn engine(path: &Path, pages: u32) -> CudaEngine {
     let checkpoint = Checkpoint::open(path).unwrap();
-    let config = CudaConfig { pages, page_tokens: 16, threads: None };
+    let pool = PoolSize { fraction: 0.9, pages_max: Some(pages) };
+    let (page_tokens, threads) = (16, None);
+    let config = CudaConfig { pool, page_tokens, threads, decode_rows: 16, step_tokens: 256 };
     let device = Device::open(0).unwrap();
     CudaEngine::load(&device, &checkpoint, &config, &mut |_, _| {}).unwrap()
 }
@@ -42,6 +44,24 @@ fn cuda_logits_of_tiny_models() {
         println!("{name}: logit error {worst:.2e}");
         // bf16 activations against f32 ones; transformers in bf16 is off by 2.1e-2 to 2.5e-2.
         assert!(worst < 5e-2, "{name}: {worst}");
+    }
+}
+
+/// Also against recorded steps, which launch ahead and draw on the device: the host's sampler, given
+/// the device's logits, agrees wherever it is not close.
+#[test]
+#[ignore = "needs a GPU"]
+fn cuda_steps_launched_ahead_draw_the_same_tokens() {
+    for name in MODELS {
+        let mut engine = engine(&golden_path(name), 64);
+        for (case, sampling) in golden(name).cases.iter().zip(SAMPLED.iter().cycle()) {
+            let prompt = tokens(&case.prompt_ids);
+            let ask = Ask { sampling: *sampling, ..Ask::greedy(&prompt, 24) };
+            let alone = generate(&mut engine, &ask).unwrap();
+            let alone: Vec<_> = alone.into_iter().map(|drawn| drawn.token.id).collect();
+            let ahead = generate_ahead(&mut engine, &prompt, *sampling, 24);
+            assert_eq!(ahead, alone, "{name} {sampling:?}");
+        }
     }
 }
 

@@ -7,7 +7,7 @@ mod cuda;
 mod demo;
 mod support;
 
-use crate::engine::{Batch, Engine, Row, Sample};
+use crate::engine::{Batch, Engine, Input, Row, Sample};
 use crate::equal::{Agreement, judge};
 use crate::reference::{Ask, Observed, generate};
 use serde::Deserialize;
@@ -41,9 +41,10 @@ fn golden(name: &str) -> Golden {
 fn logits_after(engine: &mut impl Observed, prompt: &[u32], start: usize) -> Vec<f32> {
     let pages = (0..prompt.len().div_ceil(16) as u32).map(PageId::new).collect();
     let sample = Some(Sample { sampling: Sampling::GREEDY, output_index: 0, logprobs: None });
-    let row = Row { tokens: tokens(&prompt[start..]), start: start as u32, pages, sample };
+    let input = Input::Tokens(tokens(&prompt[start..]));
+    let row = Row { input, start: start as u32, pages, sample };
     engine.launch(&Batch { rows: vec![row] }).unwrap();
-    engine.collect().unwrap();
+    engine.collect_drawn().unwrap();
     engine.logits().to_vec()
 }
 
@@ -133,7 +134,7 @@ fn generate_together(
             let output_index = made as u32;
             let sample = Sample { sampling, output_index, logprobs: None };
             batch.rows.push(Row {
-                tokens: text[done[i]..end].to_vec(),
+                input: Input::Tokens(text[done[i]..end].to_vec()),
                 start: done[i] as u32,
                 pages: pages.collect(),
                 sample: (end == text.len()).then_some(sample),
@@ -149,18 +150,67 @@ fn generate_together(
     texts.iter().zip(prompts).map(|(text, prompt)| text[prompt.len()..].to_vec()).collect()
 }
 
+/// Each step launched before the one before it is collected, with the token that that one draws.
+fn generate_ahead(
+    engine: &mut impl Engine,
+    prompt: &[TokenId],
+    sampling: Sampling,
+    count: u32,
+) -> Vec<TokenId> {
+    let mut made = Vec::new();
+    for index in 0..=count {
+        if index < count {
+            let start = if index == 0 { 0 } else { prompt.len() as u32 + index - 1 };
+            let input = match index {
+                0 => Input::Tokens(prompt.to_vec()),
+                _ => Input::Drawn(0),
+            };
+            let pages = (0..(start + input.len() as u32).div_ceil(16)).map(PageId::new).collect();
+            let sample = Some(Sample { sampling, output_index: index, logprobs: None });
+            engine.launch(&Batch { rows: vec![Row { input, start, pages, sample }] }).unwrap();
+        }
+        if index > 0 {
+            made.extend(engine.collect().unwrap().into_iter().flatten().map(|token| token.id));
+        }
+    }
+    made
+}
+
+const SAMPLED: [Sampling; 3] = [
+    Sampling::GREEDY,
+    Sampling { temperature: 0.9, top_p: 0.9, top_k: 0, min_p: 0.0, seed: 7 },
+    Sampling { temperature: 1.3, top_p: 1.0, top_k: 20, min_p: 0.05, seed: 1 << 40 },
+];
+
+#[test]
+fn steps_launched_ahead_draw_the_same_tokens() {
+    let mut engine = engine(&golden_path("tiny-qwen3"), KvDtype::F32, 8);
+    for sampling in SAMPLED {
+        let prompt = tokens(&golden("tiny-qwen3").cases[0].prompt_ids);
+        let ask = Ask { sampling, ..Ask::greedy(&prompt, 20) };
+        let alone = generate(&mut engine, &ask).unwrap();
+        let alone: Vec<_> = alone.into_iter().map(|drawn| drawn.token.id).collect();
+        assert_eq!(generate_ahead(&mut engine, &prompt, sampling, 20), alone, "{sampling:?}");
+    }
+}
+
 #[test]
 fn bad_batches_are_refused_by_name() {
+    let input = |ids: &[u32]| Input::Tokens(tokens(ids));
     let mut engine = engine(&golden_path("tiny-qwen2"), KvDtype::F32, 4);
     let good =
-        Row { tokens: tokens(&[1, 2, 3]), start: 0, pages: vec![PageId::new(3)], sample: None };
+        Row { input: input(&[1, 2, 3]), start: 0, pages: vec![PageId::new(3)], sample: None };
     let bad = [
-        (Row { tokens: vec![], ..good.clone() }, "no tokens"),
-        (Row { tokens: tokens(&[1, 512]), ..good.clone() }, "token 512"),
+        (Row { input: input(&[]), ..good.clone() }, "no tokens"),
+        (Row { input: input(&[1, 512]), ..good.clone() }, "token 512"),
         (Row { pages: vec![PageId::new(4)], ..good.clone() }, "page p4"),
         (Row { start: 14, ..good.clone() }, "1 pages where 17 tokens take 2"),
         (Row { start: 63, ..good.clone() }, "66 tokens, beyond"),
         (Row { start: u32::MAX, ..good.clone() }, "beyond"),
+        (
+            Row { input: Input::Drawn(0), ..good.clone() },
+            "row 0 of the step before, which drew none",
+        ),
     ];
     for (row, expected) in bad {
         let error = engine.launch(&Batch { rows: vec![good.clone(), row] }).unwrap_err();

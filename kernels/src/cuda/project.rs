@@ -1,0 +1,150 @@
+//! Products of a few rows by `cuda/project.cu`, which reads the weights once, with the norm before
+//! and the addition after in the same kernel.
+#![expect(unsafe_code, reason = "kernel launches")]
+
+use super::compile::Arch;
+use super::device::Device;
+use super::module::{Arg, Entry, Kernel, Shape};
+use crate::ops::OpError;
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::collections::hash_map::Entry::{Occupied, Vacant};
+
+/// Most rows: beyond, cuBLASLt is faster (`bench/gpu/project.cu`, on an H100).
+pub(super) const ROWS_MAX: usize = 32;
+/// Tiles of 16 outputs a warp, and warps that share the inputs.
+const TILES: usize = 2;
+const WARPS: usize = 8;
+/// Blocks that share the inputs where outputs are few.
+const SPLIT: usize = 4;
+
+/// Shapes of a projection.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Projection {
+    pub rows: usize,
+    /// Of `y`: half of the weight's rows, if gated.
+    pub outputs: usize,
+    pub inputs: usize,
+    /// `y = silu(gate) * up`.
+    pub gated: bool,
+}
+
+/// Device addresses of its operands.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Operands {
+    pub x: u64,
+    pub weight: u64,
+    pub y: u64,
+    /// Added last; may be `y`.
+    pub residual: Option<u64>,
+    /// f32.
+    pub bias: Option<u64>,
+    /// bf16, and what is added to the mean square: `x` is normed first.
+    pub norm: Option<(u64, f32)>,
+}
+
+/// How a projection is cut: `Cut` of `cuda/project_body.cuh`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Cut {
+    /// Of 8 rows each.
+    columns: usize,
+    split: usize,
+    stages: usize,
+    norm: bool,
+}
+
+impl Cut {
+    fn of(projection: &Projection, norm: bool, split: bool) -> Self {
+        let &Projection { rows, outputs, inputs, gated } = projection;
+        let groups = outputs.div_ceil(if gated { 8 } else { 16 } * TILES);
+        let split = split && !norm && groups <= 100 && inputs >= 32 * WARPS * SPLIT;
+        let split = if split { SPLIT } else { 1 };
+        // All of a warp's inputs in flight, where they fit.
+        let stages = inputs.div_ceil(32 * WARPS * split).clamp(2, 4);
+        Self { columns: rows.div_ceil(8).next_power_of_two(), split, stages, norm }
+    }
+
+    fn definitions(&self) -> Vec<String> {
+        let &Self { columns, split, stages, norm } = self;
+        let cut = format!("WARPS_N=1 WARPS_K={WARPS} TILES={TILES} BLOCKS_PER_SM=2");
+        let own =
+            format!("COLUMNS={columns} SPLIT={split} STAGES={stages} NORM={}", u8::from(norm));
+        [cut, own].iter().flat_map(|text| text.split(' ').map(str::to_owned)).collect()
+    }
+
+    /// `Cut::shared_bytes`.
+    fn shared(&self, inputs: usize) -> usize {
+        let &Self { columns, split, stages, norm } = self;
+        let sums = TILES * columns * 512;
+        let warps = WARPS * (stages * TILES * 1024).max(sums);
+        let x = WARPS * stages * columns * 512;
+        let meet = if split > 1 { (TILES * columns).div_ceil(split) * split * 512 } else { 0 };
+        let norms = if norm { (WARPS + split) * columns * 32 + 2 * inputs } else { 0 };
+        warps + x + meet + norms
+    }
+}
+
+/// The kernels, by cut.
+pub(super) struct Projections {
+    device: Device,
+    splits: bool,
+    kernels: RefCell<HashMap<Cut, Kernel>>,
+}
+
+impl Projections {
+    pub fn new(device: &Device) -> Self {
+        let splits = device.arch() != Arch::Sm80;
+        Self { device: device.clone(), splits, kernels: RefCell::default() }
+    }
+
+    /// Whether it takes such a product.
+    pub fn take(projection: &Projection) -> bool {
+        let &Projection { rows, outputs, inputs, gated } = projection;
+        let whole = outputs.is_multiple_of(if gated { 8 } else { 16 });
+        // Each warp of each block has inputs.
+        let deep = inputs.is_multiple_of(32) && inputs >= 32 * WARPS;
+        (1..=ROWS_MAX).contains(&rows) && whole && deep
+    }
+
+    /// Enqueues `y = norm(x)·Wᵀ + bias + residual`.
+    ///
+    /// # Safety
+    /// The operands have the projection's shapes and live until the stream has passed this.
+    pub unsafe fn run(&self, projection: &Projection, operands: &Operands) -> Result<(), OpError> {
+        let &Projection { rows, outputs, inputs, gated } = projection;
+        let cut = Cut::of(projection, operands.norm.is_some(), self.splits);
+        let shared = cut.shared(inputs);
+        let mut kernels = self.kernels.borrow_mut();
+        let kernel = match kernels.entry(cut) {
+            Occupied(entry) => entry.into_mut(),
+            Vacant(entry) => entry.insert(self.load(&cut)?),
+        };
+        let groups = outputs.div_ceil(if gated { 8 } else { 16 } * TILES);
+        let grid = (groups * cut.split, 1);
+        let shape = Shape { grid, threads: 32 * WARPS, shared, cluster: cut.split };
+        let (gain, eps) = operands.norm.unwrap_or((0, 0.0));
+        let arguments = [
+            Arg::Wide(operands.x),
+            Arg::Wide(operands.weight),
+            Arg::Wide(operands.y),
+            Arg::Wide(operands.residual.unwrap_or(0)),
+            Arg::Wide(operands.bias.unwrap_or(0)),
+            Arg::Wide(gain),
+            Arg::Count(rows as u32),
+            Arg::Count(outputs as u32),
+            Arg::Count(inputs as u32),
+            Arg::Number(eps),
+            Arg::Count(gated.into()),
+            Arg::Wide(0),
+            Arg::Count(0),
+        ];
+        // SAFETY: the kernel's arguments in order; the rest is the caller's promise.
+        unsafe { kernel.launch(shape, &arguments) }
+    }
+
+    fn load(&self, cut: &Cut) -> Result<Kernel, OpError> {
+        let (stem, name, definitions) = ("project", "project_rows", &cut.definitions()[..]);
+        let shared = self.device.shared_max()?;
+        Kernel::load(&self.device, Entry { stem, name, definitions, shared, overlaps: true })
+    }
+}

@@ -1,0 +1,193 @@
+//! Drawing tokens on the device, and their way to the host.
+#![expect(unsafe_code, reason = "kernel launches and copies that the stream orders")]
+
+use super::backend::CudaTensor;
+use super::batch::{CudaBatch, ROWS_MAX};
+use super::compile::Arch;
+use super::device::{Device, DeviceMemory, Event, Pinned};
+use super::module::{Arg, Entry, Kernel, Shape};
+use crate::ops::OpError;
+
+/// Most alternatives reported beside a token: `kTopMax` of `cuda/sample_types.cuh`.
+pub const TOP_MAX: usize = 20;
+/// Threads of a block.
+const THREADS: usize = 512;
+/// `kSampleSharedBytes` of `cuda/sample_types.cuh`.
+const SHARED: usize = 18_432;
+/// Words of a `SampleResult` of `cuda/sample_types.cuh`.
+const RESULT_WORDS: usize = 4 + 2 * TOP_MAX;
+
+/// How one row's token is drawn.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Draw {
+    /// 0 takes the best.
+    pub temperature: f32,
+    /// In (0, 1].
+    pub top_p: f32,
+    /// 0 keeps all.
+    pub top_k: u32,
+    /// In [0, 1].
+    pub min_p: f32,
+    /// Of the request.
+    pub seed: u64,
+    /// The random counter.
+    pub output_index: u32,
+    /// Alternatives to report, at most [`TOP_MAX`].
+    pub top: u32,
+}
+
+impl Draw {
+    /// Words of a `SampleRow` of `cuda/sample_types.cuh`.
+    pub(super) const WORDS: usize = 16;
+    /// Takes the best.
+    pub(super) const NONE: Self = Self {
+        temperature: 0.0,
+        top_p: 1.0,
+        top_k: 0,
+        min_p: 0.0,
+        seed: 0,
+        output_index: 0,
+        top: 0,
+    };
+
+    /// As the kernel reads it. Penalties and masks are not used yet: the last eight words.
+    pub(super) fn words(&self) -> [u32; Self::WORDS] {
+        let one = 1.0_f32.to_bits();
+        let seed = [self.seed as u32, (self.seed >> 32) as u32];
+        let filters = [self.temperature.to_bits(), self.top_p.to_bits(), self.top_k];
+        let mut words = [0; Self::WORDS];
+        words[..3].copy_from_slice(&filters);
+        words[3] = self.min_p.to_bits();
+        words[4..6].copy_from_slice(&seed);
+        words[6..9].copy_from_slice(&[self.output_index, self.top, one]);
+        words
+    }
+}
+
+/// A token that was drawn.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DrawnToken {
+    /// Its id.
+    pub token: u32,
+    /// Of the logits as they came.
+    pub logprob: f32,
+    /// The best tokens and their log-probabilities, as many as were asked for.
+    pub top: Vec<(u32, f32)>,
+}
+
+pub(super) struct Sampler {
+    kernel: Kernel,
+    hopper: bool,
+    /// What the step before drew, a token a row; read by the next step's embedding.
+    drawn: DeviceMemory,
+    results: DeviceMemory,
+    /// Before Hopper: terms of [`ROWS_MAX`] rows.
+    workspace: DeviceMemory,
+    vocab: usize,
+}
+
+/// `sample_slice` of `cuda/sample_types.cuh`.
+fn slice(vocab: usize, ranks: usize) -> usize {
+    vocab.div_ceil(ranks).next_multiple_of(128)
+}
+
+impl Sampler {
+    pub fn load(device: &Device, vocab: usize) -> Result<Self, OpError> {
+        let hopper = device.arch() != Arch::Sm80;
+        let workspace = if hopper { 0 } else { 4 * slice(vocab, 1) * ROWS_MAX };
+        let shared = Self::shared(hopper, vocab, 8);
+        if shared > device.shared_max()? {
+            let text = format!("a vocabulary of {vocab} does not fit the sampler's shared memory");
+            return Err(OpError::Device(text));
+        }
+        let definitions = &[format!("SAMPLE_THREADS={THREADS}")];
+        let (stem, name) = ("sample", "sample_f32");
+        let entry = Entry { stem, name, definitions, shared, overlaps: true };
+        Ok(Self {
+            kernel: Kernel::load(device, entry)?,
+            hopper,
+            drawn: device.upload(&[0_u32; ROWS_MAX])?,
+            results: device.allocate(4 * RESULT_WORDS * ROWS_MAX)?,
+            workspace: device.allocate(workspace)?,
+            vocab,
+        })
+    }
+
+    fn shared(hopper: bool, vocab: usize, ranks: usize) -> usize {
+        if hopper { SHARED + 4 * slice(vocab, ranks) } else { SHARED }
+    }
+
+    /// Where the tokens of the step before are, a word a row.
+    pub fn drawn(&self) -> u64 {
+        self.drawn.address()
+    }
+
+    /// Draws a token from each row of `logits` that the batch samples.
+    ///
+    /// # Panics
+    /// If there are more rows than [`ROWS_MAX`], or than `logits` has.
+    pub fn draw(&self, logits: &CudaTensor, batch: &CudaBatch) -> Result<(), OpError> {
+        let rows = batch.host.sampled.len();
+        assert!(rows <= ROWS_MAX && rows <= logits.rows(), "{rows} rows to draw");
+        assert_eq!(logits.width(), self.vocab, "vocabulary");
+        // As `bench/gpu/sample.cu` measured on an H100: a row wants more blocks where few share it.
+        let cluster = match (self.hopper, rows) {
+            (false, _) => 1,
+            (true, ..8) => 16,
+            (true, _) => 8,
+        };
+        let shared = Self::shared(self.hopper, self.vocab, cluster);
+        let shape = Shape { grid: (rows * cluster, 1), threads: THREADS, shared, cluster };
+        let arguments = [
+            Arg::Wide(logits.logits()),
+            Arg::Wide(self.vocab as u64),
+            Arg::Count(self.vocab as u32),
+            Arg::Wide(batch.draws()),
+            Arg::Wide(self.workspace.address()),
+            Arg::Wide(self.drawn.address()),
+            Arg::Wide(self.results.address()),
+        ];
+        // SAFETY: the kernel's arguments in order; logits, draws and results have the rows, as
+        // checked above.
+        unsafe { self.kernel.launch(shape, &arguments) }
+    }
+
+    /// Enqueues the copy of the first `rows` results to `fetch`.
+    pub fn fetch(&self, rows: usize, fetch: &mut Fetch) -> Result<(), OpError> {
+        fetch.rows = rows;
+        // SAFETY: `fetch` reads it only after the event below.
+        unsafe { self.results.fetch(&fetch.host, 4 * RESULT_WORDS * rows) }?;
+        fetch.done.record()
+    }
+}
+
+/// Results on their way to the host.
+pub struct Fetch {
+    host: Pinned,
+    done: Event,
+    rows: usize,
+}
+
+impl Fetch {
+    pub(super) fn new(device: &Device) -> Result<Self, OpError> {
+        let host = Pinned::new(device, 4 * RESULT_WORDS * ROWS_MAX)?;
+        Ok(Self { host, done: Event::new(device)?, rows: 0 })
+    }
+
+    /// Waits for the step, and reads what was drawn: a token a row, with as many alternatives as
+    /// `top` says of each.
+    ///
+    /// # Errors
+    /// [`OpError::Device`] if the step failed.
+    pub fn read(&mut self, top: impl Iterator<Item = usize>) -> Result<Vec<DrawnToken>, OpError> {
+        self.done.wait()?;
+        let results = self.host.words().chunks_exact(RESULT_WORDS).take(self.rows);
+        let read = |(words, top): (&[u32], usize)| {
+            let (ids, logprobs) = words[4..].split_at(TOP_MAX);
+            let top = ids.iter().zip(logprobs).take(top.min(TOP_MAX));
+            let top = top.map(|(&id, &logprob)| (id, f32::from_bits(logprob))).collect();
+            DrawnToken { token: words[0], logprob: f32::from_bits(words[1]), top }
+        };
+        Ok(results.zip(top).map(read).collect())
+    }
+}
