@@ -4,6 +4,8 @@
 //! `[out][in]` as checkpoints store them, so `linear` is `y = x·Wᵀ`.
 
 use half::bf16;
+use std::sync::{Mutex, PoisonError};
+use std::thread;
 
 /// A device that could not do its work.
 #[derive(Debug, thiserror::Error)]
@@ -37,6 +39,52 @@ pub struct HostMatrix {
     pub cols: usize,
     /// `rows * cols` elements.
     pub weights: Weights,
+}
+
+/// A bf16 matrix that is read piece by piece, on several threads.
+pub struct Pieces<'a, E> {
+    /// Outputs.
+    pub rows: usize,
+    /// Inputs.
+    pub cols: usize,
+    /// Elements of the pieces, which follow each other and are the whole matrix.
+    pub lens: &'a [usize],
+    /// Threads that read.
+    pub threads: usize,
+    /// Fills in the elements of a piece.
+    pub read: &'a (dyn Fn(usize, &mut [bf16]) -> Result<(), E> + Sync),
+}
+
+impl<E: Send> Pieces<'_, E> {
+    /// Hands all of `work` out to the threads; the first error ends it. A thread keeps what `begin`
+    /// made for it.
+    pub fn share<W: Send, T>(
+        &self,
+        work: impl Iterator<Item = W> + Send,
+        begin: impl Fn() -> Result<T, E> + Sync,
+        each: impl Fn(&mut T, W) -> Result<(), E> + Sync,
+    ) -> Result<(), E> {
+        let work = Mutex::new(work);
+        let next = || work.lock().unwrap_or_else(PoisonError::into_inner).next();
+        let run = || {
+            let mut own = begin()?;
+            while let Some(item) = next() {
+                each(&mut own, item)?;
+            }
+            Ok(())
+        };
+        let threads = self.threads.clamp(1, self.lens.len().max(1));
+        if threads == 1 {
+            return run();
+        }
+        thread::scope(|scope| {
+            let threads: Vec<_> = (0..threads).map(|_| scope.spawn(run)).collect();
+            let join = |thread: thread::ScopedJoinHandle<'_, _>| {
+                thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            };
+            threads.into_iter().map(join).collect()
+        })
+    }
 }
 
 /// One sequence's share of a step.
@@ -258,6 +306,19 @@ pub trait Ops: Sized {
 
     /// Uploads a matrix.
     fn matrix(&self, host: HostMatrix) -> Result<Self::Matrix, OpError>;
+    /// Reads a matrix and uploads it.
+    fn matrix_of<E: From<OpError> + Send>(
+        &self,
+        pieces: &Pieces<'_, E>,
+    ) -> Result<Self::Matrix, E> {
+        let &Pieces { rows, cols, lens, read, .. } = pieces;
+        let mut weights = vec![bf16::ZERO; rows * cols];
+        let mut rest = &mut weights[..];
+        let work = lens.iter().map(|&len| rest.split_off_mut(..len).unwrap_or_default());
+        let work = work.enumerate().collect::<Vec<_>>().into_iter();
+        pieces.share(work, || Ok(()), |(), (piece, out)| read(piece, out))?;
+        Ok(self.matrix(HostMatrix { rows, cols, weights: Weights::Bf16(weights) })?)
+    }
     /// Uploads a vector.
     fn vector(&self, host: Vec<f32>) -> Result<Self::Vector, OpError>;
     /// Allocates activations; their contents are undefined.

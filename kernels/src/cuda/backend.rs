@@ -11,9 +11,10 @@ use super::module::{Arg, Entry, Kernel, Shape};
 use super::pages::CudaPages;
 use super::project::{self, Projection, Projections};
 use super::sample::{Draw, Fetch, Sampler};
+use super::stage::Stages;
 use crate::ops::{
     Attention, Embed, Gather, HostBatch, HostMatrix, Linear, NormGated, NormLinear, OpError, Ops,
-    RmsNorm, RopeWrite, SiluMul, Weights,
+    Pieces, RmsNorm, RopeWrite, SiluMul, Weights,
 };
 use half::bf16;
 use std::cell::RefCell;
@@ -41,6 +42,7 @@ pub struct Cuda {
     sampler: Sampler,
     writer: RefCell<Writer>,
     spare: Spare,
+    stages: Stages,
     rows: Kernel,
     norm: Kernel,
     rope: Kernel,
@@ -133,6 +135,7 @@ impl Cuda {
             sampler: Sampler::load(device, shape.vocab)?,
             writer: RefCell::new(writer),
             spare: Spare::default(),
+            stages: Stages::default(),
             rows: kernel("rows", "rows")?,
             norm: kernel("norm", "rms_norm")?,
             rope: kernel("rope", "rope_write")?,
@@ -301,6 +304,28 @@ impl Ops for Cuda {
             }
         }?;
         assert_eq!(memory.len(), rows * cols * size_of::<bf16>(), "{rows} × {cols}");
+        Ok(CudaMatrix { memory, rows, cols })
+    }
+
+    fn matrix_of<E: From<OpError> + Send>(&self, pieces: &Pieces<'_, E>) -> Result<CudaMatrix, E> {
+        let &Pieces { rows, cols, lens, read, .. } = pieces;
+        let (device, stages) = (&self.device, &self.stages);
+        let memory = self.device.allocate(rows * cols * size_of::<bf16>())?;
+        let longest = lens.iter().copied().max().unwrap_or(0) * size_of::<bf16>();
+        let mut end = 0;
+        let work = lens.iter().enumerate().map(|(piece, &len)| {
+            end += len;
+            (piece, end - len, len)
+        });
+        assert_eq!(lens.iter().sum::<usize>(), rows * cols, "pieces of {rows} × {cols}");
+        pieces.share(
+            work,
+            || Ok(stages.take(device, longest)?),
+            |stage, (piece, at, len)| {
+                stage.copy(&memory, at * size_of::<bf16>(), len, |out| read(piece, out))
+            },
+        )?;
+        self.device.synchronize()?;
         Ok(CudaMatrix { memory, rows, cols })
     }
 

@@ -6,6 +6,7 @@ use crate::ops::OpError;
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys;
 use cudarc::driver::{CudaContext, CudaStream};
+use half::bf16;
 use std::sync::Arc;
 
 /// One GPU of this machine, opened.
@@ -26,12 +27,29 @@ pub fn is_present() -> bool {
     unsafe { sys::is_culib_present() }
 }
 
+/// Whose blocks a multiprocessor takes first when one comes free.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Priority {
+    /// Prefill.
+    Normal,
+    /// Decode, whose steps are short and waited for.
+    High,
+}
+
 impl Device {
     /// Opens GPU `ordinal`, as the driver counts.
     ///
     /// # Errors
     /// [`OpError::Device`] if there is no driver, no such GPU, or one too old.
     pub fn open(ordinal: usize) -> Result<Self, OpError> {
+        Self::open_for(ordinal, Priority::Normal)
+    }
+
+    /// Opens GPU `ordinal`, as the driver counts, for work of some priority.
+    ///
+    /// # Errors
+    /// [`OpError::Device`] if there is no driver, no such GPU, or one too old.
+    pub fn open_for(ordinal: usize, priority: Priority) -> Result<Self, OpError> {
         if !is_present() {
             let text = "libcuda.so.1 is not found: install the NVIDIA driver, or use the CPU";
             return Err(OpError::Device(text.to_owned()));
@@ -40,7 +58,12 @@ impl Device {
         let context = CudaContext::new(ordinal).map_err(|e| failed(&opening, e))?;
         // SAFETY: all work of a context goes to streams that this crate orders itself.
         unsafe { context.disable_event_tracking() };
-        let stream = context.new_stream().map_err(|e| failed(&opening, e))?;
+        let stream = match priority {
+            Priority::Normal => context.new_stream(),
+            Priority::High => result::stream::get_priority_range()
+                .and_then(|(_, highest)| context.new_stream_with_priority(highest)),
+        };
+        let stream = stream.map_err(|e| failed(&opening, e))?;
         let version = context.compute_capability().map_err(|e| failed(&opening, e))?;
         let arch = Arch::of(version).ok_or_else(|| {
             let (major, minor) = version;
@@ -182,20 +205,34 @@ impl DeviceMemory {
 }
 
 impl DeviceMemory {
-    /// Enqueues a copy of the first `len` bytes of `host` to the start.
+    /// [`Self::fill_at`] the start.
+    ///
+    /// # Safety
+    /// As there.
+    pub(crate) unsafe fn fill(&self, host: &Pinned, len: usize) -> Result<(), OpError> {
+        // SAFETY: the caller's promise.
+        unsafe { self.fill_at(0, host, len) }
+    }
+
+    /// Enqueues a copy of the first `len` bytes of `host` to byte `at`.
     ///
     /// # Panics
     /// If either is shorter.
     ///
     /// # Safety
     /// `host` stays as it is until the stream has passed this.
-    pub(crate) unsafe fn fill(&self, host: &Pinned, len: usize) -> Result<(), OpError> {
-        assert!(len <= self.len && len <= host.len, "{len} bytes of {} to {}", host.len, self.len);
+    pub(crate) unsafe fn fill_at(
+        &self,
+        at: usize,
+        host: &Pinned,
+        len: usize,
+    ) -> Result<(), OpError> {
+        let fits = at + len <= self.len && len <= host.len;
+        assert!(fits, "{len} bytes of {} to {at}+ of {}", host.len, self.len);
         self.device.bind()?;
+        let (to, stream) = (self.start + at as u64, self.device.stream());
         // SAFETY: the range was checked; the rest is the caller's promise.
-        let code = unsafe {
-            sys::cuMemcpyHtoDAsync_v2(self.start, host.start.cast(), len, self.device.stream())
-        };
+        let code = unsafe { sys::cuMemcpyHtoDAsync_v2(to, host.start.cast(), len, stream) };
         code.result().map_err(|e| failed("copying to the GPU", e))
     }
 
@@ -242,6 +279,12 @@ impl Pinned {
     /// Bytes.
     pub fn len(&self) -> usize {
         self.len
+    }
+
+    /// As bf16. No copy from or to it may be under way.
+    pub fn elements(&mut self) -> &mut [bf16] {
+        // SAFETY: aligned, initialised, and borrowed with the owner.
+        unsafe { std::slice::from_raw_parts_mut(self.start.cast(), self.len / 2) }
     }
 
     /// As words. No copy from or to it may be under way.

@@ -26,6 +26,7 @@ mod module;
 mod plan;
 mod project;
 mod sample;
+mod stage;
 
 #[cfg(test)]
 mod parity;

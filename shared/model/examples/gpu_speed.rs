@@ -43,6 +43,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut args = std::env::args().skip(1);
     let model = args.next().ok_or("usage: gpu_speed MODEL [ROUNDS]")?;
     let rounds = args.next().map_or(Ok(15), |n| n.parse::<usize>())?;
+    tracing_subscriber::fmt().with_writer(std::io::stderr).init();
     let begun = Instant::now();
     let device = Device::open(0)?;
     let checkpoint = Checkpoint::open(&model)?;

@@ -24,6 +24,7 @@ use shared::request::Token;
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Instant;
 
 /// Exit status of a process whose GPU failed: its peers see a death, its supervisor a reason.
 pub const GPU_LOST: i32 = 71;
@@ -142,13 +143,16 @@ impl CudaEngine {
         let geometry = geometry(model_config, page_tokens, KvDtype::Bf16)?;
         let kv = kv_shape(&geometry);
         let heads = Heads { kv, heads: model_config.heads };
+        let mut stage = Stage::begin(device)?;
         let cuda = Cuda::new(device, &CudaShape { heads, vocab: model_config.vocab })?;
+        stage.end("kernels")?;
         let threads = threads
             .or_else(|| std::thread::available_parallelism().ok().map(usize::from))
             .unwrap_or(1);
         let positions = model_config.max_positions;
         let plan = LoadPlan { ops: &cuda, dtype: KvDtype::Bf16, positions, threads };
         let loaded = load(checkpoint, plan, progress)?;
+        stage.end("weights")?;
         let sizes = &loaded.model.sizes;
         let scratch = Scratch::new(&cuda, sizes, step_tokens.max(1), step_tokens.clamp(1, 64))?;
         let decode_rows = decode_rows.min(ROWS_MAX);
@@ -160,23 +164,17 @@ impl CudaEngine {
                 scratch: Scratch::new(&cuda, sizes, bucket(rows), bucket(rows))?,
             }),
         };
+        stage.end("activations")?;
         let free = device.memory()?.0;
         let pages = pages_of(pool, free, geometry.page_bytes())?;
         let memory = Arc::new(PagePool::new(device, kv, pages)?);
         let pages_seen = CudaPages::new(Arc::clone(&memory));
+        stage.end("pages")?;
         if let Some(decode) = &mut decode {
             decode.record(&cuda, &loaded.model, &pages_seen, decode_rows)?;
         }
-        let left = device.memory()?.0;
-        tracing::info!(
-            gpu = device.name(),
-            pages,
-            page_tokens,
-            pool_bytes = u64::from(pages) * geometry.page_bytes() as u64,
-            free_bytes = left,
-            recorded = decode.as_ref().map_or(0, |decode| decode.steps.len()),
-            "model loaded"
-        );
+        stage.end("recorded steps")?;
+        tracing::info!(gpu = device.name(), pages, page_tokens, free_bytes = stage.free, "loaded");
         let room = pages as usize * page_tokens as usize;
         let (vocab, positions) = (model_config.vocab as u32, positions.min(room));
         let spare = (0..IN_FLIGHT).map(|_| cuda.results()).collect::<Result<_, _>>()?;
@@ -232,6 +230,28 @@ impl CudaEngine {
 /// The smallest of [`BUCKETS`] that takes `rows`.
 fn bucket(rows: usize) -> usize {
     BUCKETS.into_iter().find(|&bucket| bucket >= rows).unwrap_or(ROWS_MAX)
+}
+
+/// Says what each part of a start took, of time and of the GPU's memory.
+struct Stage<'d> {
+    device: &'d Device,
+    begun: Instant,
+    /// Bytes.
+    free: usize,
+}
+
+impl<'d> Stage<'d> {
+    fn begin(device: &'d Device) -> Result<Self, OpError> {
+        Ok(Self { device, begun: Instant::now(), free: device.memory()?.0 })
+    }
+
+    fn end(&mut self, part: &str) -> Result<(), OpError> {
+        let free = self.device.memory()?.0;
+        let (seconds, bytes) = (self.begun.elapsed().as_secs_f64(), self.free.saturating_sub(free));
+        tracing::info!(part, seconds, bytes, "loading");
+        (self.begun, self.free) = (Instant::now(), free);
+        Ok(())
+    }
 }
 
 fn kv_shape(geometry: &KvGeometry) -> KvShape {

@@ -6,10 +6,12 @@
 
 use crate::family;
 use crate::forward::{Model, Sizes};
-use checkpoint::{Checkpoint, Dtype, Element, ModelConfig};
+use checkpoint::{Checkpoint, Dtype, Element, ModelConfig, Tensor};
 use half::bf16;
-use kernels::ops::{HostMatrix, OpError, Ops, Weights};
+use kernels::ops::{HostMatrix, OpError, Ops, Pieces, Weights};
 use shared::kv::KvDtype;
+use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 
 /// Elements of a piece that is read and hashed at once.
@@ -71,7 +73,7 @@ pub fn load<O: Ops>(
     let config = checkpoint.config();
     let mut hasher = blake3::Hasher::new_derive_key("tandem model fingerprint 1");
     hasher.update(format!("{config:?}").as_bytes());
-    let positions = plan.positions;
+    let (positions, threads) = (plan.positions, plan.threads);
     let mut loader = Loader { checkpoint, plan, progress, hasher, done: 0 };
     let embedding = loader.matrix(&["model.embed_tokens.weight".to_owned()])?;
     let layer = |index| {
@@ -84,7 +86,8 @@ pub fn load<O: Ops>(
         true => None,
         false => Some(loader.matrix(&["lm_head.weight".to_owned()])?),
     };
-    let rope = loader.plan.ops.vector(rope_table(&config.rope_frequencies(), positions))?;
+    let rope =
+        loader.plan.ops.vector(rope_table(&config.rope_frequencies(), positions, threads))?;
     let fingerprint = *loader.hasher.finalize().as_bytes();
     let model = Model { sizes: sizes(config), embedding, layers, norm, head, rope };
     Ok(Loaded { model, fingerprint })
@@ -104,13 +107,23 @@ fn sizes(config: &ModelConfig) -> Sizes {
 
 /// `[position][cosines of all frequencies, sines]`. The angle is rounded to f32, as the reference
 /// implementations have it.
-fn rope_table(frequencies: &[f32], positions: usize) -> Vec<f32> {
-    let mut table = Vec::with_capacity(positions * 2 * frequencies.len());
-    for position in 0..positions {
-        let angles = frequencies.iter().map(|f| f64::from(position as f32 * f));
-        table.extend(angles.clone().map(|a| a.cos() as f32));
-        table.extend(angles.map(|a| a.sin() as f32));
-    }
+fn rope_table(frequencies: &[f32], positions: usize, threads: usize) -> Vec<f32> {
+    let width = 2 * frequencies.len();
+    let mut table = vec![0.0; positions * width];
+    let share = positions.div_ceil(threads.max(1)).max(1);
+    thread::scope(|scope| {
+        for (index, rows) in table.chunks_mut(share * width).enumerate() {
+            scope.spawn(move || {
+                for (position, row) in (index * share..).zip(rows.chunks_exact_mut(width)) {
+                    let (cosines, sines) = row.split_at_mut(frequencies.len());
+                    for ((cosine, sine), f) in cosines.iter_mut().zip(sines).zip(frequencies) {
+                        let angle = f64::from(position as f32 * f);
+                        (*cosine, *sine) = (angle.cos() as f32, angle.sin() as f32);
+                    }
+                }
+            });
+        }
+    });
     table
 }
 
@@ -125,71 +138,80 @@ struct Loader<'a, O> {
 impl<O: Ops> Loader<'_, O> {
     /// The named matrices, one below the other.
     fn matrix(&mut self, names: &[String]) -> Result<O::Matrix, LoadError> {
-        let mut shape = (0, 0);
-        let mut exact = self.plan.dtype == KvDtype::F32;
-        for name in names {
-            let tensor = self.checkpoint.tensor(name)?;
-            shape = (shape.0 + tensor.rows(), tensor.row_len());
-            exact &= matches!(tensor.dtype(), Dtype::F32 | Dtype::F16);
+        let tensors = names.iter().map(|name| self.checkpoint.tensor(name));
+        let tensors: Vec<_> = tensors.collect::<Result<_, _>>()?;
+        let rows = tensors.iter().map(Tensor::rows).sum();
+        let cols = tensors.first().map_or(0, Tensor::row_len);
+        let exact = |tensor: &Tensor<'_>| matches!(tensor.dtype(), Dtype::F32 | Dtype::F16);
+        if self.plan.dtype == KvDtype::F32 && tensors.iter().all(exact) {
+            let weights = Weights::F32(self.read(&tensors)?);
+            return Ok(self.plan.ops.matrix(HostMatrix { rows, cols, weights })?);
         }
-        let weights = match exact {
-            true => Weights::F32(self.read(names)?),
-            false => Weights::Bf16(self.read(names)?),
+        let parts: Vec<_> = tensors.iter().flat_map(pieces_of).collect();
+        let lens: Vec<_> = parts.iter().map(|piece| piece.rows.len() * cols).collect();
+        let digests = Mutex::new(vec![None; parts.len()]);
+        let read = |index: usize, out: &mut [bf16]| -> Result<(), LoadError> {
+            let digest = parts[index].read(out)?;
+            digests.lock().unwrap_or_else(PoisonError::into_inner)[index] = Some(digest);
+            Ok(())
         };
-        let (rows, cols) = shape;
-        Ok(self.plan.ops.matrix(HostMatrix { rows, cols, weights })?)
+        let threads = self.plan.threads;
+        let lens = &lens[..];
+        let pieces = Pieces::<LoadError> { rows, cols, lens, threads, read: &read };
+        let matrix = self.plan.ops.matrix_of(&pieces)?;
+        let digests = digests.into_inner().unwrap_or_else(PoisonError::into_inner);
+        self.passed(&tensors, digests.into_iter().flatten());
+        Ok(matrix)
     }
 
     /// The named vectors, one after the other.
     fn vectors(&mut self, names: &[String]) -> Result<O::Vector, LoadError> {
-        let all = self.read::<f32>(names)?;
+        let tensors = names.iter().map(|name| self.checkpoint.tensor(name));
+        let all = self.read::<f32>(&tensors.collect::<Result<Vec<_>, _>>()?)?;
         Ok(self.plan.ops.vector(all)?)
     }
 
-    fn read<E: Read>(&mut self, names: &[String]) -> Result<Vec<E>, LoadError> {
-        let mut all = Vec::new();
-        for name in names {
-            let tensor = self.checkpoint.tensor(name)?;
-            let first = all.len();
-            all.resize(first + tensor.elements(), E::default());
-            for digest in read_pieces(&tensor, self.plan.threads, &mut all[first..])? {
-                self.hasher.update(digest.as_bytes());
-            }
-            self.done += tensor.stored_bytes();
-            (self.progress)(self.done, self.checkpoint.stored_bytes());
+    fn read<E: Read>(&mut self, tensors: &[Tensor<'_>]) -> Result<Vec<E>, LoadError> {
+        let mut all = vec![E::default(); tensors.iter().map(Tensor::elements).sum()];
+        let mut rest = &mut all[..];
+        let mut digests = Vec::new();
+        for piece in tensors.iter().flat_map(pieces_of) {
+            let len = piece.rows.len() * piece.tensor.row_len();
+            let (out, after) = rest.split_at_mut(len);
+            digests.push(piece.read(out)?);
+            rest = after;
         }
+        self.passed(tensors, digests.into_iter());
         Ok(all)
+    }
+
+    /// Tensors were read, with these digests.
+    fn passed(&mut self, tensors: &[Tensor<'_>], digests: impl Iterator<Item = blake3::Hash>) {
+        for digest in digests {
+            self.hasher.update(digest.as_bytes());
+        }
+        self.done += tensors.iter().map(Tensor::stored_bytes).sum::<u64>();
+        (self.progress)(self.done, self.checkpoint.stored_bytes());
     }
 }
 
-/// Reads a tensor in pieces on several threads; returns the pieces' digests, in order.
-fn read_pieces<E: Read>(
-    tensor: &checkpoint::Tensor<'_>,
-    threads: usize,
-    out: &mut [E],
-) -> Result<Vec<blake3::Hash>, checkpoint::Error> {
-    let row_len = tensor.row_len();
-    let rows = (PIECE / row_len).max(1);
-    let mut pieces: Vec<_> =
-        out.chunks_mut(rows * row_len).enumerate().map(|(i, out)| (i * rows, out)).collect();
-    let read = |&mut (first, ref mut out): &mut (usize, &mut [E])| {
-        tensor.read(first..first + out.len() / row_len, out)?;
+/// Rows of a tensor that are read and hashed at once.
+struct Piece<'t> {
+    tensor: Tensor<'t>,
+    rows: Range<usize>,
+}
+
+fn pieces_of<'t>(tensor: &Tensor<'t>) -> impl Iterator<Item = Piece<'t>> + use<'t> {
+    let (tensor, rows) = (*tensor, tensor.rows());
+    let step = (PIECE / tensor.row_len().max(1)).max(1);
+    (0..rows).step_by(step).map(move |at| Piece { tensor, rows: at..rows.min(at + step) })
+}
+
+impl Piece<'_> {
+    fn read<E: Read>(&self, out: &mut [E]) -> Result<blake3::Hash, LoadError> {
+        self.tensor.read(self.rows.clone(), out)?;
         Ok(digest(out))
-    };
-    let share = pieces.len().div_ceil(threads.max(1));
-    if share == pieces.len() {
-        return pieces.iter_mut().map(read).collect();
     }
-    thread::scope(|scope| {
-        let shares: Vec<_> = pieces
-            .chunks_mut(share)
-            .map(|pieces| scope.spawn(move || pieces.iter_mut().map(read).collect::<Vec<_>>()))
-            .collect();
-        let join = |share: thread::ScopedJoinHandle<'_, _>| {
-            share.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-        };
-        shares.into_iter().flat_map(join).collect()
-    })
 }
 
 /// What tensors are read as.

@@ -3,7 +3,7 @@
 use crate::settings::{BadSetting, Config, Device};
 use checkpoint::Checkpoint;
 use kernels::cpu::memory::HostMemory;
-use kernels::cuda;
+use kernels::cuda::{self, device::Priority};
 use kernels::ops::OpError;
 use kv_transfer::loopback::{Hub, LoopbackSource, LoopbackTarget};
 use kv_transfer::tcp::TcpConfig;
@@ -67,7 +67,7 @@ impl Core {
     /// # Errors
     /// [`StartError`], by name.
     pub fn decode(config: &Config, hub: Option<&Arc<Hub>>) -> Result<(Self, Targets), StartError> {
-        let sized = Sized::of(config)?;
+        let sized = Sized::of(config, Role::Decode)?;
         if let Some(hub) = hub {
             let core = Self::load(config, sized, Role::Decode, None)?;
             let target = LoopbackTarget::new(hub, core.engine.pages());
@@ -96,7 +96,7 @@ impl Core {
     /// # Errors
     /// [`StartError`], by name.
     pub fn prefill(config: &Config, hub: Option<&Arc<Hub>>) -> Result<(Self, Sources), StartError> {
-        let sized = Sized::of(config)?;
+        let sized = Sized::of(config, Role::Prefill)?;
         if let Some(hub) = hub {
             let core = Self::load(config, sized, Role::Prefill, None)?;
             let source = LoopbackSource::new(hub, core.engine.pages());
@@ -164,12 +164,16 @@ struct Sized {
 impl Sized {
     /// As many pages as a fraction of the memory that is available now holds, and no more than
     /// asked for.
-    fn of(config: &Config) -> Result<Self, StartError> {
+    fn of(config: &Config, role: Role) -> Result<Self, StartError> {
         let checkpoint = Checkpoint::open(&config.model)?;
         let geometry = geometry(checkpoint.config(), config.page_size, config.dtype)?;
         let asked = config.max_total_tokens.map(|tokens| geometry.pages_for(tokens));
         if let Device::Cuda(ordinal) = config.device {
-            let gpu = Some(cuda::Device::open(ordinal)?);
+            let priority = match role {
+                Role::Decode => Priority::High,
+                Role::Prefill | Role::Gateway => Priority::Normal,
+            };
+            let gpu = Some(cuda::Device::open_for(ordinal, priority)?);
             return Ok(Self { checkpoint, geometry, pages: 0, asked, gpu });
         }
         let budget = available_memory()? as f64 * config.mem_fraction;

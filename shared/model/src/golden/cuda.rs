@@ -47,8 +47,8 @@ fn cuda_logits_of_tiny_models() {
     }
 }
 
-/// Also against recorded steps, which launch ahead and draw on the device: the host's sampler, given
-/// the device's logits, agrees wherever it is not close.
+/// Also draws on the device against draws of the host from the same logits, which must agree where
+/// it is not close.
 #[test]
 #[ignore = "needs a GPU"]
 fn cuda_steps_launched_ahead_draw_the_same_tokens() {
