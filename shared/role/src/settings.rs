@@ -52,7 +52,8 @@ settings! {
     context_length: u32,
     /// Tokens of a page [default: 16].
     page_size: u32,
-    /// Part of the available memory that pages may take, 0 to 1 [default: 0.1].
+    /// Part of the available memory (on a GPU: of what the weights leave) that pages may take, 0 to 1
+    /// [default: 0.1; on a GPU 0.4, so that two servers fit on one].
     mem_fraction: f64,
     /// Most tokens of the page pool [default: as many as fit].
     max_total_tokens: u32,
@@ -82,13 +83,13 @@ settings! {
     drain_seconds: u64,
     /// Prefill: decode servers to join, host:port.
     decode: StringList,
-    /// Prefill: most prompt tokens of a step [default: 512].
+    /// Prefill: most prompt tokens of a step [default: 512; on a GPU 8192].
     chunked_prefill_size: u32,
     /// Prefill: requests that may wait [default: 4096].
     max_queued: usize,
     /// Prefill: order of admission, fcfs or lpm [default: lpm].
     schedule_policy: String,
-    /// Decode: most sequences of a step [default: 64].
+    /// Decode: most sequences of a step [default: 64; on a GPU 256].
     max_running_requests: usize,
     /// Decode: tokens of growth reserved for a request [default: 512].
     num_reserved_decode_tokens: u32,
@@ -230,14 +231,15 @@ impl Settings {
         let missing = |name| bad(name, "is not set, and there is no default");
         let listen = self.listen.ok_or_else(|| missing("listen"))?;
         let key_file = self.key_file.ok_or_else(|| missing("key_file"))?;
-        let mem_fraction = self.mem_fraction.unwrap_or(0.1);
+        let device: Device = parse("device", self.device)?.unwrap_or_default();
+        let on_gpu = device != Device::Cpu;
+        let mem_fraction = self.mem_fraction.unwrap_or(if on_gpu { 0.4 } else { 0.1 });
         if !(mem_fraction > 0.0 && mem_fraction <= 1.0) {
             return Err(bad("mem_fraction", format!("{mem_fraction} is not in (0, 1]")));
         }
         let id = self.id.ok_or_else(|| missing("id"))?;
-        let device: Device = parse("device", self.device)?.unwrap_or_default();
         let dtype = dtype(self.dtype.as_deref())?;
-        if device != Device::Cpu && dtype == KvDtype::F32 {
+        if on_gpu && dtype == KvDtype::F32 {
             return Err(bad("dtype", "f32 does not run on a GPU; want bf16, or device cpu"));
         }
         Ok(Config {
@@ -266,11 +268,11 @@ impl Settings {
             drain: Duration::from_secs(self.drain_seconds.unwrap_or(30)),
             decode: self.decode.unwrap_or_default().0,
             chunk_tokens: at_least_one("chunked_prefill_size", self.chunked_prefill_size)?
-                .unwrap_or(512),
+                .unwrap_or(if on_gpu { 8192 } else { 512 }),
             max_queued: at_least_one("max_queued", self.max_queued)?.unwrap_or(4096),
             policy: parse("schedule_policy", self.schedule_policy)?.unwrap_or(PrefillPolicy::Lpm),
             batch_max: at_least_one("max_running_requests", self.max_running_requests)?
-                .unwrap_or(64),
+                .unwrap_or(if on_gpu { 256 } else { 64 }),
             growth_tokens: self.num_reserved_decode_tokens.unwrap_or(512),
             ticket_life: at_least_one("ticket_seconds", self.ticket_seconds)?
                 .map_or(Duration::from_secs(300), Duration::from_secs),
