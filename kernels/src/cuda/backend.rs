@@ -279,9 +279,16 @@ impl Cuda {
     }
 }
 
-/// Whole warps for `width` elements, 8 a thread.
+/// Whole warps for `width` elements, 16 a thread.
 fn threads_for(width: usize) -> usize {
-    width.div_ceil(EIGHT).next_multiple_of(32).min(512)
+    width.div_ceil(2 * EIGHT).next_multiple_of(32).min(512)
+}
+
+/// Blocks a token of `rope_write`, as measured: a block has lanes for so many heads at once, and
+/// few tokens have no time for a second round; many are held up by the number of blocks.
+fn rope_blocks(tokens: usize, heads: usize, head_dim: usize) -> usize {
+    let lanes = head_dim.div_ceil(EIGHT).next_power_of_two();
+    if tokens > 256 { 1 } else { (heads * lanes).div_ceil(THREADS) }
 }
 
 fn address_or_null(vector: Option<u64>) -> Arg<'static> {
@@ -476,7 +483,8 @@ impl Ops for Cuda {
             Arg::Count(kv.head_dim as u32),
         ];
         let tokens = batch.host.tokens.len();
-        let shape = Shape::plain((tokens, all_heads.div_ceil(THREADS / 32)), THREADS);
+        let blocks = rope_blocks(tokens, all_heads, kv.head_dim);
+        let shape = Shape::plain((tokens, blocks), THREADS);
         // SAFETY: the kernel's arguments in order; `check` covers tables, pages and rows.
         unsafe { self.rope.launch(shape, &arguments) }
     }
