@@ -52,7 +52,7 @@ settings! {
     context_length: u32,
     /// Tokens of a page [default: 16].
     page_size: u32,
-    /// Part of the available memory (on a GPU: of what the weights leave) that pages may take, 0 to 1
+    /// Part of the available memory (on a GPU: of what the weights leave) that pages may take
     /// [default: 0.1; on a GPU 0.4, so that two servers fit on one].
     mem_fraction: f64,
     /// Most tokens of the page pool [default: as many as fit].
