@@ -260,7 +260,7 @@ fn nothing_works(failed: &[(Kind, String)]) -> TransferError {
 
 fn write_outcomes(outcomes: &[Outcome<Vec<u8>>]) -> Vec<u8> {
     let mut writer = Writer::default();
-    writer.u8(u8::try_from(outcomes.len()).expect("there are three transports"));
+    writer.u8(u8::try_from(outcomes.len()).expect("there are four transports"));
     for (kind, outcome) in outcomes {
         writer.u8(kind.code());
         match outcome {
@@ -288,7 +288,7 @@ fn read_outcomes(bytes: &[u8]) -> Result<Vec<Outcome<&[u8]>>, TransferError> {
 fn write_report(report: &Report) -> Vec<u8> {
     let mut writer = Writer::default();
     writer.u8(report.kind.code());
-    writer.u8(u8::try_from(report.passed_over.len()).expect("there are three transports"));
+    writer.u8(u8::try_from(report.passed_over.len()).expect("there are four transports"));
     for (kind, reason) in &report.passed_over {
         writer.u8(kind.code()).text(reason);
     }
@@ -316,7 +316,7 @@ fn read_count(reader: &mut Reader<'_>) -> Result<u8, TransferError> {
 
 fn read_kind(reader: &mut Reader<'_>) -> Result<Kind, TransferError> {
     let code = reader.u8("join.kind")?;
-    Kind::from_code(code).ok_or_else(|| TransferError::malformed("join.kind", &code, "0, 1 or 2"))
+    Kind::from_code(code).ok_or_else(|| TransferError::malformed("join.kind", &code, "0 to 3"))
 }
 
 /// A peer's words, fit for a log.

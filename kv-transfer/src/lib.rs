@@ -25,8 +25,10 @@
 //! - Memory that a peer may write is never a `&[T]` here; it is only copied.
 //! - Every queue, buffer and table has a bound. Links never block longer than they are told to.
 
+pub mod cuda_ipc;
 mod error;
 pub mod fault;
+mod host;
 mod join;
 pub mod land;
 pub mod loopback;
@@ -75,7 +77,8 @@ pub trait Target: Send + Sync {
 pub enum Proof {
     /// The receiver does the writing (TCP, loopback), or nobody ever joined: it is over now.
     Immediate,
-    /// The writer stores into this memory itself: its process must end or unmap the pool.
+    /// The writer stores into this memory itself: its process must end, and what its GPU still
+    /// does with it, or unmap the pool.
     ProcessEnd(WriterProcess),
 }
 

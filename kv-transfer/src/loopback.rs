@@ -1,18 +1,28 @@
 //! The reference transport: both pools in one process, no kernel in between.
 //!
+//! Where both pools are in the memory of one GPU, pages do not pass through the host: the link is
+//! that of `cuda_ipc` with the target's pool itself in place of a mapping.
+//!
 //! A [`Hub`] joins the ends; there is nothing global, so tests and rings in one process do not see
 //! each other. [`crate::fault`]s make a link fail, stall, lose or corrupt on command; with none set
 //! it serves the one-process ring.
 //!
-//! Revoking takes the session's write lock while a copy holds its read lock, so that after
-//! [`Target::revoke`] returns no copy of that session runs or will.
+//! Revoking takes the session's write lock while a copy holds its read lock, and waits for copies
+//! that are on the GPU, so that after [`Target::revoke`] returns no copy of that session runs or
+//! will.
 
+use crate::cuda_ipc::{BLOCKS, ShipLink};
 use crate::fault::{Fault, Faults};
 use crate::offer::{Head, Reader, Writer, random, same_secret};
+use crate::plan::Pools;
 use crate::queue::{Limit, Next, Piece, Queue, by_page};
 use crate::{
     Event, Joined, Kind, Link, Offer, OpId, Proof, PutOp, SessionId, Source, Target, TransferError,
 };
+use kernels::cuda::PagePool;
+use kernels::cuda::ship::{self, Kernel, Shipper};
+use kernels::cuda::stream::Stream;
+use kernels::ops::OpError;
 use shared::kv::PageStore;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
@@ -38,8 +48,12 @@ struct Sessions {
 struct Session {
     secret: [u8; 16],
     store: Arc<dyn PageStore>,
-    /// Whether writes are allowed; held for reading by every copy.
-    live: RwLock<bool>,
+    /// The pool behind the store, if it is in device memory.
+    pool: Option<Arc<PagePool>>,
+    /// Whether writes are allowed; held for reading by every copy, or its launch.
+    live: Arc<RwLock<bool>>,
+    /// Where copies on the GPU run.
+    stream: Mutex<Option<Arc<Stream>>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -57,12 +71,19 @@ impl Hub {
 pub struct LoopbackTarget {
     hub: Arc<Hub>,
     store: Arc<dyn PageStore>,
+    pool: Option<Arc<PagePool>>,
 }
 
 impl LoopbackTarget {
     /// A target over `store`.
     pub fn new(hub: &Arc<Hub>, store: Arc<dyn PageStore>) -> Self {
-        Self { hub: Arc::clone(hub), store }
+        Self { hub: Arc::clone(hub), store, pool: None }
+    }
+
+    /// The same, of a store whose pages are in device memory, in `pool`.
+    #[must_use]
+    pub fn in_device_memory(self, pool: &Arc<PagePool>) -> Self {
+        Self { pool: Some(Arc::clone(pool)), ..self }
     }
 }
 
@@ -73,8 +94,13 @@ impl Target for LoopbackTarget {
 
     fn accept(&self) -> Result<Offer, TransferError> {
         let secret = random(Kind::Loopback)?;
-        let live = RwLock::new(true);
-        let entry = Arc::new(Session { secret, store: Arc::clone(&self.store), live });
+        let entry = Arc::new(Session {
+            secret,
+            store: Arc::clone(&self.store),
+            pool: self.pool.clone(),
+            live: Arc::new(RwLock::new(true)),
+            stream: Mutex::new(None),
+        });
         let mut sessions = lock(&self.hub.sessions);
         sessions.last += 1;
         let session = SessionId::new(sessions.last);
@@ -99,6 +125,8 @@ impl Target for LoopbackTarget {
         let ended = lock(&self.hub.sessions).open.remove(&session);
         if let Some(ended) = ended {
             *ended.live.write().unwrap_or_else(PoisonError::into_inner) = false;
+            // An error means that the context is lost, and with it all that ran there.
+            let _ = lock(&ended.stream).take().map(|stream| stream.synchronize());
         }
         Proof::Immediate
     }
@@ -108,6 +136,7 @@ impl Target for LoopbackTarget {
 pub struct LoopbackSource {
     hub: Arc<Hub>,
     store: Arc<dyn PageStore>,
+    device: Option<(Arc<PagePool>, Kernel)>,
     faults: Arc<Faults>,
 }
 
@@ -119,8 +148,44 @@ impl LoopbackSource {
 
     /// A source whose links obey `faults`.
     pub fn with_faults(hub: &Arc<Hub>, store: Arc<dyn PageStore>, faults: Arc<Faults>) -> Self {
-        Self { hub: Arc::clone(hub), store, faults }
+        Self { hub: Arc::clone(hub), store, device: None, faults }
     }
+
+    /// The same, of a store whose pages are in device memory, in `pool`. To targets there, links
+    /// obey no faults.
+    ///
+    /// # Errors
+    /// [`TransferError::Unavailable`] if the kernel that copies cannot be compiled or loaded.
+    pub fn in_device_memory(self, pool: &Arc<PagePool>) -> Result<Self, TransferError> {
+        let kernel = Kernel::load(pool.device()).map_err(unavailable)?;
+        Ok(Self { device: Some((Arc::clone(pool), kernel)), ..self })
+    }
+
+    /// A link that copies on the GPU, if both pools are there.
+    fn connect_on_device(
+        &self,
+        pools: Pools,
+        session: &Session,
+    ) -> Result<Option<Box<dyn Link>>, TransferError> {
+        let (Some((source, kernel)), Some(target)) = (&self.device, &session.pool) else {
+            return Ok(None);
+        };
+        let uuid = |pool: &PagePool| pool.device().uuid().map_err(unavailable);
+        if uuid(source)? != uuid(target)? {
+            return Ok(None);
+        }
+        let target = ship::Target::Own(Arc::clone(target));
+        let shipper = Shipper::new((*kernel, BLOCKS), Arc::clone(source), target);
+        let shipper = shipper.map_err(unavailable)?;
+        *lock(&session.stream) = Some(Arc::clone(shipper.stream()));
+        let live = Arc::clone(&session.live);
+        Ok(Some(Box::new(ShipLink::new(Kind::Loopback, Queue::new(pools), shipper, live))))
+    }
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "for map_err")]
+fn unavailable(error: OpError) -> TransferError {
+    TransferError::Unavailable { transport: Kind::Loopback.name(), reason: error.to_string() }
 }
 
 impl Source for LoopbackSource {
@@ -140,6 +205,9 @@ impl Source for LoopbackSource {
             transport: Kind::Loopback.name(),
             reason: format!("session {} is not open on this hub", head.session),
         })?;
+        if let Some(link) = self.connect_on_device(pools, &session)? {
+            return Ok(Joined { link, reply: Vec::new() });
+        }
         let link = LoopbackLink {
             queue: Queue::new(pools),
             store: Arc::clone(&self.store),

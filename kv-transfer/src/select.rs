@@ -1,25 +1,29 @@
 //! From what the operator asked for to a server's transports and its pool's memory.
 //!
-//! `auto` is the best that works: UCX where `libucp` loads and, at a target, shared memory for the
-//! whole pool is there; TCP always. What does not work is kept with its reason and shows up in
-//! every [`crate::Report`]. Asked for by name, a transport that does not work is an error: nothing
-//! falls back quietly.
+//! `auto` is the best that works: for a pool in host memory UCX, where `libucp` loads and, at a
+//! target, shared memory for the whole pool is there; for one in device memory `cuda_ipc`; TCP
+//! always. What does not work is kept with its reason and shows up in every [`crate::Report`].
+//! Asked for by name, a transport that does not work is an error: nothing falls back quietly.
 //!
-//! The pool's memory is made before the pool, because UCX wants to allocate a target's:
+//! A pool in device memory is made first, and [`Choice::device_targets`] or
+//! [`Choice::device_sources`] makes its transports. A pool's host memory is made before the pool,
+//! because UCX wants to allocate a target's:
 //! 1. [`Choice::target_memory`] or [`Choice::source_memory`] gives the memory and a prepared half;
 //! 2. the caller builds its pool over the memory;
 //! 3. [`PreparedTarget::over`] or [`PreparedSource::over`] makes the transports over the pool.
 
+use crate::cuda_ipc::{CudaIpcSource, CudaIpcTarget};
 use crate::tcp::{TcpConfig, TcpSource, TcpTarget};
 use crate::ucx::{Region, Ucx, UcxSource, UcxTarget, private_memory};
 use crate::{Kind, Source, Sources, Target, Targets, TransferError};
 use kernels::cpu::memory::HostMemory;
+use kernels::cuda::PagePool;
 use shared::kv::PageStore;
 use std::path::Path;
 use std::str::FromStr;
 use std::sync::Arc;
 
-/// What the operator asked for: `auto`, `ucx` or `tcp`.
+/// What the operator asked for: `auto`, `ucx`, `cuda_ipc` or `tcp`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum Choice {
     /// The best that works.
@@ -27,6 +31,8 @@ pub enum Choice {
     Auto,
     /// UCX or an error.
     Ucx,
+    /// CUDA IPC or an error.
+    CudaIpc,
     /// TCP only.
     Tcp,
 }
@@ -38,10 +44,22 @@ impl FromStr for Choice {
         match name {
             "auto" => Ok(Self::Auto),
             "ucx" => Ok(Self::Ucx),
+            "cuda_ipc" => Ok(Self::CudaIpc),
             "tcp" => Ok(Self::Tcp),
-            _ => Err(TransferError::malformed("transport", name, "auto, ucx or tcp")),
+            _ => Err(TransferError::malformed("transport", name, "auto, ucx, cuda_ipc or tcp")),
         }
     }
+}
+
+/// Why UCX does not serve pools in device memory.
+const NO_UCX: &str = "the pool is in device memory, for which there are cuda_ipc and tcp";
+
+fn asked_for(kind: Kind) -> String {
+    format!("{kind} was asked for")
+}
+
+fn unavailable(kind: Kind, reason: &(impl ToString + ?Sized)) -> TransferError {
+    TransferError::Unavailable { transport: kind.name(), reason: reason.to_string() }
 }
 
 /// UCX and its hold on the pool, or the reason why not.
@@ -95,30 +113,75 @@ impl Choice {
         Ok((PreparedSource { choice: self, ucx }, memory))
     }
 
-    /// For a server whose pool is in device memory: pages go through the host, by TCP.
+    /// Refuses what cannot serve a pool in device memory, before one is made.
     ///
     /// # Errors
-    /// UCX was asked for.
-    pub fn device_target(self) -> Result<PreparedTarget, TransferError> {
-        Ok(PreparedTarget { choice: self, ucx: self.no_ucx_for_devices()? })
+    /// [`TransferError::Unavailable`] for UCX by name.
+    pub fn check_device(self) -> Result<(), TransferError> {
+        match self {
+            Self::Ucx => Err(unavailable(Kind::Ucx, NO_UCX)),
+            Self::Auto | Self::CudaIpc | Self::Tcp => Ok(()),
+        }
+    }
+
+    /// The transports of a server that receives into `pool`, in device memory, which is `store`'s.
+    ///
+    /// # Errors
+    /// What was asked for by name does not work, or the data address cannot be used.
+    pub fn device_targets(
+        self,
+        pool: &Arc<PagePool>,
+        store: &Arc<dyn PageStore>,
+        tcp: TcpConfig,
+    ) -> Result<Targets, TransferError> {
+        self.check_device()?;
+        let ipc = self.ipc(|| {
+            let target = CudaIpcTarget::new(pool, *store.geometry())?;
+            Ok(Box::new(target) as Box<dyn Target>)
+        })?;
+        let tcp = match self {
+            Self::Ucx | Self::CudaIpc => Err(asked_for(Kind::CudaIpc)),
+            Self::Auto | Self::Tcp => {
+                Ok(Box::new(TcpTarget::new(Arc::clone(store), tcp)?) as Box<dyn Target>)
+            }
+        };
+        let ucx = Err(NO_UCX.to_owned());
+        Ok(Targets::new(vec![(Kind::CudaIpc, ipc), (Kind::Ucx, ucx), (Kind::Tcp, tcp)]))
     }
 
     /// The same for a server that sends.
     ///
     /// # Errors
-    /// As [`Self::device_target`].
-    pub fn device_source(self) -> Result<PreparedSource, TransferError> {
-        Ok(PreparedSource { choice: self, ucx: self.no_ucx_for_devices()? })
+    /// What was asked for by name does not work.
+    pub fn device_sources(
+        self,
+        pool: &Arc<PagePool>,
+        store: &Arc<dyn PageStore>,
+    ) -> Result<Sources, TransferError> {
+        self.check_device()?;
+        let ipc = self.ipc(|| {
+            let source = CudaIpcSource::new(pool, *store.geometry())?;
+            Ok(Box::new(source) as Box<dyn Source>)
+        })?;
+        let tcp = match self {
+            Self::Ucx | Self::CudaIpc => Err(asked_for(Kind::CudaIpc)),
+            Self::Auto | Self::Tcp => {
+                Ok(Box::new(TcpSource::new(Arc::clone(store))) as Box<dyn Source>)
+            }
+        };
+        let ucx = Err(NO_UCX.to_owned());
+        Ok(Sources::new(vec![(Kind::CudaIpc, ipc), (Kind::Ucx, ucx), (Kind::Tcp, tcp)]))
     }
 
-    fn no_ucx_for_devices(self) -> Result<Shared, TransferError> {
-        let reason = "the pool is in device memory, which UCX is not used for yet; want tcp";
+    /// One end of `cuda_ipc`, or why not, unless it was asked for by name.
+    fn ipc<T>(
+        self,
+        make: impl FnOnce() -> Result<T, TransferError>,
+    ) -> Result<Result<T, String>, TransferError> {
         match self {
-            Self::Ucx => Err(TransferError::Unavailable {
-                transport: Kind::Ucx.name(),
-                reason: reason.to_owned(),
-            }),
-            Self::Auto | Self::Tcp => Ok(Err(reason.to_owned())),
+            Self::Tcp | Self::Ucx => Ok(Err(asked_for(Kind::Tcp))),
+            Self::CudaIpc => make().map(Ok),
+            Self::Auto => Ok(make().map_err(|e| e.to_string())),
         }
     }
 
@@ -128,17 +191,19 @@ impl Choice {
         with_ucx: impl FnOnce() -> Result<(Ucx, Region, HostMemory), TransferError>,
     ) -> Result<(Shared, HostMemory), TransferError> {
         let why_not = match self {
-            Self::Tcp => "tcp was asked for".to_owned(),
+            Self::CudaIpc => {
+                let reason = "the pool is in host memory: want device = \"cuda\", or another \
+                              transport";
+                return Err(unavailable(Kind::CudaIpc, reason));
+            }
+            Self::Tcp => asked_for(Kind::Tcp),
             Self::Ucx | Self::Auto => match with_ucx() {
                 Ok((ucx, region, memory)) => return Ok((Ok((ucx, region)), memory)),
                 Err(error) if self == Self::Ucx => return Err(error),
                 Err(error) => error.to_string(),
             },
         };
-        let memory = HostMemory::zeroed(bytes).map_err(|e| TransferError::Unavailable {
-            transport: Kind::Tcp.name(),
-            reason: e.to_string(),
-        })?;
+        let memory = HostMemory::zeroed(bytes).map_err(|e| unavailable(Kind::Tcp, &e))?;
         Ok((Err(why_not), memory))
     }
 }
@@ -161,7 +226,7 @@ impl PreparedTarget {
             Err(reason) => Err(reason),
         };
         let tcp = match self.choice {
-            Choice::Ucx => Err("ucx was asked for".to_owned()),
+            Choice::Ucx | Choice::CudaIpc => Err(asked_for(Kind::Ucx)),
             Choice::Auto | Choice::Tcp => {
                 Ok(Box::new(TcpTarget::new(Arc::clone(store), tcp)?) as Box<dyn Target>)
             }
@@ -184,7 +249,7 @@ impl PreparedSource {
             Err(reason) => Err(reason),
         };
         let tcp = match self.choice {
-            Choice::Ucx => Err("ucx was asked for".to_owned()),
+            Choice::Ucx | Choice::CudaIpc => Err(asked_for(Kind::Ucx)),
             Choice::Auto | Choice::Tcp => {
                 Ok(Box::new(TcpSource::new(Arc::clone(store))) as Box<dyn Source>)
             }

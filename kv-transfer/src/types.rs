@@ -16,15 +16,20 @@ pub enum Kind {
     Tcp,
     /// UCX shared memory: the writer stores straight into the target's pool.
     Ucx,
+    /// CUDA IPC: the writer's kernels store straight into the target's pool in device memory.
+    CudaIpc,
 }
 
 impl Kind {
+    const ALL: [Self; 4] = [Self::Loopback, Self::Tcp, Self::Ucx, Self::CudaIpc];
+
     /// The name used in configuration, metrics and logs.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Loopback => "loopback",
             Self::Tcp => "tcp",
             Self::Ucx => "ucx",
+            Self::CudaIpc => "cuda_ipc",
         }
     }
 
@@ -34,11 +39,12 @@ impl Kind {
             Self::Loopback => 0,
             Self::Tcp => 1,
             Self::Ucx => 2,
+            Self::CudaIpc => 3,
         }
     }
 
     pub(crate) fn from_code(code: u8) -> Option<Self> {
-        [Self::Loopback, Self::Tcp, Self::Ucx].into_iter().find(|kind| kind.code() == code)
+        Self::ALL.into_iter().find(|kind| kind.code() == code)
     }
 }
 
@@ -52,10 +58,9 @@ impl FromStr for Kind {
     type Err = TransferError;
 
     fn from_str(name: &str) -> Result<Self, TransferError> {
-        [Self::Loopback, Self::Tcp, Self::Ucx]
-            .into_iter()
-            .find(|kind| kind.name() == name)
-            .ok_or_else(|| TransferError::malformed("transport", name, "loopback, tcp or ucx"))
+        Self::ALL.into_iter().find(|kind| kind.name() == name).ok_or_else(|| {
+            TransferError::malformed("transport", name, "loopback, tcp, ucx or cuda_ipc")
+        })
     }
 }
 

@@ -10,7 +10,7 @@ use std::ffi::{CStr, CString};
 use std::path::{Path, PathBuf};
 
 /// Sources by stem, each one module.
-pub const SOURCES: [(&str, &str); 10] = [
+pub const SOURCES: [(&str, &str); 11] = [
     ("attention", include_str!("../../cuda/attention.cu")),
     ("bias", include_str!("../../cuda/bias.cu")),
     ("decode_attention", include_str!("../../cuda/decode_attention.cu")),
@@ -20,6 +20,7 @@ pub const SOURCES: [(&str, &str); 10] = [
     ("rope", include_str!("../../cuda/rope.cu")),
     ("rows", include_str!("../../cuda/rows.cu")),
     ("sample", include_str!("../../cuda/sample.cu")),
+    ("ship", include_str!("../../cuda/ship.cu")),
     ("silu", include_str!("../../cuda/silu.cu")),
 ];
 

@@ -9,6 +9,9 @@ use cudarc::driver::{CudaContext, CudaStream};
 use half::bf16;
 use std::sync::Arc;
 
+/// Exit status of a process whose GPU failed: its peers see a death, its supervisor a reason.
+pub const GPU_LOST: i32 = 71;
+
 /// One GPU of this machine, opened.
 #[derive(Clone)]
 pub struct Device {
@@ -106,6 +109,10 @@ impl Device {
         self.context.name().unwrap_or_else(|_| "unnamed GPU".to_owned())
     }
 
+    pub(crate) fn context(&self) -> &Arc<CudaContext> {
+        &self.context
+    }
+
     /// Makes the context this thread's.
     pub(crate) fn bind(&self) -> Result<(), OpError> {
         self.context.bind_to_thread().map_err(|e| failed("binding a context", e))
@@ -167,6 +174,11 @@ impl DeviceMemory {
     /// Whether it has no bytes.
     pub fn is_empty(&self) -> bool {
         self.len == 0
+    }
+
+    /// The device that it is on.
+    pub fn device(&self) -> &Device {
+        &self.device
     }
 
     /// Copies `host` to byte `at`, after the work queued so far; returns when `host` was read.

@@ -11,10 +11,17 @@
 //! step of decode is recorded once a number of rows (`graph`) and replayed: [`Cuda::record`],
 //! [`Cuda::replay`]. Kernels overlap with the one before them and wait themselves before they touch
 //! what others write; weights, tables and the batch itself were there before a step's first kernel.
+//!
+//! Pages leave beside it: [`ship`] copies them between pools on a [`stream`] of its own, also into a
+//! pool of another process ([`ipc`]), of whose end [`nvml`] knows.
 
 pub mod compile;
 pub mod device;
+pub mod ipc;
+pub mod nvml;
 pub mod pages;
+pub mod ship;
+pub mod stream;
 
 mod attention;
 mod backend;

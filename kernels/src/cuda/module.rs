@@ -151,6 +151,11 @@ impl Kernel {
             .map_err(|e| failed(&format!("preparing {}", self.name), e))
     }
 
+    /// For launches on another stream than the device's.
+    pub fn function(&self) -> sys::CUfunction {
+        self.function
+    }
+
     /// Enqueues a launch; nothing if the grid is empty.
     ///
     /// # Safety

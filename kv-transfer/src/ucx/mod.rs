@@ -46,11 +46,3 @@ fn unavailable(reason: impl Into<String>) -> TransferError {
 fn refused(reason: impl Into<String>) -> TransferError {
     TransferError::Refused { transport: NAME, reason: reason.into() }
 }
-
-/// This boot of this machine: shared memory reaches as far as it is equal.
-fn boot_id() -> Result<[u8; 36], TransferError> {
-    let path = "/proc/sys/kernel/random/boot_id";
-    let text = std::fs::read(path).map_err(|e| unavailable(format!("cannot read {path}: {e}")))?;
-    let id = text.trim_ascii().try_into();
-    id.map_err(|_| unavailable(format!("{path} is not a 36-letter id")))
-}

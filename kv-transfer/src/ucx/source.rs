@@ -4,7 +4,8 @@ use super::context::Ucx;
 use super::endpoint::{Endpoint, Step};
 use super::memory::Region;
 use super::target::Terms;
-use super::{boot_id, refused, unavailable};
+use super::{refused, unavailable};
+use crate::host::same_host;
 use crate::offer::{Writer, random};
 use crate::queue::{Limit, Next, Number, Queue};
 use crate::{Event, Joined, Kind, Link, OpId, PutOp, Source, TransferError};
@@ -65,12 +66,7 @@ impl Source for UcxSource {
     fn connect(&self, offer: &[u8]) -> Result<Joined, TransferError> {
         let terms = Terms::read(offer)?;
         let pools = terms.head.pair_with(&self.geometry, self.pages)?;
-        let here = boot_id()?;
-        if terms.boot_id != here {
-            let show = |id: &[u8]| String::from_utf8_lossy(id).into_owned();
-            let (there, here) = (show(&terms.boot_id), show(&here));
-            return Err(refused(format!("not one host: boot id {there} there, {here} here")));
-        }
+        same_host(Kind::Ucx, &terms.boot_id)?;
         let answer = random::<8>(Kind::Ucx)?;
         let mut probe = terms.nonce.to_le_bytes().to_vec();
         probe.extend(answer);

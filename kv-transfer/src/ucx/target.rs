@@ -10,7 +10,8 @@ use super::context::Ucx;
 use super::memory::{Region, SLOTS};
 use super::source::check_fits;
 use super::worker::Worker;
-use super::{boot_id, refused, unavailable};
+use super::{refused, unavailable};
+use crate::host::{BOOT_ID_BYTES, boot_id};
 use crate::offer::{Head, Reader, Writer, random};
 use crate::proof::Mapping;
 use crate::{Kind, Offer, Proof, SessionId, Target, TransferError, WriterProcess};
@@ -21,7 +22,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 /// What an offer says.
 pub(super) struct Terms<'a> {
     pub(super) head: Head,
-    pub(super) boot_id: [u8; 36],
+    pub(super) boot_id: [u8; BOOT_ID_BYTES],
     /// The pool's address at the target.
     pub(super) base: u64,
     /// The probe slot's address at the target.
@@ -63,7 +64,7 @@ pub struct UcxTarget {
     geometry: KvGeometry,
     pages: u32,
     key: Vec<u8>,
-    boot_id: [u8; 36],
+    boot_id: [u8; BOOT_ID_BYTES],
     mapping: Mapping,
     sessions: Mutex<Sessions>,
 }
@@ -101,7 +102,7 @@ impl UcxTarget {
             .ok_or_else(|| unavailable("the pool's memory is not a shared mapping"))?;
         let free_slots = (0..SLOTS).rev().collect();
         let sessions = Mutex::new(Sessions { last: 0, open: HashMap::new(), free_slots });
-        let boot_id = boot_id()?;
+        let boot_id = boot_id(Kind::Ucx)?;
         Ok(Self { ucx: ucx.clone(), region, geometry, pages, key, boot_id, mapping, sessions })
     }
 

@@ -129,6 +129,7 @@ pub fn ends(kind: Kind) -> Ends {
         Kind::Loopback => loopback(&Arc::default()),
         Kind::Tcp => tcp(),
         Kind::Ucx => ucx(),
+        Kind::CudaIpc => unreachable!("a pool is not mapped into its own process"),
     }
 }
 

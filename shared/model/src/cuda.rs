@@ -13,6 +13,7 @@ use crate::reference::Observed;
 use crate::sample::{Drawn, draw};
 use checkpoint::Checkpoint;
 use kernels::cpu::Softmax;
+use kernels::cuda::device::GPU_LOST;
 use kernels::cuda::{
     Cuda, CudaPages, CudaShape, DRAWN, Device, Draw, DrawnToken, Fetch, Frame, Heads, PagePool,
     ROWS_MAX, Recorded,
@@ -25,9 +26,6 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
-
-/// Exit status of a process whose GPU failed: its peers see a death, its supervisor a reason.
-pub const GPU_LOST: i32 = 71;
 
 /// A margin by which the device's sampler and the host's, which sum in another order, may differ.
 const SAMPLER_TIE: f32 = 1e-5;
@@ -369,6 +367,9 @@ impl Engine for CudaEngine {
     }
     fn pages(&self) -> Arc<dyn PageStore> {
         Arc::<DeviceKv>::clone(&self.kv)
+    }
+    fn device_pool(&self) -> Option<Arc<PagePool>> {
+        Some(Arc::clone(&self.kv.pool))
     }
     fn launch(&mut self, batch: &Batch) -> Result<(), EngineError> {
         let word = |row: usize| Some(DRAWN | self.last.get(row).copied().flatten()?);

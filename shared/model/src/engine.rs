@@ -7,6 +7,7 @@
 //!    row of the step before draws. At most [`IN_FLIGHT`] steps are launched and not collected.
 //! 3. Pages named in a launched batch stay untouched by anyone else until that step is collected.
 
+use kernels::cuda::PagePool;
 use shared::ids::{PageId, TokenId};
 use shared::kv::PageStore;
 use shared::request::{Sampling, Token};
@@ -89,6 +90,10 @@ pub trait Engine: Send {
     fn overlaps(&self) -> bool;
     /// The pages, shared with the transports.
     fn pages(&self) -> Arc<dyn PageStore>;
+    /// The pool behind them, if it is in device memory, for transports that reach it there.
+    fn device_pool(&self) -> Option<Arc<PagePool>> {
+        None
+    }
     /// Starts one step.
     ///
     /// # Errors

@@ -3,7 +3,7 @@
 use crate::settings::{BadSetting, Config, Device};
 use checkpoint::Checkpoint;
 use kernels::cpu::memory::HostMemory;
-use kernels::cuda::{self, device::Priority};
+use kernels::cuda::{self, PagePool, device::Priority};
 use kernels::ops::OpError;
 use kv_transfer::loopback::{Hub, LoopbackSource, LoopbackTarget};
 use kv_transfer::tcp::TcpConfig;
@@ -71,14 +71,18 @@ impl Core {
         if let Some(hub) = hub {
             let core = Self::load(config, sized, Role::Decode, None)?;
             let target = LoopbackTarget::new(hub, core.engine.pages());
+            let target = match core.engine.device_pool() {
+                Some(pool) => target.in_device_memory(&pool),
+                None => target,
+            };
             return Ok((core, Targets::new(vec![(Kind::Loopback, Ok(Box::new(target)))])));
         }
         let (prepared, memory) = match sized.gpu {
-            Some(_) => (config.transport.device_target()?, None),
+            Some(_) => (config.transport.check_device().map(|()| None)?, None),
             None => {
                 let ucx = config.ucx_dir.as_deref();
                 let (prepared, memory) = config.transport.target_memory(ucx, sized.bytes())?;
-                (prepared, Some(memory))
+                (Some(prepared), Some(memory))
             }
         };
         let core = Self::load(config, sized, Role::Decode, memory)?;
@@ -87,7 +91,11 @@ impl Core {
             advertise: config.data_advertise,
             ..TcpConfig::default()
         };
-        let targets = prepared.over(&core.engine.pages(), tcp)?;
+        let store = core.engine.pages();
+        let targets = match prepared {
+            Some(prepared) => prepared.over(&store, tcp)?,
+            None => config.transport.device_targets(&core.device_pool(), &store, tcp)?,
+        };
         Ok((core, targets))
     }
 
@@ -100,19 +108,31 @@ impl Core {
         if let Some(hub) = hub {
             let core = Self::load(config, sized, Role::Prefill, None)?;
             let source = LoopbackSource::new(hub, core.engine.pages());
+            let source = match core.engine.device_pool() {
+                Some(pool) => source.in_device_memory(&pool)?,
+                None => source,
+            };
             return Ok((core, Sources::new(vec![(Kind::Loopback, Ok(Box::new(source)))])));
         }
         let (prepared, memory) = match sized.gpu {
-            Some(_) => (config.transport.device_source()?, None),
+            Some(_) => (config.transport.check_device().map(|()| None)?, None),
             None => {
                 let ucx = config.ucx_dir.as_deref();
                 let (prepared, memory) = config.transport.source_memory(ucx, sized.bytes())?;
-                (prepared, Some(memory))
+                (Some(prepared), Some(memory))
             }
         };
         let core = Self::load(config, sized, Role::Prefill, memory)?;
-        let sources = prepared.over(&core.engine.pages())?;
+        let store = core.engine.pages();
+        let sources = match prepared {
+            Some(prepared) => prepared.over(&store)?,
+            None => config.transport.device_sources(&core.device_pool(), &store)?,
+        };
         Ok((core, sources))
+    }
+
+    fn device_pool(&self) -> Arc<PagePool> {
+        self.engine.device_pool().expect("an engine on a GPU has its pages there")
     }
 
     fn load(

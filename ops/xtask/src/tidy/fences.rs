@@ -12,7 +12,6 @@ const UNSAFE_FENCES: &[&str] = &[
     "kernels/src/cpu/pool",
     "kernels/src/cpu/simd",
     "kernels/src/cpu/tile",
-    "kv-transfer/src/cuda_ipc",
     "kv-transfer/src/ucx/",
     "kv-transfer/ucx-sys/src/",
 ];

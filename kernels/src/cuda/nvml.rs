@@ -1,0 +1,151 @@
+//! Which processes compute on a GPU, as the driver's management library says (NVML).
+//!
+//! A process is on the list while the driver holds anything of its contexts. That can be longer
+//! than the process itself lives: a child that it forked keeps the driver's files open. So this,
+//! and not the end of the process, says that its kernels write no more.
+#![expect(unsafe_code, reason = "NVML's API is C")]
+
+use libloading::Library;
+use std::ffi::{CString, c_char, c_int, c_uint, c_ulonglong, c_void};
+use std::ptr;
+use std::sync::OnceLock;
+
+/// Comes with the driver, by this name in all versions so far.
+const NAME: &str = "libnvidia-ml.so.1";
+
+type Code = c_int;
+const SUCCESS: Code = 0;
+const INSUFFICIENT_SIZE: Code = 7;
+
+/// Room for processes that start between asking for their number and for the list.
+const SPARE: c_uint = 16;
+/// A list that grew under every look so far is given up.
+const LOOKS: usize = 8;
+
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct ProcessInfo {
+    pid: c_uint,
+    used_memory: c_ulonglong,
+    gpu_instance: c_uint,
+    compute_instance: c_uint,
+}
+
+type DeviceHandle = *mut c_void;
+type Init = unsafe extern "C" fn() -> Code;
+type ByUuid = unsafe extern "C" fn(*const c_char, *mut DeviceHandle) -> Code;
+type Processes = unsafe extern "C" fn(DeviceHandle, *mut c_uint, *mut ProcessInfo) -> Code;
+
+/// The library, loaded and initialised; one a process, for good.
+struct Nvml {
+    by_uuid: ByUuid,
+    /// Processes with contexts, and clients of MPS, which are on a list of their own.
+    lists: [Processes; 2],
+    /// Keeps the functions.
+    #[expect(dead_code, reason = "held for the functions")]
+    library: Library,
+}
+
+static NVML: OnceLock<Result<Nvml, String>> = OnceLock::new();
+
+fn nvml() -> Result<&'static Nvml, String> {
+    NVML.get_or_init(Nvml::load).as_ref().map_err(Clone::clone)
+}
+
+fn failed(doing: &str, code: Code) -> String {
+    format!("NVML, {doing}: code {code}")
+}
+
+impl Nvml {
+    fn load() -> Result<Self, String> {
+        let missing = |e: libloading::Error| format!("{NAME}: {e}");
+        // SAFETY: it loads a library by its name, whose initialisers are the driver's.
+        let library = unsafe { Library::new(NAME) }.map_err(missing)?;
+        // SAFETY: the function's type, as nvml.h has it.
+        let init = *unsafe { library.get::<Init>(b"nvmlInit_v2\0") }.map_err(missing)?;
+        // SAFETY: as above.
+        let by_uuid = unsafe { library.get::<ByUuid>(b"nvmlDeviceGetHandleByUUID\0") };
+        let by_uuid = *by_uuid.map_err(missing)?;
+        // SAFETY: as above.
+        let list = |name: &[u8]| unsafe { library.get::<Processes>(name) }.map(|found| *found);
+        let lists = [
+            list(b"nvmlDeviceGetComputeRunningProcesses_v3\0").map_err(missing)?,
+            list(b"nvmlDeviceGetMPSComputeRunningProcesses_v3\0").map_err(missing)?,
+        ];
+        // SAFETY: it takes nothing; it may be called at any time.
+        match unsafe { init() } {
+            SUCCESS => Ok(Self { by_uuid, lists, library }),
+            code => Err(failed("starting", code)),
+        }
+    }
+
+    fn device(&self, uuid: &[u8; 16]) -> Result<DeviceHandle, String> {
+        let hex: String = uuid.iter().map(|byte| format!("{byte:02x}")).collect();
+        let (a, b, c, d, e) = (&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]);
+        let mut last = SUCCESS;
+        // A part of a GPU has a name of another kind.
+        for kind in ["GPU", "MIG"] {
+            let name = format!("{kind}-{a}-{b}-{c}-{d}-{e}");
+            let text = CString::new(name).map_err(|e| e.to_string())?;
+            let mut device = ptr::null_mut();
+            // SAFETY: the name ends in zero and outlives the call; the place is ours.
+            last = unsafe { (self.by_uuid)(text.as_ptr(), &raw mut device) };
+            if last == SUCCESS {
+                return Ok(device);
+            }
+        }
+        Err(failed("looking for the GPU", last))
+    }
+
+    fn names(&self, list: Processes, device: DeviceHandle, pid: u32) -> Result<bool, String> {
+        let mut room = 0;
+        let mut processes = Vec::new();
+        for _ in 0..LOOKS {
+            processes.resize(room as usize, ProcessInfo::default());
+            let mut count = room;
+            // SAFETY: `processes` has room for `count` entries, of the struct of this version.
+            let code = unsafe { list(device, &raw mut count, processes.as_mut_ptr()) };
+            match code {
+                SUCCESS => {
+                    processes.truncate(count as usize);
+                    return Ok(processes.iter().any(|process| process.pid == pid));
+                }
+                INSUFFICIENT_SIZE => room = count.saturating_add(SPARE),
+                code => return Err(failed("listing a GPU's processes", code)),
+            }
+        }
+        Err("NVML: the list of a GPU's processes does not hold still".to_owned())
+    }
+}
+
+/// Whether process `pid`, as this process' namespace numbers it, computes on the GPU `uuid`.
+///
+/// # Errors
+/// Why NVML cannot say, in words.
+pub fn computes(uuid: &[u8; 16], pid: u32) -> Result<bool, String> {
+    let nvml = nvml()?;
+    let device = nvml.device(uuid)?;
+    // Not every driver has the list of MPS; then its clients are on the other.
+    let under_mps = nvml.names(nvml.lists[1], device, pid).unwrap_or(false);
+    Ok(under_mps || nvml.names(nvml.lists[0], device, pid)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cuda::Device;
+
+    #[test]
+    fn an_unknown_gpu_is_an_error() {
+        assert!(computes(&[0x5a; 16], 1).is_err());
+    }
+
+    /// Where processes are numbered in another namespace it only prints that.
+    #[test]
+    #[ignore = "needs a GPU"]
+    fn cuda_nvml_knows_who_computes() {
+        let uuid = Device::open(0).unwrap().uuid().unwrap();
+        println!("NVML names this process: {:?}", computes(&uuid, std::process::id()));
+        assert_eq!(computes(&uuid, u32::MAX), Ok(false));
+    }
+}

@@ -1,0 +1,62 @@
+//! CUDA IPC: the source's kernels store straight into the target's pool in device memory, on one
+//! GPU or between peers of one host.
+//!
+//! 1. A target exports its pool, which is an allocation of its own, as a handle. The offer has the
+//!    handle, the GPU's UUID, the host's boot id, a probe slot in the pool's margin and a nonce.
+//! 2. The source maps the pool ([`kernels::cuda::ipc`]), leaves nonce and answer in the slot, and
+//!    says who it is; the target confirms by reading both there, and watches the process.
+//! 3. Puts are launches of one kernel ([`kernels::cuda::ship`]) on a stream of the link's own, a
+//!    list of pages each, of few blocks, so that a forward pass runs on beside them. A launch is
+//!    done when its mark is reached; a flush when all launches before it are. That is all a flush
+//!    needs: a kernel's end makes its stores visible to the whole system, and kernels that the
+//!    target starts after it heard of the flush see them.
+//! 4. Closing waits for the stream and unmaps the pool, so that a dead peer's memory is free as
+//!    soon as its link is lost. The target cannot take a mapping back, so revoking gives
+//!    [`crate::Proof::ProcessEnd`], which for GPUs is more than the process' death.
+//!
+//! **The pages of a put hold what they are to hold when it is queued**: the engine collects a step
+//! before its pages are shipped. To ship what a running step writes, the link's stream would first
+//! have to wait for a mark behind it ([`kernels::cuda::stream::Stream::wait_for`]).
+//!
+//! No `unsafe` is here; all of it is in `kernels::cuda`.
+
+mod link;
+mod source;
+mod target;
+
+pub(crate) use link::ShipLink;
+pub use source::CudaIpcSource;
+pub use target::CudaIpcTarget;
+
+use crate::{Kind, TransferError};
+use kernels::cuda::PagePool;
+use shared::kv::KvGeometry;
+
+/// Blocks of 512 threads that ship at a time.
+pub const BLOCKS: u32 = 32;
+
+/// A probe slot: the nonce of the offer and the answer of the writer.
+const SLOT_BYTES: usize = 16;
+/// Sessions that can be joining or joined at one target at a time.
+const SLOTS: usize = PagePool::MARGIN / SLOT_BYTES;
+
+const NAME: &str = Kind::CudaIpc.name();
+
+#[expect(clippy::needless_pass_by_value, reason = "for map_err")]
+fn unavailable(reason: impl ToString) -> TransferError {
+    TransferError::Unavailable { transport: NAME, reason: reason.to_string() }
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "for map_err")]
+fn refused(reason: impl ToString) -> TransferError {
+    TransferError::Refused { transport: NAME, reason: reason.to_string() }
+}
+
+fn check_pages(pool: &PagePool, geometry: &KvGeometry) -> Result<(), TransferError> {
+    let (found, want) = (pool.page_bytes(), geometry.page_bytes());
+    if found == want {
+        Ok(())
+    } else {
+        Err(unavailable(format!("the pool has pages of {found} bytes, its geometry of {want}")))
+    }
+}

@@ -1,0 +1,87 @@
+//! The sending half: maps a target's pool.
+
+use super::target::Terms;
+use super::{BLOCKS, SLOT_BYTES, ShipLink, check_pages, refused, unavailable};
+use crate::host::{ProcessName, same_host};
+use crate::offer::{Writer, random};
+use crate::queue::Queue;
+use crate::{Joined, Kind, Source, TransferError};
+use kernels::cuda::PagePool;
+use kernels::cuda::ipc::MappedPool;
+use kernels::cuda::ship::{Kernel, Shipper, Target};
+use shared::kv::KvGeometry;
+use std::sync::{Arc, RwLock};
+use std::time::Duration;
+
+/// Longest time that the probe of a join may take.
+const PROBE_LIMIT: Duration = Duration::from_secs(1);
+
+/// A pool in device memory whose pages can be stored into targets on this host.
+pub struct CudaIpcSource {
+    pool: Arc<PagePool>,
+    geometry: KvGeometry,
+    kernel: Kernel,
+    uuid: [u8; 16],
+    blocks: u32,
+}
+
+impl CudaIpcSource {
+    /// A source over `pool`.
+    ///
+    /// # Errors
+    /// [`TransferError::Unavailable`] if the pool has other pages than `geometry`, or the kernel
+    /// that copies cannot be compiled or loaded.
+    pub fn new(pool: &Arc<PagePool>, geometry: KvGeometry) -> Result<Self, TransferError> {
+        Self::with_blocks(pool, geometry, BLOCKS)
+    }
+
+    /// The same, shipping by `blocks` of 512 threads at a time.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn with_blocks(
+        pool: &Arc<PagePool>,
+        geometry: KvGeometry,
+        blocks: u32,
+    ) -> Result<Self, TransferError> {
+        check_pages(pool, &geometry)?;
+        let kernel = Kernel::load(pool.device()).map_err(unavailable)?;
+        let uuid = pool.device().uuid().map_err(unavailable)?;
+        Ok(Self { pool: Arc::clone(pool), geometry, kernel, uuid, blocks })
+    }
+}
+
+impl Source for CudaIpcSource {
+    fn kind(&self) -> Kind {
+        Kind::CudaIpc
+    }
+
+    fn connect(&self, offer: &[u8]) -> Result<Joined, TransferError> {
+        let terms = Terms::read(offer)?;
+        let pools = terms.head.pair_with(&self.geometry, self.pool.pages())?;
+        same_host(Kind::CudaIpc, &terms.boot_id)?;
+        let device = self.pool.device();
+        if let Some(why) = device.out_of_reach(&terms.uuid).map_err(refused)? {
+            return Err(refused(why));
+        }
+        let mapped = MappedPool::open(device, &terms.handle).map_err(refused)?;
+        let target = Target::Mapped(mapped, terms.head.pages);
+        let source = Arc::clone(&self.pool);
+        let shipper = Shipper::new((self.kernel, self.blocks), source, target).map_err(refused)?;
+        let answer = random::<8>(Kind::CudaIpc)?;
+        let mut word = terms.nonce.to_le_bytes().to_vec();
+        word.extend(answer);
+        let at = terms.slot as usize * SLOT_BYTES;
+        if !shipper.leave_word(at, &word, PROBE_LIMIT).map_err(refused)? {
+            return Err(unavailable(format!("the join's probe took over {PROBE_LIMIT:?}")));
+        }
+        let own = ProcessName::own()
+            .map_err(|e| unavailable(format!("cannot tell who this process is: {e}")))?;
+        let mut reply = Writer::default();
+        own.write(&mut reply);
+        reply.raw(&self.uuid).raw(&answer);
+        let live = Arc::new(RwLock::new(true));
+        let link = ShipLink::new(Kind::CudaIpc, Queue::new(pools), shipper, live);
+        Ok(Joined { link: Box::new(link), reply: reply.0 })
+    }
+}
