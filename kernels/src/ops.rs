@@ -41,6 +41,9 @@ pub struct HostMatrix {
     pub weights: Weights,
 }
 
+/// Fills in the elements of a piece.
+pub type ReadPiece<'a, E> = dyn Fn(usize, &mut [bf16]) -> Result<(), E> + Sync + 'a;
+
 /// A bf16 matrix that is read piece by piece, on several threads.
 pub struct Pieces<'a, E> {
     /// Outputs.
@@ -51,8 +54,8 @@ pub struct Pieces<'a, E> {
     pub lens: &'a [usize],
     /// Threads that read.
     pub threads: usize,
-    /// Fills in the elements of a piece.
-    pub read: &'a (dyn Fn(usize, &mut [bf16]) -> Result<(), E> + Sync),
+    /// Reads one.
+    pub read: &'a ReadPiece<'a, E>,
 }
 
 impl<E: Send> Pieces<'_, E> {
@@ -82,7 +85,7 @@ impl<E: Send> Pieces<'_, E> {
             let join = |thread: thread::ScopedJoinHandle<'_, _>| {
                 thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
             };
-            threads.into_iter().map(join).collect()
+            threads.into_iter().try_for_each(join)
         })
     }
 }

@@ -3,7 +3,7 @@
 //! Copies are counted, not bytes (DESIGN 4): pages that are neighbours in both pools become one
 //! run when they are shipped whole, since pools are page-major.
 
-use crate::{PutOp, TransferError};
+use crate::TransferError;
 use shared::ids::PageId;
 use shared::kv::KvGeometry;
 use std::ops::Range;
@@ -44,25 +44,29 @@ impl Run {
 }
 
 impl Pools {
-    /// Checks every page and the range, and merges neighbours. Keeps the order of `op.pages`.
+    /// Checks every page and the range of bytes, and merges neighbours. Keeps the order of pages.
     ///
     /// # Errors
     /// [`TransferError::PageOutOfBounds`] or [`TransferError::RangeOutOfBounds`]; nothing of the
     /// operation may then be moved.
-    pub fn plan(&self, op: &PutOp) -> Result<Vec<Run>, TransferError> {
+    pub fn plan(
+        &self,
+        pages: &[(PageId, PageId)],
+        bytes: &Range<usize>,
+    ) -> Result<Vec<Run>, TransferError> {
         let page_bytes = self.geometry.page_bytes();
-        let (start, end) = (op.bytes.start, op.bytes.end);
+        let (start, end) = (bytes.start, bytes.end);
         if start >= end || end > page_bytes {
             return Err(TransferError::RangeOutOfBounds { start, end, page_bytes });
         }
-        let whole = op.bytes == (0..page_bytes);
+        let whole = *bytes == (0..page_bytes);
         let mut runs: Vec<Run> = Vec::new();
-        for &(source, target) in &op.pages {
+        for &(source, target) in pages {
             check_page("source", source, self.source_pages)?;
             check_page("target", target, self.target_pages)?;
             match runs.last_mut() {
                 Some(run) if whole && run.continues_at(source, target) => run.pages += 1,
-                _ => runs.push(Run { source, target, pages: 1, bytes: op.bytes.clone() }),
+                _ => runs.push(Run { source, target, pages: 1, bytes: bytes.clone() }),
             }
         }
         Ok(runs)
@@ -87,7 +91,6 @@ fn check_page(side: &'static str, page: PageId, pages: u32) -> Result<(), Transf
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::OpId;
     use proptest::prelude::*;
     use shared::kv::KvDtype;
 
@@ -103,13 +106,13 @@ mod tests {
         target_pages: 50,
     };
 
-    fn op(pages: &[(u32, u32)], bytes: Range<usize>) -> PutOp {
-        let pages = pages.iter().map(|&(s, t)| (PageId::new(s), PageId::new(t))).collect();
-        PutOp { id: OpId::new(1), pages, bytes, owner: Box::new(()) }
+    fn plan(pages: &[(u32, u32)], bytes: &Range<usize>) -> Result<Vec<Run>, TransferError> {
+        let pages: Vec<_> = pages.iter().map(|&(s, t)| (PageId::new(s), PageId::new(t))).collect();
+        POOLS.plan(&pages, bytes)
     }
 
     fn check(pages: &[(u32, u32)], bytes: Range<usize>, want: &[(u32, u32, u32)]) {
-        let runs = POOLS.plan(&op(pages, bytes.clone())).unwrap();
+        let runs = plan(pages, &bytes).unwrap();
         let got: Vec<_> = runs.iter().map(|r| (r.source.get(), r.target.get(), r.pages)).collect();
         assert_eq!(got, want, "{pages:?} {bytes:?}");
     }
@@ -129,7 +132,7 @@ mod tests {
     #[test]
     fn what_is_out_of_bounds_is_named() {
         let page = POOLS.geometry.page_bytes();
-        let error = |pages: &[(u32, u32)], bytes| POOLS.plan(&op(pages, bytes)).unwrap_err();
+        let error = |pages: &[(u32, u32)], bytes| plan(pages, &bytes).unwrap_err();
         assert_eq!(
             error(&[(0, 0), (40, 1)], 0..page).to_string(),
             "source page p40: that pool has 40 pages"
@@ -148,7 +151,7 @@ mod tests {
         /// Beside the naive model: unrolled runs are the pairs, in order, and no two could merge.
         #[test]
         fn runs_unroll_to_the_pairs(pairs in prop::collection::vec((0u32..40, 0u32..50), 0..60)) {
-            let runs = POOLS.plan(&op(&pairs, 0..POOLS.geometry.page_bytes())).unwrap();
+            let runs = plan(&pairs, &(0..POOLS.geometry.page_bytes())).unwrap();
             let unrolled: Vec<(u32, u32)> = runs
                 .iter()
                 .flat_map(|r| (0..r.pages).map(|i| (r.source.get() + i, r.target.get() + i)))

@@ -127,7 +127,7 @@ impl WriterProcess {
     ) -> Result<Self, TransferError> {
         let pid = process.pid;
         let (number, pidfd) = open_pidfd(Kind::CudaIpc, pid)?;
-        // The name is looked at under a pid that the pidfd holds: if it fits, both are the writer's.
+        // The name is looked at under a pid that the pidfd holds: if it fits, both are his.
         if ProcessName::of(pid).ok() != Some(process) {
             let reason = format!(
                 "process {pid} is not the writer: it is dead, or of another PID namespace; run both \

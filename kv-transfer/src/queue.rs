@@ -10,11 +10,13 @@
 //! Offsets are from the start of each pool, which is page-major.
 
 use crate::plan::{Pools, Run};
-use crate::{Event, OpId, PutOp, TransferError};
+use crate::{Event, OpId, Part, PutOp, TransferError};
+use kernels::cuda::stream::Mark;
 use shared::ids::PageId;
 use std::any::Any;
 use std::collections::VecDeque;
 use std::ops::Range;
+use std::sync::Arc;
 
 /// An operation's place in a link's order, from 0.
 pub(crate) type Number = u64;
@@ -55,8 +57,14 @@ struct Item {
     result: Result<(), TransferError>,
 }
 
+/// A run, and what its bytes are complete after.
+struct Waiting {
+    run: Run,
+    after: Option<Arc<Mark>>,
+}
+
 enum ItemKind {
-    Put { owner: Box<dyn Any + Send>, runs: VecDeque<Run>, taken: usize, begun: bool },
+    Put { owner: Box<dyn Any + Send>, runs: VecDeque<Waiting>, taken: usize, begun: bool },
     Flush,
 }
 
@@ -85,9 +93,13 @@ impl Queue {
     }
 
     pub(crate) fn put(&mut self, op: PutOp) {
-        let planned = self.pools.plan(&op);
+        let plan = |part: &Part| {
+            let after = |run| Waiting { run, after: part.after.clone() };
+            Ok(self.pools.plan(&op.pages, &part.bytes)?.into_iter().map(after).collect::<Vec<_>>())
+        };
+        let planned: Result<Vec<_>, TransferError> = op.parts.iter().map(plan).collect();
         let (runs, result) = match planned {
-            Ok(runs) => (runs.into(), Ok(())),
+            Ok(runs) => (runs.into_iter().flatten().collect(), Ok(())),
             Err(error) => (VecDeque::new(), Err(error)),
         };
         let kind = ItemKind::Put { owner: op.owner, runs, taken: 0, begun: false };
@@ -98,18 +110,46 @@ impl Queue {
         self.items.push_back(Item { id, kind: ItemKind::Flush, pending: 0, result: Ok(()) });
     }
 
-    /// Takes the next piece or flush.
+    /// Takes the next piece or flush; none while the next piece's bytes are not there yet.
     pub(crate) fn next(&mut self, limit: Limit) -> Option<Next> {
+        self.is_ready().then(|| self.next_ahead(limit)).flatten().map(|(next, _)| next)
+    }
+
+    /// Whether the next piece's bytes are there.
+    fn is_ready(&mut self) -> bool {
+        let Some(item) = self.items.get_mut(self.taken) else { return false };
+        let ItemKind::Put { runs, .. } = &mut item.kind else { return true };
+        let after = runs.front().and_then(|waiting| waiting.after.clone());
+        match after.map(|mark| (mark.reached(), mark)) {
+            None => true,
+            Some((Ok(false), _)) => false,
+            Some((Ok(true), mark)) => {
+                let same = |w: &mut Waiting| w.after.take_if(|m| Arc::ptr_eq(m, &mark)).is_some();
+                runs.iter_mut().map_while(|waiting| same(waiting).then_some(())).for_each(drop);
+                true
+            }
+            Some((Err(error), _)) => {
+                item.result = Err(TransferError::broken(&error));
+                runs.clear();
+                true
+            }
+        }
+    }
+
+    /// Takes the next piece or flush, and the mark that a piece's bytes are there after: for who
+    /// can have the copy itself wait for it.
+    pub(crate) fn next_ahead(&mut self, limit: Limit) -> Option<(Next, Option<Arc<Mark>>)> {
         let page_bytes = self.pools.geometry.page_bytes();
         loop {
             let number = self.front + self.taken as Number;
             let item = self.items.get_mut(self.taken)?;
+            let after = item.after();
             let (next, rest) = item.take(number, page_bytes, limit);
             if !rest {
                 self.taken += 1;
             }
-            if next.is_some() {
-                return next;
+            if let Some(next) = next {
+                return Some((next, after));
             }
         }
     }
@@ -146,6 +186,14 @@ impl Queue {
 }
 
 impl Item {
+    /// What its next piece's bytes are there after.
+    fn after(&self) -> Option<Arc<Mark>> {
+        match &self.kind {
+            ItemKind::Put { runs, .. } => runs.front()?.after.clone(),
+            ItemKind::Flush => None,
+        }
+    }
+
     /// Takes what is next of it, and says whether something is left after that.
     fn take(&mut self, number: Number, page_bytes: usize, limit: Limit) -> (Option<Next>, bool) {
         match &mut self.kind {
@@ -154,7 +202,7 @@ impl Item {
                 (Some(Next::Flush(number)), false)
             }
             ItemKind::Put { runs, taken, begun, .. } => {
-                let Some(run) = runs.front() else { return (None, false) };
+                let Some(Waiting { run, .. }) = runs.front() else { return (None, false) };
                 let first = !std::mem::replace(begun, true);
                 let piece = run.piece(*taken, page_bytes, limit, first);
                 *taken += piece.len;
@@ -244,7 +292,7 @@ mod tests {
             }
             let mut queue = Queue::new(pools());
             let pages = pairs.iter().map(|&(s, t)| (PageId::new(s), PageId::new(t))).collect();
-            queue.put(PutOp { id: OpId::new(1), pages, bytes, owner: Box::new(()) });
+            queue.put(PutOp::new(OpId::new(1), pages, bytes, Box::new(())));
             queue.flush(OpId::new(2));
             let mut events = Vec::new();
             let (mut firsts, mut numbers) = (0, Vec::new());
@@ -286,11 +334,8 @@ mod tests {
     fn what_is_left_ends_closed_and_gives_its_owner_back() {
         let mut queue = Queue::new(pools());
         let page = (PageId::new(1), PageId::new(2));
-        let put = |id, bytes| PutOp {
-            id: OpId::new(id),
-            pages: vec![page],
-            bytes,
-            owner: Box::new(format!("owner of {id}")),
+        let put = |id, bytes| {
+            PutOp::new(OpId::new(id), vec![page], bytes, Box::new(format!("owner of {id}")))
         };
         queue.put(put(1, 0..64));
         queue.put(put(2, 0..65));

@@ -73,7 +73,7 @@ fn round(
     limit: Duration,
 ) -> Result<(), TransferError> {
     let (id, pages, bytes) = (OpId::new(0), pages.to_vec(), 0..page_bytes);
-    link.put(PutOp { id, pages, bytes, owner: Box::new(()) });
+    link.put(PutOp::new(id, pages, bytes, Box::new(())));
     link.flush(OpId::new(1));
     let mut events = Vec::new();
     while link.outstanding() > 0 {

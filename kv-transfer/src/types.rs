@@ -1,11 +1,13 @@
 //! Ids and operations that every transport shares.
 
 use crate::{Link, TransferError};
+use kernels::cuda::stream::Mark;
 use shared::ids::PageId;
 use std::any::Any;
 use std::fmt;
 use std::ops::Range;
 use std::str::FromStr;
+use std::sync::Arc;
 
 /// The transports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -123,22 +125,43 @@ impl fmt::Display for OpId {
     }
 }
 
-/// Copy the same byte range of every listed source page into its target page.
+/// Bytes of each page of a put that are complete at one time.
+#[derive(Clone)]
+pub struct Part {
+    /// `0..page_bytes`, or a layer range (`KvGeometry::layers_range`).
+    pub bytes: Range<usize>,
+    /// They are not there before this is reached; absent: they are there.
+    pub after: Option<Arc<Mark>>,
+}
+
+/// Copy the same bytes of every listed source page into its target page.
 pub struct PutOp {
     /// Comes back in the event.
     pub id: OpId,
     /// (source page, target page); neighbours in both pools are merged into one run.
     pub pages: Vec<(PageId, PageId)>,
-    /// The bytes of each page to copy: `0..page_bytes`, or a layer range
-    /// (`KvGeometry::layers_range`).
-    pub bytes: Range<usize>,
+    /// The bytes of each page to copy, in the order in which they are complete.
+    pub parts: Vec<Part>,
     /// Whatever keeps the source pages unchanged; given back by the event.
     pub owner: Box<dyn Any + Send>,
 }
 
+impl PutOp {
+    /// Of pages whose bytes are all there.
+    pub fn new(
+        id: OpId,
+        pages: Vec<(PageId, PageId)>,
+        bytes: Range<usize>,
+        owner: Box<dyn Any + Send>,
+    ) -> Self {
+        Self { id, pages, parts: vec![Part { bytes, after: None }], owner }
+    }
+}
+
 impl fmt::Debug for PutOp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "PutOp({}, {} pages, bytes {:?})", self.id, self.pages.len(), self.bytes)
+        let bytes: Vec<_> = self.parts.iter().map(|part| &part.bytes).collect();
+        write!(f, "PutOp({}, {} pages, bytes {bytes:?})", self.id, self.pages.len())
     }
 }
 

@@ -2,8 +2,9 @@
 //! `decode-server/src/landing.rs`.
 //!
 //! Pages → peer → Handoff:
-//! 1. `Opened` names target pages. From then on every full page is queued for writing as soon as it
-//!    is computed, the part-filled last one with the last chunk.
+//! 1. `Opened` names target pages. From then on every page that a chunk fills is queued for
+//!    writing, the part-filled last one with the last chunk: once the step is done, or, where the
+//!    engine says when layers will be complete, before: they travel while later ones are computed.
 //! 2. After the last put a flush is queued.
 //! 3. The flush's event says that all pages are visible: the Handoff is sent.
 //!
@@ -12,13 +13,15 @@
 
 use crate::job::{Job, Route};
 use crate::step::Prefill;
-use kv_transfer::{OpId, PutOp, TransferError, Unqueued, land};
+use kv_transfer::{OpId, Part, PutOp, TransferError, Unqueued, land};
 use link::{SendError, StopPoint};
+use model::engine::StepPart;
 use shared::ids::{Epoch, TicketId};
 use shared::pool::{Owned, Sealed};
 use shared::wire::messages::{Fault, FaultKind, Handoff, PageRun, PrefillToDecode, RequestKey};
 use std::any::Any;
 use std::ops::Range;
+use std::sync::Arc;
 
 impl Prefill {
     /// `Opened` came.
@@ -38,7 +41,7 @@ impl Prefill {
                 job.route = Route::Opened { ticket, held, pages: named };
                 job.shipped = held;
                 let key = job.key;
-                self.ship(key);
+                self.ship(key, &[]);
             }
             other => {
                 let message = format!("decode named {other:?} for {pages} pages, {held} held");
@@ -65,31 +68,32 @@ impl Prefill {
         })
     }
 
-    /// Queues what is computed and not queued yet, of every job.
-    pub(crate) fn ship_all(&mut self) {
+    /// Queues what is computed, or being computed in `parts`, and not queued yet, of every job.
+    pub(crate) fn ship_all(&mut self, parts: &[StepPart]) {
         for key in self.jobs.iter().map(|job| job.key).collect::<Vec<_>>() {
-            self.ship(key);
+            self.ship(key, parts);
         }
     }
 
     /// Queues what found a push queue full; a queue has room again when its puts have ended.
     pub(crate) fn ship_backlog(&mut self) {
         if std::mem::take(&mut self.backlog) {
-            self.ship_all();
+            self.ship_all(&[]);
         }
     }
 
-    /// Queues what is computed and not queued yet.
-    pub(crate) fn ship(&mut self, key: RequestKey) {
+    /// Queues what is computed, or being computed in `parts`, and not queued yet.
+    pub(crate) fn ship(&mut self, key: RequestKey, parts: &[StepPart]) {
         let Some(job) = self.jobs.iter().find(|job| job.key == key) else { return };
         let (Route::Opened { .. }, Some(decode), None) = (&job.route, job.decode, &job.ended)
         else {
             return;
         };
-        let finished = job.first.is_some();
-        let ready = job.full.len() as u32 + if finished { job.tail.len() as u32 } else { 0 };
+        let tail = if job.is_whole() { job.tail.len() as u32 } else { 0 };
+        let ready = job.full.len() as u32 + tail;
         let queued = if job.shipped < ready {
-            self.put(key, decode, job.shipped as usize..ready as usize)
+            let pages = job.shipped as usize..ready as usize;
+            self.put((key, decode), pages, parts)
         } else {
             Ok(())
         };
@@ -104,13 +108,22 @@ impl Prefill {
     }
 
     /// Queues the pages in `range` of the prompt; they stay the job's if that fails.
-    fn put(&mut self, key: RequestKey, decode: Epoch, range: Range<usize>) -> Result<(), Unqueued> {
+    ///
+    /// The engine may still be writing them. They are held by the put, and should that end before
+    /// its time, nobody takes pages before this thread has collected the step.
+    fn put(
+        &mut self,
+        (key, decode): (RequestKey, Epoch),
+        range: Range<usize>,
+        parts: &[StepPart],
+    ) -> Result<(), Unqueued> {
         let Some(job) = self.jobs.iter_mut().find(|job| job.key == key) else { return Ok(()) };
         let (Route::Opened { held, pages, .. }, Some(peer)) = (&job.route, self.peers.get(&decode))
         else {
             return Ok(());
         };
-        let (sources, bytes) = (job.page_table(), 0..self.pages.geometry().page_bytes());
+        let geometry = self.pages.geometry();
+        let (sources, bytes) = (job.page_table(), 0..geometry.page_bytes());
         let targets = pages[range.start - *held as usize..].iter().copied();
         let pairs: Vec<_> = sources[range.clone()].iter().copied().zip(targets).collect();
         let checksums = match self.limits.checksums {
@@ -121,7 +134,15 @@ impl Prefill {
         let id = OpId::new(self.next_op);
         let shipping = (pairs.len() * bytes.len()) as u64;
         let owner = hold(job, range.clone());
-        if let Err((put, why)) = peer.pusher.put(PutOp { id, pages: pairs, bytes, owner }) {
+        let mut put = PutOp::new(id, pairs, bytes, owner);
+        if !parts.is_empty() {
+            let part = |StepPart { layers, after }: &StepPart| Part {
+                bytes: geometry.layers_range(layers),
+                after: Some(Arc::clone(after)),
+            };
+            put.parts = parts.iter().map(part).collect();
+        }
+        if let Err((put, why)) = peer.pusher.put(put) {
             give_back(job, put.owner);
             return Err(why);
         }
@@ -138,7 +159,7 @@ impl Prefill {
     fn flush(&mut self, key: RequestKey, decode: Epoch) -> Result<(), Unqueued> {
         let Some(job) = self.jobs.iter_mut().find(|job| job.key == key) else { return Ok(()) };
         let whole = job.len().div_ceil(self.page_tokens);
-        let due = job.first.is_some() && !job.flush_sent && job.shipped == whole;
+        let due = job.is_whole() && !job.flush_sent && job.shipped == whole;
         let (Some(peer), true) = (self.peers.get(&decode), due) else { return Ok(()) };
         self.next_op += 1;
         let id = OpId::new(self.next_op);

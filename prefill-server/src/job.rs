@@ -45,6 +45,7 @@ pub(crate) struct Job {
     pub(crate) tail: Vec<Owned>,
     /// The last page, part-filled, once shipping needs it kept as it is; it is not written again.
     pub(crate) cached_tokens: u32,
+    /// Tokens whose keys and values are in the pages, or are being written by the step that runs.
     pub(crate) computed: u32,
     pub(crate) first: Option<Token>,
     /// Pages queued for writing, of the whole prompt's.
@@ -69,6 +70,11 @@ impl Job {
     /// Whether chunks are left to compute.
     pub(crate) fn is_computing(&self) -> bool {
         self.ended.is_none() && self.first.is_none()
+    }
+
+    /// Whether its last chunk is computed, or being computed.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.computed == self.len()
     }
 
     /// Whether nothing of an ended job is in flight, nor an answer to its `Open` due.

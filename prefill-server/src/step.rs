@@ -1,7 +1,8 @@
 //! Walk 8/12. Before: `shared/src/sched/prefill.rs`. After: `handoff.rs`.
 //!
 //! The engine thread: the only owner of pool, cache, queue and jobs.
-//! 1. Drain the inbox. 2. Admit. 3. Cut chunks, launch, collect. 4. Ship and answer.
+//! 1. Drain the inbox. 2. Admit. 3. Cut chunks and launch. 4. Ship what will be complete; collect.
+//! 5. Ship the rest and answer.
 
 use crate::inbox::{Event, Peer};
 use crate::job::{Job, Queued, Route};
@@ -216,13 +217,24 @@ impl Prefill {
         }
         let batch = Batch { rows: plan.iter().map(|chunk| self.row(*chunk)).collect() };
         self.engine.launch(&batch)?;
-        let tokens = self.engine.collect()?;
-        self.meter.step(plan.iter().map(|chunk| chunk.tokens).sum());
-        for (chunk, token) in plan.iter().zip(tokens) {
-            let now = self.now();
+        let mut keys = vec![];
+        for chunk in &plan {
             let job = &mut self.jobs[chunk.slot];
+            keys.push(job.key);
             job.computed += chunk.tokens;
             job.seal_full(self.page_tokens);
+        }
+        // A checksum is of bytes that are there.
+        let parts = if self.limits.checksums { vec![] } else { self.engine.parts().to_vec() };
+        if !parts.is_empty() {
+            self.ship_all(&parts);
+        }
+        let tokens = self.engine.collect()?;
+        self.meter.step(plan.iter().map(|chunk| chunk.tokens).sum());
+        for (key, token) in keys.into_iter().zip(tokens) {
+            let now = self.now();
+            let job = self.jobs.iter_mut().find(|job| job.key == key);
+            let Some(job) = job else { continue }; // its pages could not be shipped
             if let Some(token) = token {
                 job.first = Some(token);
                 job.finished = now;
@@ -230,7 +242,7 @@ impl Prefill {
             }
         }
         self.stops.reach(StopPoint::PrefillComputed);
-        self.ship_all();
+        self.ship_all(&[]);
         self.answer();
         Ok(true)
     }

@@ -58,7 +58,7 @@ impl Peer {
         let pages = scattered(KILL_PAGES, KILL_PAGES as usize / 2);
         for round in 0_u64.. {
             let (id, pages) = (OpId::new(2 * round), pages.clone());
-            link.put(PutOp { id, pages, bytes: 0..geometry.page_bytes(), owner: Box::new(()) });
+            link.put(PutOp::new(id, pages, 0..geometry.page_bytes(), Box::new(())));
             link.flush(OpId::new(2 * round + 1));
             drive(link.as_mut())?;
             if round == 0 {

@@ -138,7 +138,7 @@ fn fill(pusher: &Pusher) -> usize {
     let mut queued = 0;
     loop {
         let (id, pages, bytes) = (OpId::new(1), pages.clone(), bytes.clone());
-        let put = pusher.put(PutOp { id, pages, bytes, owner: Box::new(()) });
+        let put = pusher.put(PutOp::new(id, pages, bytes, Box::new(())));
         if put.is_err() {
             return queued;
         }

@@ -200,7 +200,7 @@ fn push(way: &Way, moved: &[(PageId, PageId)], page_bytes: usize) -> anyhow::Res
     let left = puts.len() + 1;
     for pages in puts {
         let (id, pages, bytes) = (OpId::new(0), pages.to_vec(), 0..page_bytes);
-        pusher.put(PutOp { id, pages, bytes, owner: Box::new(()) }).map_err(|(_, why)| why)?;
+        pusher.put(PutOp::new(id, pages, bytes, Box::new(()))).map_err(|(_, why)| why)?;
     }
     pusher.flush(OpId::new(1))?;
     for _ in 0..left {

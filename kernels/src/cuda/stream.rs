@@ -71,14 +71,7 @@ impl Stream {
     /// # Errors
     /// [`OpError::Device`].
     pub fn mark(&self) -> Result<Mark, OpError> {
-        self.device.bind()?;
-        let marking = |e| failed("marking a stream", e);
-        let untimed = sys::CUevent_flags::CU_EVENT_DISABLE_TIMING;
-        let event = result::event::create(untimed).map_err(marking)?;
-        let mark = Mark { event, device: self.device.clone() };
-        // SAFETY: event and stream are alive.
-        unsafe { result::event::record(mark.event, self.stream) }.map_err(marking)?;
-        Ok(mark)
+        Mark::behind(&self.device, self.stream)
     }
 
     /// Has all later work wait until `mark`, of any stream of this process, is reached. The mark
@@ -177,6 +170,25 @@ impl Drop for Stream {
 }
 
 impl Mark {
+    /// Behind the work that was enqueued so far on the device's own stream: a forward pass.
+    ///
+    /// # Errors
+    /// [`OpError::Device`].
+    pub fn of(device: &Device) -> Result<Self, OpError> {
+        Self::behind(device, device.stream())
+    }
+
+    fn behind(device: &Device, stream: sys::CUstream) -> Result<Self, OpError> {
+        device.bind()?;
+        let marking = |e| failed("marking a stream", e);
+        let untimed = sys::CUevent_flags::CU_EVENT_DISABLE_TIMING;
+        let event = result::event::create(untimed).map_err(marking)?;
+        let mark = Self { event, device: device.clone() };
+        // SAFETY: event and stream are alive.
+        unsafe { result::event::record(mark.event, stream) }.map_err(marking)?;
+        Ok(mark)
+    }
+
     /// Whether the work before it is done. Does not wait. Once it is, the host and whoever the host
     /// tells see what the work wrote, kernels that other processes start from then on included: a
     /// kernel's end makes its writes visible to the whole system.

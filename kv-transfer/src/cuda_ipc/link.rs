@@ -45,6 +45,8 @@ pub(crate) struct ShipLink {
     queue: Queue,
     shipper: Shipper,
     flying: VecDeque<Flying>,
+    /// What the stream was told to wait for last.
+    after: Option<Arc<Mark>>,
     live: Arc<RwLock<bool>>,
 }
 
@@ -73,7 +75,7 @@ impl Batch {
 
 impl ShipLink {
     pub(crate) fn new(kind: Kind, queue: Queue, shipper: Shipper, live: Arc<RwLock<bool>>) -> Self {
-        Self { kind, queue, shipper, flying: VecDeque::new(), live }
+        Self { kind, queue, shipper, flying: VecDeque::new(), after: None, live }
     }
 
     /// Launches what is queued, as far as there is room.
@@ -81,14 +83,21 @@ impl ShipLink {
         let page_bytes = self.queue.pools().geometry.page_bytes();
         let mut batch = Batch::default();
         while self.flying.len() < FLYING {
-            match self.queue.next(LIMIT) {
-                Some(Next::Piece(number, piece)) => {
+            match self.queue.next_ahead(LIMIT) {
+                Some((Next::Piece(number, piece), after)) => {
                     if !batch.takes(page_bytes, &piece) {
                         self.launch_batch(std::mem::take(&mut batch))?;
                     }
+                    if let Some(mark) = after
+                        && !self.after.as_ref().is_some_and(|last| Arc::ptr_eq(last, &mark))
+                    {
+                        self.launch_batch(std::mem::take(&mut batch))?;
+                        self.shipper.stream().wait_for(&mark).map_err(broken)?;
+                        self.after = Some(mark);
+                    }
                     batch.add(page_bytes, number, &piece);
                 }
-                Some(Next::Flush(number)) => {
+                Some((Next::Flush(number), _)) => {
                     self.launch_batch(std::mem::take(&mut batch))?;
                     match self.flying.back_mut() {
                         Some(last) => last.numbers.push(number),

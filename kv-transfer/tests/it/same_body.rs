@@ -15,7 +15,7 @@ pub const LIMIT: Duration = Duration::from_secs(20);
 
 pub fn put(id: u64, pages: &[(u32, u32)], bytes: Range<usize>) -> PutOp {
     let pages = pages.iter().map(|&(s, t)| (PageId::new(s), PageId::new(t))).collect();
-    PutOp { id: OpId::new(id), pages, bytes, owner: Box::new(id) }
+    PutOp::new(OpId::new(id), pages, bytes, Box::new(id))
 }
 
 /// Drives a link until nothing is outstanding.

@@ -2,7 +2,7 @@
 
 use crate::batch::Limits;
 use crate::engine::{Batch, Engine, EngineError, Sample};
-use crate::forward::{Model, Scratch};
+use crate::forward::{Model, Pass, Scratch};
 use crate::kv::KvMemory;
 use crate::load::{LoadError, LoadPlan, Progress, load};
 use crate::reference::Observed;
@@ -141,8 +141,8 @@ impl CpuEngine {
             return Ok(drawn);
         }
         let flat = self.cpu.batch(flat).map_err(device)?;
-        let at = (&flat, step);
-        self.model.forward(&self.cpu, at, &self.pages, &mut self.scratch).map_err(device)?;
+        let (pass, s) = (Pass { batch: &flat, step, pages: &self.pages }, &mut self.scratch);
+        self.model.forward(&self.cpu, &pass, s, |_| Ok(())).map_err(device)?;
         self.cpu.download(&self.scratch.logits, step.sampled, &mut self.logits).map_err(device)?;
         let logits = self.logits.chunks_exact(self.limits.vocab as usize);
         let sampled = batch.rows.iter().zip(&mut drawn);

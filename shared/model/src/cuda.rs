@@ -6,14 +6,15 @@
 
 use crate::batch::Limits;
 use crate::cpu::geometry;
-use crate::engine::{Batch, Engine, EngineError, IN_FLIGHT, Sample};
-use crate::forward::{Model, Scratch, Step};
+use crate::engine::{Batch, Engine, EngineError, IN_FLIGHT, Sample, StepPart};
+use crate::forward::{Model, Pass, Scratch, Step};
 use crate::load::{LoadError, LoadPlan, Progress, load};
 use crate::reference::Observed;
 use crate::sample::{Drawn, draw};
 use checkpoint::Checkpoint;
 use kernels::cpu::Softmax;
 use kernels::cuda::device::GPU_LOST;
+use kernels::cuda::stream::Mark;
 use kernels::cuda::{
     Cuda, CudaPages, CudaShape, DRAWN, Device, Draw, DrawnToken, Fetch, Frame, Heads, PagePool,
     ROWS_MAX, Recorded,
@@ -29,6 +30,9 @@ use std::time::Instant;
 
 /// A margin by which the device's sampler and the host's, which sum in another order, may differ.
 const SAMPLER_TIE: f32 = 1e-5;
+
+/// Parts that a step's layers are complete in: what is shipped after a step's end is one of them.
+const PARTS: usize = 4;
 
 /// Rows of the recorded steps.
 const BUCKETS: [usize; 14] = [1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, ROWS_MAX];
@@ -117,6 +121,8 @@ pub struct CudaEngine {
     scratch: Scratch<Cuda>,
     /// Oldest first.
     launched: VecDeque<Launched>,
+    /// Of the step launched last.
+    parts: Vec<StepPart>,
     /// Which of the drawn tokens is that of each row of the step launched last.
     last: Vec<Option<u32>>,
     /// Room for results that no launched step has.
@@ -187,6 +193,7 @@ impl CudaEngine {
             pages: pages_seen,
             scratch,
             launched: VecDeque::new(),
+            parts: Vec::new(),
             last: Vec::new(),
             spare,
             softmax: Softmax::detect(),
@@ -196,6 +203,7 @@ impl CudaEngine {
 
     /// Enqueues a step; whether it was a recorded one.
     fn enqueue(&mut self, flat: HostBatch, step: Step, draws: &[Draw]) -> Result<bool, OpError> {
+        self.parts.clear();
         let single = flat.segments.iter().all(|segment| segment.len == 1);
         if let Some(decode) = &mut self.decode
             && single
@@ -207,8 +215,18 @@ impl CudaEngine {
             return Ok(true);
         }
         let batch = self.cuda.step(flat, draws)?;
-        let (at, scratch) = ((&batch, step), &mut self.scratch);
-        self.model.forward(&self.cuda, at, &self.pages, scratch)?;
+        let (pass, scratch) = (Pass { batch: &batch, step, pages: &self.pages }, &mut self.scratch);
+        let (parts, layers) = (&mut self.parts, self.model.layers.len());
+        let share = layers.div_ceil(PARTS);
+        self.model.forward(&self.cuda, &pass, scratch, |layer| {
+            let end = layer + 1;
+            if end % share == 0 || end == layers {
+                let first = parts.last().map_or(0, |part| part.layers.end);
+                let after = Arc::new(Mark::of(self.cuda.device())?);
+                parts.push(StepPart { layers: first..end as u32, after });
+            }
+            Ok(())
+        })?;
         self.cuda.draw(&self.scratch.logits, &batch)?;
         Ok(false)
     }
@@ -286,7 +304,7 @@ impl Decode {
         for bucket in BUCKETS.into_iter().take_while(|&bucket| bucket <= self::bucket(rows)) {
             let (step, scratch) = (Step { tokens: bucket, sampled: bucket }, &mut self.scratch);
             let recorded = cuda.record(&mut self.frame, bucket, |batch| {
-                model.forward(cuda, (batch, step), pages, scratch)?;
+                model.forward(cuda, &Pass { batch, step, pages }, scratch, |_| Ok(()))?;
                 cuda.draw(&scratch.logits, batch)
             })?;
             self.steps.push(recorded);
@@ -388,6 +406,9 @@ impl Engine for CudaEngine {
         self.last = samples.iter().map(|sample| sample.and_then(|_| next.next())).collect();
         self.launched.push_back(Launched { samples, results, recorded });
         Ok(())
+    }
+    fn parts(&self) -> &[StepPart] {
+        &self.parts
     }
     fn collect(&mut self) -> Result<Vec<Option<Token>>, EngineError> {
         let (Launched { samples, results, .. }, drawn) = self.finish()?;

@@ -8,9 +8,11 @@
 //! 3. Pages named in a launched batch stay untouched by anyone else until that step is collected.
 
 use kernels::cuda::PagePool;
+use kernels::cuda::stream::Mark;
 use shared::ids::{PageId, TokenId};
 use shared::kv::PageStore;
 use shared::request::{Sampling, Token};
+use std::ops::Range;
 use std::sync::Arc;
 
 /// Most steps that are launched and not collected.
@@ -70,6 +72,15 @@ pub struct Batch {
     pub rows: Vec<Row>,
 }
 
+/// Layers of the pages that a step writes, which are complete before the step is.
+#[derive(Clone)]
+pub struct StepPart {
+    /// Which.
+    pub layers: Range<u32>,
+    /// Once it is reached.
+    pub after: Arc<Mark>,
+}
+
 /// A step that could not be computed; the server ends, peers see a death.
 #[derive(Debug, thiserror::Error)]
 #[error("engine: {0}")]
@@ -99,6 +110,11 @@ pub trait Engine: Send {
     /// # Errors
     /// If the device failed; the engine is unusable afterwards.
     fn launch(&mut self, batch: &Batch) -> Result<(), EngineError>;
+    /// All layers of what the step launched last writes, in the order in which they are complete;
+    /// empty where pages are complete only once the step is collected.
+    fn parts(&self) -> &[StepPart] {
+        &[]
+    }
     /// Results of the oldest launched step: one entry a row, `None` where nothing was drawn.
     ///
     /// # Errors

@@ -136,6 +136,16 @@ impl<O: Ops> Scratch<O> {
     }
 }
 
+/// One pass: a batch over the pages.
+pub struct Pass<'a, O: Ops> {
+    /// The batch.
+    pub batch: &'a O::Batch,
+    /// Its size.
+    pub step: Step,
+    /// The cache.
+    pub pages: &'a O::Pages,
+}
+
 /// How large a step is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Step {
@@ -156,22 +166,24 @@ impl<O: Ops> Model<O> {
     }
 
     /// Computes a step: keys and values of the new tokens go to `pages`, logits of the sampled ones
-    /// to `scratch.logits`.
+    /// to `scratch.logits`. `written` is told of each layer whose keys and values are enqueued.
     ///
     /// # Errors
     /// [`OpError`] from the device.
     pub fn forward(
         &self,
         ops: &O,
-        (batch, step): (&O::Batch, Step),
-        pages: &O::Pages,
+        pass: &Pass<'_, O>,
         scratch: &mut Scratch<O>,
+        mut written: impl FnMut(usize) -> Result<(), OpError>,
     ) -> Result<(), OpError> {
+        let &Pass { batch, step, .. } = pass;
         scratch.fit(ops, &self.sizes, step)?;
         let s = scratch;
         ops.embed(Embed { table: &self.embedding, batch, out: &mut s.x })?;
         for (index, layer) in self.layers.iter().enumerate() {
-            self.attend(ops, (index, layer), (batch, step.tokens, pages), s)?;
+            self.attend(ops, (index, layer), pass, s)?;
+            written(index)?;
             self.mlp(ops, layer, step.tokens, s)?;
         }
         self.logits(ops, batch, step, s)
@@ -182,10 +194,10 @@ impl<O: Ops> Model<O> {
         &self,
         ops: &O,
         (index, layer): (usize, &Layer<O>),
-        (batch, rows, pages): (&O::Batch, usize, &O::Pages),
+        &Pass { batch, step, pages }: &Pass<'_, O>,
         s: &mut Scratch<O>,
     ) -> Result<(), OpError> {
-        let Sizes { heads, head_dim, eps, .. } = self.sizes;
+        let (Sizes { heads, head_dim, eps, .. }, rows) = (self.sizes, step.tokens);
         let (gain, weights) = (&layer.attention_norm, &layer.attention);
         let (x, normed, out) = (&s.x, &mut s.normed, &mut s.qkv);
         let (weight, bias) = (&weights.qkv, weights.qkv_bias.as_ref());
