@@ -192,6 +192,7 @@ impl Prefill {
             finished: now,
             ended: None,
         };
+        tracing::debug!(target: "story", request = %job.key, computed, "admitted");
         if let (Some(peer), Route::Opening(ticket)) = (job.decode, &job.route) {
             let (key, ticket) = (job.key, *ticket);
             self.stops.reach(StopPoint::PrefillOpening);
@@ -215,6 +216,10 @@ impl Prefill {
             return Ok(false);
         }
         let batch = Batch { rows: plan.iter().map(|chunk| self.row(*chunk)).collect() };
+        for Chunk { slot, tokens } in &plan {
+            let request = self.jobs[*slot].key;
+            tracing::debug!(target: "story", %request, tokens, "launched");
+        }
         self.engine.launch(&batch)?;
         let tokens = self.engine.collect()?;
         self.meter.step(plan.iter().map(|chunk| chunk.tokens).sum());
@@ -224,6 +229,7 @@ impl Prefill {
             job.computed += chunk.tokens;
             job.seal_full(self.page_tokens);
             if let Some(token) = token {
+                tracing::debug!(target: "story", request = %job.key, "computed");
                 job.first = Some(token);
                 job.finished = now;
                 self.cache.adopt(&job.request.salt, &job.request.tokens, &mut job.full, now);
