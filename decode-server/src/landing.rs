@@ -29,6 +29,7 @@ impl Decode {
                 granted.target = granted.credit.draw(missing);
                 drop(granted.credit.split(held.len() as u32));
                 granted.held = held;
+                tracing::debug!(target: "story", request = %key, "opened");
                 let runs = PageRun::pack(granted.target.iter().map(Owned::id));
                 DecodeToPrefill::Opened { ticket, held: granted.held.len() as u32, runs }
             }
@@ -64,6 +65,7 @@ impl Decode {
             // Oldest first, and a replay is as old as its first attempt.
             let at = self.sequences.partition_point(|older| older.key.id < key.id);
             self.sequences.insert(at, sequence);
+            tracing::debug!(target: "story", request = %key, "landed");
         }
     }
 

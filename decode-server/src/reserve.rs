@@ -92,6 +92,7 @@ impl Decode {
             .grant(writer, (key.id, key.attempt), granted, expires)
             .map_err(|_| Refusal::QueueFull)?;
         self.retracted.forget(key.id);
+        tracing::debug!(target: "story", request = %key, "granted");
         Ok(DecodeToGateway::Ticket { key, ticket })
     }
 }

@@ -184,6 +184,11 @@ impl Decode {
             self.grow(slot, pages);
         }
         let batch = Batch { rows: plan.run.iter().map(|&slot| self.row(slot)).collect() };
+        for sequence in plan.run.iter().map(|&slot| &self.sequences[slot]) {
+            if sequence.made.len() == 1 {
+                tracing::debug!(target: "story", request = %sequence.key, "first step launched");
+            }
+        }
         self.engine.launch(&batch)?;
         self.meter.step(batch.rows.len());
         let mut run = plan.run.into_iter().peekable();
@@ -283,6 +288,9 @@ impl Decode {
             sequence.written += 1;
             sequence.seal_full(self.page_tokens);
             let cached_tokens = sequence.cached_tokens;
+            if sequence.made.len() == 1 {
+                tracing::debug!(target: "story", request = %sequence.key, "first step done");
+            }
             let finish = sequence.take(&token);
             ended.extend(finish.is_some().then_some(slot));
             let emitted = Emitted { key: sequence.key, cached_tokens, tokens: vec![token], finish };

@@ -149,7 +149,11 @@ impl Call<'_> {
             answers.push(Speaking { answer: app.ring.submit(request)?, transcript, timing });
         }
         let ids: Vec<_> = answers.iter().map(|speaking| speaking.answer.id()).collect();
-        tracing::debug!(request = self.arrival.name, ?ids, "submitted");
+        let arrived_us = self.arrival.at.elapsed().as_micros();
+        for request in &ids {
+            let name = &self.arrival.name;
+            tracing::debug!(target: "story", %request, name, arrived_us, "submitted");
+        }
         let held = app.in_flight.hold(self.arrival.name.clone(), ids);
         let count = answers.len();
         let deltas = stream::outputs(answers, held);

@@ -38,6 +38,7 @@ impl Prefill {
         let named = PageRun::unpack(runs, target_pages, pages);
         match named {
             Ok(named) if held < pages && named.len() as u32 == pages - held => {
+                tracing::debug!(target: "story", request = %job.key, held, "pages named");
                 job.route = Route::Opened { ticket, held, pages: named };
                 job.shipped = held;
                 let key = job.key;
@@ -149,6 +150,7 @@ impl Prefill {
         job.checksums.extend(checksums);
         job.shipped = range.end as u32;
         job.in_flight += 1;
+        tracing::debug!(target: "story", request = %key, bytes = shipping, "pages queued");
         self.meter.shipped(shipping);
         self.ops.insert(id, (decode, key));
         self.stops.reach(StopPoint::PrefillWriting);
@@ -163,6 +165,7 @@ impl Prefill {
         let (Some(peer), true) = (self.peers.get(&decode), due) else { return Ok(()) };
         self.next_op += 1;
         let id = OpId::new(self.next_op);
+        tracing::debug!(target: "story", request = %key, "flush queued");
         peer.pusher.flush(id)?;
         self.ops.insert(id, (decode, job.key));
         job.in_flight += 1;
@@ -179,6 +182,7 @@ impl Prefill {
             Ok(()) => {
                 let job = &self.jobs[at];
                 if job.flush_sent && job.in_flight == 0 && job.ended.is_none() {
+                    tracing::debug!(target: "story", request = %key, "flushed");
                     self.stops.reach(StopPoint::PrefillWritten);
                     self.hand_over(at, peer);
                 }
@@ -206,6 +210,7 @@ impl Prefill {
             times,
         };
         self.tell_peer(peer, PrefillToDecode::Handoff(Box::new(handoff)));
+        tracing::debug!(target: "story", request = %job.key, "handed over");
         self.meter.handed(times);
         self.stops.reach(StopPoint::PrefillHanded);
     }

@@ -66,6 +66,7 @@ impl Prefill {
             let (decode, epoch) = (&target.decode, target.epoch);
             return Err(Refusal::NoLink(format!("{decode} ({epoch}) is not joined here")));
         }
+        tracing::debug!(target: "story", request = %key, "queued");
         self.arrivals += 1;
         let (arrival, arrived) = (self.arrivals, self.now());
         self.queue.push(Queued { key, request, target, arrival, arrived, passed: 0 });

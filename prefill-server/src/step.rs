@@ -193,6 +193,7 @@ impl Prefill {
             finished: now,
             ended: None,
         };
+        tracing::debug!(target: "story", request = %job.key, computed, "admitted");
         if let (Some(peer), Route::Opening(ticket)) = (job.decode, &job.route) {
             let (key, ticket) = (job.key, *ticket);
             self.stops.reach(StopPoint::PrefillOpening);
@@ -216,6 +217,10 @@ impl Prefill {
             return Ok(false);
         }
         let batch = Batch { rows: plan.iter().map(|chunk| self.row(*chunk)).collect() };
+        for Chunk { slot, tokens } in &plan {
+            let request = self.jobs[*slot].key;
+            tracing::debug!(target: "story", %request, tokens, "launched");
+        }
         self.engine.launch(&batch)?;
         let mut keys = vec![];
         for chunk in &plan {
@@ -236,6 +241,7 @@ impl Prefill {
             let job = self.jobs.iter_mut().find(|job| job.key == key);
             let Some(job) = job else { continue }; // its pages could not be shipped
             if let Some(token) = token {
+                tracing::debug!(target: "story", request = %job.key, "computed");
                 job.first = Some(token);
                 job.finished = now;
                 self.cache.adopt(&job.request.salt, &job.request.tokens, &mut job.full, now);

@@ -41,12 +41,20 @@ pub struct Plan {
     pub decode: usize,
     /// Settings of both kinds of server.
     pub settings: Table,
+    /// Which logs all processes write, as `RUST_LOG` has it.
+    pub logs: String,
 }
 
 impl Plan {
     /// One prefill and one decode server.
     pub fn new(model: &Path, dtype: &str) -> Self {
-        let plan = Self { model: model.to_owned(), prefill: 1, decode: 1, settings: Table::new() };
+        let plan = Self {
+            model: model.to_owned(),
+            prefill: 1,
+            decode: 1,
+            settings: Table::new(),
+            logs: "info".to_owned(),
+        };
         plan.set("dtype", dtype)
     }
 
@@ -111,6 +119,7 @@ impl Fleet {
         let mut config = Table::new();
         config.insert("prefill".into(), addresses(prefills));
         config.insert("decode".into(), addresses(decodes));
+        config.insert("log".into(), plan.logs.clone().into());
         let gateway = program(&folder, binaries, ("gateway", "gateway"), *listen, (config, plan))?;
         let gateway = Process::start(&gateway, &[])?;
         let client = Client::new(format!("http://{listen}"));
@@ -246,11 +255,12 @@ fn program(
     let (file, log) = (path(".toml"), path(".log"));
     fs::write(&file, toml::to_string(&config)?)?;
     let binary = binaries.join(format!("tandem-{role}"));
-    Ok(Program { name: id.to_owned(), binary, config: file, log })
+    let (name, logs) = (id.to_owned(), plan.logs.clone());
+    Ok(Program { name, binary, command: None, config: file, log, logs })
 }
 
 /// Free ports of the loopback address, all different.
-fn free_ports(count: usize) -> anyhow::Result<Vec<SocketAddr>> {
+pub fn free_ports(count: usize) -> anyhow::Result<Vec<SocketAddr>> {
     let bind = |_| TcpListener::bind("127.0.0.1:0");
     let held = (0..count).map(bind).collect::<Result<Vec<_>, _>>()?;
     Ok(held.iter().map(TcpListener::local_addr).collect::<Result<_, _>>()?)

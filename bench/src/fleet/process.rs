@@ -8,7 +8,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 /// A drain that takes longer is an error of the server.
 const DRAIN_MAX: Duration = Duration::from_secs(40);
@@ -18,12 +18,18 @@ const LOOK_EVERY: Duration = Duration::from_micros(500);
 pub struct Program {
     pub name: String,
     pub binary: PathBuf,
+    /// What comes before `--config`, if anything.
+    pub command: Option<&'static str>,
     pub config: PathBuf,
     pub log: PathBuf,
+    /// Which logs it writes, as `RUST_LOG` has it.
+    pub logs: String,
 }
 
 pub struct Process {
     pub name: String,
+    /// Just before it was started.
+    pub started: SystemTime,
     log: PathBuf,
     child: Child,
 }
@@ -40,17 +46,20 @@ pub struct Holdings {
 impl Process {
     pub fn start(program: &Program, flags: &[&str]) -> anyhow::Result<Self> {
         let log = File::options().create(true).append(true).open(&program.log)?;
+        let started = SystemTime::now();
         let child = Command::new(&program.binary)
+            .args(program.command)
             .arg("--config")
             .arg(&program.config)
             .args(flags)
             .env("NO_COLOR", "1")
+            .env("RUST_LOG", &program.logs)
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
             .spawn()
             .with_context(|| format!("start {}", program.binary.display()))?;
-        Ok(Self { name: program.name.clone(), log: program.log.clone(), child })
+        Ok(Self { name: program.name.clone(), started, log: program.log.clone(), child })
     }
 
     pub fn signal(&self, signal: Signal) -> anyhow::Result<()> {
@@ -121,10 +130,15 @@ impl Process {
         mapped_memory(self.child.id())
     }
 
+    /// All that it has logged, its earlier lives' words too.
+    pub fn log(&self) -> String {
+        let text = fs::read(&self.log).unwrap_or_default();
+        String::from_utf8_lossy(&text).into_owned()
+    }
+
     /// The last lines of its log.
     pub fn tail(&self) -> String {
-        let text = fs::read(&self.log).unwrap_or_default();
-        let text = String::from_utf8_lossy(&text);
+        let text = self.log();
         let lines: Vec<&str> = text.lines().collect();
         lines[lines.len().saturating_sub(15)..].join("\n")
     }

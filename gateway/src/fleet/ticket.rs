@@ -151,6 +151,7 @@ impl Journey {
         });
         let prefill =
             GatewayToPrefill::Prefill { key: self.key, request: self.request.clone(), target };
+        tracing::debug!(target: "story", request = %self.key, "sent to prefill");
         // A loss of prefill that was noted while decode was asked is not noted again.
         let up = self.fleet.prefill_up().iter().any(|up| up.epoch == pair.prefill.epoch);
         let ended = match up && pair.prefill.sender.send(prefill).await.is_ok() {
@@ -260,6 +261,7 @@ impl Journey {
     ) -> Result<Option<shared::ids::TicketId>, Stop> {
         let request = self.request.clone();
         let reserve = GatewayToDecode::Reserve { key: self.key, writer: prefill.epoch, request };
+        tracing::debug!(target: "story", request = %self.key, "ticket asked");
         if decode.sender.send(reserve).await.is_err() {
             return Ok(None);
         }
@@ -272,7 +274,10 @@ impl Journey {
                 }
             };
             match note {
-                Note::Ticket(ticket) => return Ok(Some(ticket)),
+                Note::Ticket(ticket) => {
+                    tracing::debug!(target: "story", request = %self.key, "ticket granted");
+                    return Ok(Some(ticket));
+                }
                 Note::Refused(Role::Decode, Refusal::TooLarge { pages, pool }) => {
                     let message = format!("the request takes {pages} pages, the pool has {pool}");
                     return Err(Failure { kind: FailureKind::TooLarge, message }.into());
@@ -304,6 +309,9 @@ impl Journey {
             };
             match note {
                 Note::Tokens { cached, tokens, finish } => {
+                    if made.is_empty() {
+                        tracing::debug!(target: "story", request = %self.key, "first token heard");
+                    }
                     made.extend(token_ids(&tokens));
                     self.tell_client(cached, tokens).await?;
                     if let Some(finish) = finish {

@@ -189,7 +189,9 @@ impl CompletionShape {
 
 impl Shape for CompletionShape {
     fn chunks(&mut self, delta: Delta) -> Vec<String> {
-        let shows = self.logprobs && !delta.tokens.is_empty();
+        // Whoever follows the usage sees every token come, also those that complete no text.
+        let follows = self.logprobs || self.delivery.continuous_usage;
+        let shows = follows && !delta.tokens.is_empty();
         if delta.text.is_empty() && !shows && delta.ending.is_none() {
             return Vec::new();
         }

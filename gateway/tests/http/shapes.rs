@@ -137,6 +137,22 @@ async fn completions_of_two_prompts_keep_their_indexes() {
 }
 
 #[tokio::test]
+async fn whoever_follows_the_usage_sees_tokens_that_complete_no_text() {
+    let model = model();
+    let halves = tokens(&model, "é");
+    assert_eq!(halves.len(), 2);
+    for (continuous_usage, chunks) in [(true, 3), (false, 2)] {
+        let said = halves.iter().map(|half| Event::Tokens(vec![half.clone()]));
+        let said = said.chain([done(Finish::Length)]).collect();
+        let (one, _sender) = speaking(&model, Knobs::default(), 0, said);
+        let delivery = Delivery { stream: true, include_usage: false, continuous_usage };
+        let shape = CompletionShape::new(head(&model, "cmpl-1"), delivery, 1);
+        let body = streamed(vec![one], shape).await;
+        assert_eq!(body.matches("\"index\":0").count(), chunks, "{body}");
+    }
+}
+
+#[tokio::test]
 async fn generate_is_cumulative_and_reports_ids() {
     let model = model();
     let said = vec![

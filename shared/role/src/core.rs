@@ -193,8 +193,9 @@ impl Sized {
                 Role::Decode => Priority::High,
                 Role::Prefill | Role::Gateway => Priority::Normal,
             };
-            let gpu = Some(cuda::Device::open_for(ordinal, priority)?);
-            return Ok(Self { checkpoint, geometry, pages: 0, asked, gpu });
+            let gpu = cuda::Device::open_for(ordinal, priority)?;
+            tracing::info!(%role, gpu = gpu.name(), "device opened");
+            return Ok(Self { checkpoint, geometry, pages: 0, asked, gpu: Some(gpu) });
         }
         let budget = available_memory()? as f64 * config.mem_fraction;
         let fit = (budget / geometry.page_bytes() as f64) as u64;

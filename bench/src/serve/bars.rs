@@ -1,0 +1,160 @@
+//! The bars of what a client sees, and their place in a record's `bars.json`, one row a line.
+
+use super::ring::Mode;
+use crate::numbers::short;
+use crate::row::Bar::{self, AtLeast, AtMost};
+use anyhow::Context;
+use serde::Serialize;
+use serde_json::Value;
+use std::fs;
+use std::path::Path;
+
+/// A figure that one run of the ring gives.
+struct Row {
+    name: &'static str,
+    /// Absent where only the figure is asked for.
+    bar: Option<Bar>,
+    stretch: f64,
+    unit: &'static str,
+}
+
+const fn row(name: &'static str, bar: Option<Bar>, stretch: f64, unit: &'static str) -> Row {
+    Row { name, bar, stretch, unit }
+}
+
+/// One H100, the geometry of Qwen3-0.6B in bf16; a bar is what the best of its peers does there.
+const ROWS: &[Row] = &[
+    row("decode-1-itl", Some(AtMost(1.3)), 0.75, "ms"),
+    row("ttft-512", Some(AtMost(8.0)), 5.0, "ms"),
+    row("seed-1-requests", Some(AtLeast(240.0)), 400.0, "requests/s"),
+    row("seed-1-ttft-p50", Some(AtMost(57.0)), 30.0, "ms"),
+    row("seed-1-itl-p99", Some(AtMost(4.0)), 3.0, "ms"),
+    row("serving-512-128-c64", Some(AtLeast(15_000.0)), 20_000.0, "tokens/s"),
+    row("exposed-handoff-4096", Some(AtMost(1.0)), 0.3, "ms"),
+    row("ready", Some(AtMost(5.0)), 2.0, "s"),
+    row("itl-p99-under-long-prompts", None, 1.5, "ratio"),
+];
+
+/// One entry of `bars.json`.
+#[derive(Serialize)]
+struct Entry<'r> {
+    row: String,
+    bar: Option<f64>,
+    stretch: f64,
+    value: Option<f64>,
+    unit: &'r str,
+    command: &'r str,
+    holds: bool,
+}
+
+/// What was measured of one ring.
+pub struct Bars {
+    mode: Option<Mode>,
+    command: String,
+    /// Whether all rounds were run, on a GPU: a trial holds no bar.
+    whole: bool,
+    values: Vec<(&'static str, f64)>,
+}
+
+impl Bars {
+    /// Of a ring of this many processes; `command` measures it again.
+    pub fn new(mode: Option<Mode>, command: String, whole: bool) -> Self {
+        Self { mode, command, whole, values: vec![] }
+    }
+
+    pub fn set(&mut self, row: &'static str, value: f64) {
+        self.values.push((row, value));
+    }
+
+    /// What measures these again.
+    pub fn command(&self) -> &str {
+        &self.command
+    }
+
+    /// Tells the rings' rows and files apart.
+    pub fn suffix(&self) -> &'static str {
+        match self.mode {
+            Some(Mode::One) => "-one-process",
+            Some(Mode::Three) => "-three-processes",
+            None => "-elsewhere",
+        }
+    }
+
+    fn entries(&self) -> impl Iterator<Item = Entry<'_>> {
+        let mode = self.suffix();
+        self.values.iter().filter_map(move |&(name, value)| {
+            let row = ROWS.iter().find(|row| row.name == name)?;
+            // NaN is no JSON, and nothing that was measured.
+            let value = Some(value).filter(|value| value.is_finite());
+            let holds = value.is_some_and(|v| row.bar.is_none_or(|bar| bar.holds(v)));
+            Some(Entry {
+                row: format!("{name}{mode}"),
+                bar: row.bar.map(Bar::limit),
+                stretch: row.stretch,
+                value,
+                unit: row.unit,
+                command: &self.command,
+                holds: self.whole && holds,
+            })
+        })
+    }
+
+    /// A line a row.
+    pub fn print(&self) {
+        for Entry { row, bar, stretch, value, unit, holds, .. } in self.entries() {
+            let value = value.map_or_else(|| "not measured".to_owned(), short);
+            let bar = bar.map_or_else(|| "none".to_owned(), short);
+            let holds = match (self.whole, holds) {
+                (false, _) => "a trial",
+                (true, true) => "holds",
+                (true, false) => "DOES NOT HOLD",
+            };
+            println!("{row}: {value} {unit} (bar {bar}, stretch {}): {holds}", short(stretch));
+        }
+    }
+
+    /// Puts the rows into `bars.json` of this folder, in place of their earlier values.
+    ///
+    /// # Errors
+    /// The file cannot be read or written, or is no list of rows.
+    pub fn file(&self, folder: &Path) -> anyhow::Result<()> {
+        let path = folder.join("bars.json");
+        let mut rows: Vec<Value> = match fs::read_to_string(&path) {
+            Ok(text) => serde_json::from_str(&text).with_context(|| path.display().to_string())?,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => vec![],
+            Err(error) => return Err(error).with_context(|| path.display().to_string()),
+        };
+        for entry in self.entries() {
+            let new = serde_json::to_value(entry)?;
+            match rows.iter_mut().find(|old| old["row"] == new["row"]) {
+                Some(old) => *old = new,
+                None => rows.push(new),
+            }
+        }
+        let lines: Vec<String> = rows.iter().map(|row| format!("  {row}")).collect();
+        fs::write(&path, format!("[\n{}\n]\n", lines.join(",\n")))
+            .with_context(|| path.display().to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_take_the_place_of_their_earlier_values_and_leave_others() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("bars.json");
+        fs::write(&path, r#"[{"row": "other", "value": 1}]"#).unwrap();
+        for (value, whole, holds) in [(1.2, true, true), (1.4, true, false), (1.2, false, false)] {
+            let mut bars = Bars::new(Some(Mode::One), "again".into(), whole);
+            bars.set("decode-1-itl", value);
+            bars.file(folder.path()).unwrap();
+            let rows: Vec<Value> =
+                serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+            assert_eq!(rows.len(), 2);
+            assert_eq!(rows[1]["row"], "decode-1-itl-one-process");
+            assert_eq!((&rows[1]["value"], &rows[1]["holds"]), (&value.into(), &holds.into()));
+        }
+    }
+}
