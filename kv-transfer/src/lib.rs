@@ -77,8 +77,7 @@ pub trait Target: Send + Sync {
 pub enum Proof {
     /// The receiver does the writing (TCP, loopback), or nobody ever joined: it is over now.
     Immediate,
-    /// The writer stores into this memory itself: its process must end, and what its GPU still
-    /// does with it, or unmap the pool.
+    /// The writer stores into this memory itself: it must end, its kernels too, or unmap the pool.
     ProcessEnd(WriterProcess),
 }
 

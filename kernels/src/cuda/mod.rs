@@ -12,8 +12,8 @@
 //! [`Cuda::replay`]. Kernels overlap with the one before them and wait themselves before they touch
 //! what others write; weights, tables and the batch itself were there before a step's first kernel.
 //!
-//! Pages leave beside it: [`ship`] copies them between pools on a [`stream`] of its own, also into a
-//! pool of another process ([`ipc`]), of whose end [`nvml`] knows.
+//! Pages leave beside it: [`ship`] copies them between pools on a [`stream`] of its own, also into
+//! a pool of another process ([`ipc`]), of whose end [`nvml`] knows.
 
 pub mod compile;
 pub mod device;
