@@ -91,11 +91,7 @@ impl PageStore for Pool {
     fn lend(&self, page: PageId, range: Range<usize>, with: &mut dyn FnMut(&[&[u8]])) {
         match &self.memory {
             Memory::Host(memory) => memory.lend(page.get(), range, with),
-            Memory::Device(_) => {
-                let mut copy = vec![0; range.len()];
-                self.read(page, range, &mut copy);
-                with(&[&copy]);
-            }
+            Memory::Device(_) => unreachable!("transports reach device memory themselves"),
         }
     }
     fn write(&self, page: PageId, range: Range<usize>, from: &[u8]) {
@@ -112,12 +108,7 @@ impl PageStore for Pool {
     ) {
         match &self.memory {
             Memory::Host(memory) => memory.lend_mut(page.get(), range, with),
-            Memory::Device(_) => {
-                let mut copy = vec![0; range.len()];
-                self.read(page, range.clone(), &mut copy);
-                with(&mut [IoSliceMut::new(&mut copy)]);
-                self.write(page, range, &copy);
-            }
+            Memory::Device(_) => unreachable!("transports reach device memory themselves"),
         }
     }
 }
@@ -182,10 +173,11 @@ pub fn device_loopback() -> Ends {
 /// The same, by way of the host.
 pub fn device_tcp() -> Ends {
     let device = Device::open(0).unwrap();
-    let (source_pool, _) = Pool::on(&device, SOURCE_PAGES);
-    let (target_pool, _) = Pool::on(&device, TARGET_PAGES);
-    let source = TcpSource::new(source_pool.clone());
-    let target = TcpTarget::new(target_pool.clone(), TcpConfig::default()).unwrap();
+    let (source_pool, source) = Pool::on(&device, SOURCE_PAGES);
+    let (target_pool, target) = Pool::on(&device, TARGET_PAGES);
+    let source = TcpSource::in_device_memory(&source, GEOMETRY);
+    let config = TcpConfig::default();
+    let target = TcpTarget::in_device_memory(&target, GEOMETRY, config).unwrap();
     Ends { source_pool, target_pool, source: Box::new(source), target: Box::new(target) }
 }
 

@@ -110,8 +110,7 @@ impl Drop for Other {
 fn targets(choice: Choice) -> (Arc<Pool>, Targets) {
     if choice == Choice::CudaIpc {
         let (pool, memory) = Pool::on(&Device::open(0).unwrap(), TARGET_PAGES);
-        let store: Arc<dyn PageStore> = pool.clone();
-        let targets = choice.device_targets(&memory, &store, TcpConfig::default()).unwrap();
+        let targets = choice.device_targets(&memory, GEOMETRY, TcpConfig::default()).unwrap();
         return (pool, targets);
     }
     let bytes = GEOMETRY.page_bytes() * TARGET_PAGES as usize;
@@ -126,8 +125,7 @@ fn sources(choice: Choice) -> (Arc<Pool>, Sources) {
     if choice == Choice::CudaIpc {
         let (pool, memory) = Pool::on(&Device::open(0).unwrap(), SOURCE_PAGES);
         pool.fill(1);
-        let store: Arc<dyn PageStore> = pool.clone();
-        let sources = choice.device_sources(&memory, &store).unwrap();
+        let sources = choice.device_sources(&memory, GEOMETRY).unwrap();
         return (pool, sources);
     }
     let bytes = GEOMETRY.page_bytes() * SOURCE_PAGES as usize;
