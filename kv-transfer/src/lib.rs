@@ -48,7 +48,7 @@ pub use join::{Answered, Offered, Report, Session, Sources, Targets};
 pub use proof::WriterProcess;
 pub use push::{PushConfig, Pusher, Unqueued};
 pub use self_test::{Bandwidth, SelfTest, self_test};
-pub use types::{Event, Joined, Kind, Offer, OpId, Part, PutOp, SessionId};
+pub use types::{Event, Joined, Kind, Offer, OpId, PutOp, SessionId};
 
 use std::time::Duration;
 
@@ -77,7 +77,7 @@ pub trait Target: Send + Sync {
 pub enum Proof {
     /// The receiver does the writing (TCP, loopback), or nobody ever joined: it is over now.
     Immediate,
-    /// The writer stores into this memory itself: it and its GPU work must end, or unmap the pool.
+    /// The writer stores into this memory itself: it must end, its kernels too, or unmap the pool.
     ProcessEnd(WriterProcess),
 }
 

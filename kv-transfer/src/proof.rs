@@ -127,11 +127,11 @@ impl WriterProcess {
     ) -> Result<Self, TransferError> {
         let pid = process.pid;
         let (number, pidfd) = open_pidfd(Kind::CudaIpc, pid)?;
-        // The name is looked at under a pid that the pidfd holds: if it fits, both are his.
+        // The name is looked at under a pid that the pidfd holds: if it fits, both are right.
         if ProcessName::of(pid).ok() != Some(process) {
             let reason = format!(
-                "process {pid} is not the writer: it is dead, or of another PID namespace; run both \
-                 servers in one container"
+                "process {pid} is not the writer: it is dead, or of another PID namespace; run \
+                 both servers in one container"
             );
             return Err(TransferError::Refused { transport: Kind::CudaIpc.name(), reason });
         }

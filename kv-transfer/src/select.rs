@@ -18,7 +18,7 @@ use crate::ucx::{Region, Ucx, UcxSource, UcxTarget, private_memory};
 use crate::{Kind, Source, Sources, Target, Targets, TransferError};
 use kernels::cpu::memory::HostMemory;
 use kernels::cuda::PagePool;
-use shared::kv::PageStore;
+use shared::kv::{KvGeometry, PageStore};
 use std::path::Path;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -124,25 +124,27 @@ impl Choice {
         }
     }
 
-    /// The transports of a server that receives into `pool`, in device memory, which is `store`'s.
+    /// The transports of a server that receives into `pool`, in device memory, with pages of
+    /// `geometry`.
     ///
     /// # Errors
     /// What was asked for by name does not work, or the data address cannot be used.
     pub fn device_targets(
         self,
         pool: &Arc<PagePool>,
-        store: &Arc<dyn PageStore>,
+        geometry: KvGeometry,
         tcp: TcpConfig,
     ) -> Result<Targets, TransferError> {
         self.check_device()?;
         let ipc = self.ipc(|| {
-            let target = CudaIpcTarget::new(pool, *store.geometry())?;
+            let target = CudaIpcTarget::new(pool, geometry)?;
             Ok(Box::new(target) as Box<dyn Target>)
         })?;
         let tcp = match self {
             Self::Ucx | Self::CudaIpc => Err(asked_for(Kind::CudaIpc)),
             Self::Auto | Self::Tcp => {
-                Ok(Box::new(TcpTarget::new(Arc::clone(store), tcp)?) as Box<dyn Target>)
+                let target = TcpTarget::in_device_memory(pool, geometry, tcp)?;
+                Ok(Box::new(target) as Box<dyn Target>)
             }
         };
         let ucx = Err(NO_UCX.to_owned());
@@ -156,17 +158,18 @@ impl Choice {
     pub fn device_sources(
         self,
         pool: &Arc<PagePool>,
-        store: &Arc<dyn PageStore>,
+        geometry: KvGeometry,
     ) -> Result<Sources, TransferError> {
         self.check_device()?;
         let ipc = self.ipc(|| {
-            let source = CudaIpcSource::new(pool, *store.geometry())?;
+            let source = CudaIpcSource::new(pool, geometry)?;
             Ok(Box::new(source) as Box<dyn Source>)
         })?;
         let tcp = match self {
             Self::Ucx | Self::CudaIpc => Err(asked_for(Kind::CudaIpc)),
             Self::Auto | Self::Tcp => {
-                Ok(Box::new(TcpSource::new(Arc::clone(store))) as Box<dyn Source>)
+                let source = TcpSource::in_device_memory(pool, geometry);
+                Ok(Box::new(source) as Box<dyn Source>)
             }
         };
         let ucx = Err(NO_UCX.to_owned());

@@ -293,6 +293,17 @@ impl Pinned {
         self.len
     }
 
+    /// As bytes. No copy from or to it may be under way.
+    pub fn bytes(&mut self) -> &mut [u8] {
+        // SAFETY: initialised, and borrowed with the owner.
+        unsafe { std::slice::from_raw_parts_mut(self.start, self.len) }
+    }
+
+    /// Where it begins.
+    pub(super) fn start(&self) -> *mut u8 {
+        self.start
+    }
+
     /// As bf16. No copy from or to it may be under way.
     pub fn elements(&mut self) -> &mut [bf16] {
         // SAFETY: aligned, initialised, and borrowed with the owner.

@@ -13,7 +13,8 @@
 //! what others write; weights, tables and the batch itself were there before a step's first kernel.
 //!
 //! Pages leave beside it: [`ship`] copies them between pools on a [`stream`] of its own, also into
-//! a pool of another process ([`ipc`]), of whose end [`nvml`] knows.
+//! a pool of another process ([`ipc`]), of whose end [`nvml`] knows; [`staging`] takes them through
+//! the host.
 
 pub mod compile;
 pub mod device;
@@ -21,6 +22,7 @@ pub mod ipc;
 pub mod nvml;
 pub mod pages;
 pub mod ship;
+pub mod staging;
 pub mod stream;
 
 mod attention;

@@ -65,6 +65,10 @@ impl PagePool {
         self.memory.address()
     }
 
+    pub(super) fn memory(&self) -> &DeviceMemory {
+        &self.memory
+    }
+
     /// Copies `range` of a page's bytes out.
     ///
     /// # Errors

@@ -1,7 +1,7 @@
 //! A stream of work beside the one that a forward pass goes to.
 #![expect(unsafe_code, reason = "the driver's API is C")]
 
-use super::device::{Device, DeviceMemory, failed};
+use super::device::{Device, DeviceMemory, Pinned, failed};
 use crate::ops::OpError;
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys;
@@ -108,6 +108,43 @@ impl Stream {
             .map_err(|e| failed("waiting for a stream", e))
     }
 
+    /// Enqueues a copy of the first `len` bytes of `host`, which nobody touches until it is done,
+    /// to byte `at` of `memory`.
+    pub(super) fn fill(
+        &self,
+        memory: &DeviceMemory,
+        at: usize,
+        host: &mut Pinned,
+        len: usize,
+    ) -> Result<(), OpError> {
+        assert!(at + len <= memory.len() && len <= host.len(), "{len} bytes to {at}+");
+        self.device.bind()?;
+        let to = memory.address() + at as u64;
+        // SAFETY: both ranges were checked; `staging`, whose alone this is, lends `host` out again
+        // only once the mark behind this is reached, and frees it no sooner.
+        unsafe { sys::cuMemcpyHtoDAsync_v2(to, host.start().cast(), len, self.stream) }
+            .result()
+            .map_err(|e| failed("copying to the GPU", e))
+    }
+
+    /// Enqueues a copy of `len` bytes from byte `at` of `memory` to the start of `host`, which
+    /// nobody touches until it is done.
+    pub(super) fn fetch(
+        &self,
+        memory: &DeviceMemory,
+        at: usize,
+        host: &mut Pinned,
+        len: usize,
+    ) -> Result<(), OpError> {
+        assert!(at + len <= memory.len() && len <= host.len(), "{len} bytes from {at}+");
+        self.device.bind()?;
+        let from = memory.address() + at as u64;
+        // SAFETY: as above.
+        unsafe { sys::cuMemcpyDtoHAsync_v2(host.start().cast(), from, len, self.stream) }
+            .result()
+            .map_err(|e| failed("copying from the GPU", e))
+    }
+
     /// Copies `host` to byte `at` of `memory`; returns when it is there.
     pub(super) fn write(
         &self,
@@ -199,6 +236,17 @@ impl Mark {
         self.device.bind()?;
         // SAFETY: the event is alive and was recorded when it was made.
         done(unsafe { result::event::query(self.event) })
+    }
+
+    /// Waits until the work before it is done.
+    ///
+    /// # Errors
+    /// As [`Self::reached`].
+    pub fn wait(&self) -> Result<(), OpError> {
+        self.device.bind()?;
+        // SAFETY: the event is alive and was recorded when it was made.
+        unsafe { result::event::synchronize(self.event) }
+            .map_err(|e| failed("waiting for a mark", e))
     }
 }
 

@@ -1,13 +1,16 @@
-//! The sending half: one thread, non-blocking sockets, payloads straight from the store.
+//! The sending half: one thread, non-blocking sockets, payloads straight from the store or from
+//! buffers that the GPU fills ahead.
 
+use super::memory::{Memory, Payload, Supply};
 use super::wire::{Frame, HEAD_BYTES, Hello, WELCOME};
 use super::{SLICES, STREAMS};
 use crate::offer::{Head, Reader};
-use crate::queue::{Limit, Next, Number, Piece, Queue};
+use crate::queue::{Next, Number, Queue};
 use crate::{Event, Joined, Kind, Link, OpId, PutOp, Source, TransferError};
+use kernels::cuda::PagePool;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use shared::ids::PageId;
-use shared::kv::PageStore;
+use shared::kv::{KvGeometry, PageStore};
 use std::collections::VecDeque;
 use std::io::{ErrorKind, IoSlice, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -18,19 +21,23 @@ use std::time::Duration;
 const JOIN_LIMIT: Duration = Duration::from_secs(2);
 /// Bytes begun before a link looks at its owner's commands again.
 const TURN_BYTES: usize = 16 << 20;
-/// A frame's payload: within a page, since the store lends one at a time; and no larger, so that
-/// both streams have a share of a large page.
-const LIMIT: Limit = Limit { bytes: 1 << 20, across_pages: false };
+/// Between two looks at a copy from the GPU, of which no socket tells; one takes 20 µs.
+const LOOK_EVERY: Duration = Duration::from_micros(20);
 
 /// A pool whose pages can be sent to targets.
 pub struct TcpSource {
-    store: Arc<dyn PageStore>,
+    memory: Memory,
 }
 
 impl TcpSource {
     /// A source over `store`.
     pub fn new(store: Arc<dyn PageStore>) -> Self {
-        Self { store }
+        Self { memory: Memory::Store(store) }
+    }
+
+    /// A source over `pool`, in device memory, whose pages are of `geometry`.
+    pub fn in_device_memory(pool: &Arc<PagePool>, geometry: KvGeometry) -> Self {
+        Self { memory: Memory::Device(Arc::clone(pool), geometry) }
     }
 }
 
@@ -62,7 +69,11 @@ impl Source for TcpSource {
 
     fn connect(&self, offer: &[u8]) -> Result<Joined, TransferError> {
         let terms = Terms::read(offer)?;
-        let pools = terms.head.pair_with(self.store.geometry(), self.store.pages())?;
+        let pools = terms.head.pair_with(self.memory.geometry(), self.memory.pages())?;
+        let supply = Supply::of(&self.memory).map_err(|error| TransferError::Unavailable {
+            transport: Kind::Tcp.name(),
+            reason: format!("buffers for pages in device memory: {error}"),
+        })?;
         let streams = (0..STREAMS)
             .map(|stream| {
                 let session = terms.head.session;
@@ -73,12 +84,7 @@ impl Source for TcpSource {
                 })
             })
             .collect::<Result<Vec<_>, _>>()?;
-        let link = TcpLink {
-            queue: Queue::new(pools),
-            store: Arc::clone(&self.store),
-            streams,
-            flushes: VecDeque::new(),
-        };
+        let link = TcpLink { queue: Queue::new(pools), supply, streams, flushes: VecDeque::new() };
         Ok(Joined { link: Box::new(link), reply: Vec::new() })
     }
 }
@@ -100,21 +106,31 @@ struct Stream {
 /// A frame of which `sent` bytes are sent, head and payload.
 struct Sending {
     head: [u8; HEAD_BYTES],
-    /// The put's number and the payload, which lies within one page; `None` for a mark.
-    piece: Option<(Number, Piece)>,
+    /// `None` for a mark.
+    payload: Option<Payload>,
     sent: usize,
 }
 
 impl Sending {
     fn len(&self) -> usize {
-        HEAD_BYTES + self.piece.map_or(0, |(_, piece)| piece.len)
+        HEAD_BYTES + self.payload.as_ref().map_or(0, |payload| payload.piece.len)
     }
 
-    /// One system call: the rest of the frame, its payload straight from the store.
-    fn write(&self, mut socket: &TcpStream, store: &dyn PageStore) -> std::io::Result<usize> {
+    /// One system call: the rest of the frame, its payload straight from where it is.
+    fn write(&mut self, mut socket: &TcpStream, supply: &Supply) -> std::io::Result<usize> {
         let head = &self.head[self.sent.min(HEAD_BYTES)..];
-        let Some((_, piece)) = self.piece else { return socket.write(head) };
+        let Some(Payload { piece, slot, .. }) = &mut self.payload else {
+            return socket.write(head);
+        };
         let done = self.sent.saturating_sub(HEAD_BYTES);
+        let store = match (supply, slot) {
+            (_, Some(slot)) => {
+                let rest = &slot.bytes()[done..piece.len];
+                return socket.write_vectored(&[IoSlice::new(head), IoSlice::new(rest)]);
+            }
+            (Supply::Store(store), None) => store,
+            (Supply::Device(_), None) => unreachable!("pages in device memory have a buffer"),
+        };
         let page_bytes = store.geometry().page_bytes();
         let start = piece.source % page_bytes;
         let page = u32::try_from(piece.source / page_bytes).expect("checked against the pool");
@@ -152,9 +168,9 @@ impl Stream {
     }
 
     /// Sends what the socket takes of the frame; whether there is none left.
-    fn send(&mut self, store: &dyn PageStore, queue: &mut Queue) -> Result<bool, TransferError> {
+    fn send(&mut self, supply: &mut Supply, queue: &mut Queue) -> Result<bool, TransferError> {
         while let Some(frame) = &mut self.frame {
-            match frame.write(&self.socket, store) {
+            match frame.write(&self.socket, supply) {
                 Ok(0) => return Err(TransferError::broken("the socket takes nothing")),
                 Ok(count) => frame.sent += count,
                 Err(error) => match error.kind() {
@@ -164,7 +180,8 @@ impl Stream {
                 },
             }
             if frame.sent == frame.len() {
-                if let Some((number, _)) = frame.piece {
+                if let Some(Payload { number, slot, .. }) = frame.payload.take() {
+                    supply.sent(slot);
                     queue.done(number);
                 }
                 self.frame = None;
@@ -200,25 +217,26 @@ impl Stream {
 
 struct TcpLink {
     queue: Queue,
-    store: Arc<dyn PageStore>,
+    supply: Supply,
     streams: Vec<Stream>,
     /// Flushes taken and not acknowledged by every stream, oldest first.
     flushes: VecDeque<Number>,
 }
 
 impl TcpLink {
-    /// Gives stream `at` its next frame; its payload's length, or `None` if there is none.
-    fn fill(&mut self, at: usize) -> Option<usize> {
+    /// Gives stream `at` its next frame; its payload's length, or `None` if there is none now.
+    fn fill(&mut self, at: usize) -> Result<Option<usize>, TransferError> {
         if self.streams[at].marks.is_empty() {
-            match self.queue.next(LIMIT)? {
-                Next::Piece(number, piece) => {
-                    let len = u32::try_from(piece.len).expect("at most a page, at most 1 GiB");
+            match self.supply.next(&mut self.queue)? {
+                None => return Ok(None),
+                Some((Next::Piece(number, piece), slot)) => {
+                    let len = u32::try_from(piece.len).expect("at most 1 MiB");
                     let head = Frame::Piece { at: piece.target as u64, len }.write();
-                    let piece = Some((number, piece));
-                    self.streams[at].frame = Some(Sending { head, piece, sent: 0 });
-                    return Some(len as usize);
+                    let payload = Some(Payload { number, piece, slot });
+                    self.streams[at].frame = Some(Sending { head, payload, sent: 0 });
+                    return Ok(Some(len as usize));
                 }
-                Next::Flush(number) => {
+                Some((Next::Flush(number), _)) => {
                     self.flushes.push_back(number);
                     for stream in &mut self.streams {
                         stream.marks.push_back(number);
@@ -227,11 +245,11 @@ impl TcpLink {
             }
         }
         let stream = &mut self.streams[at];
-        let number = stream.marks.pop_front()?;
+        let Some(number) = stream.marks.pop_front() else { return Ok(None) };
         let head = Frame::Flush { number }.write();
-        stream.frame = Some(Sending { head, piece: None, sent: 0 });
+        stream.frame = Some(Sending { head, payload: None, sent: 0 });
         stream.unacked.push_back(number);
-        Some(0)
+        Ok(Some(0))
     }
 
     /// One round over the streams; the payload bytes begun, or `None` if nothing moved.
@@ -241,10 +259,10 @@ impl TcpLink {
             if self.streams[at].receive()? {
                 moved.get_or_insert(0);
             }
-            if self.streams[at].send(&*self.store, &mut self.queue)?
-                && let Some(bytes) = self.fill(at)
+            if self.streams[at].send(&mut self.supply, &mut self.queue)?
+                && let Some(bytes) = self.fill(at)?
             {
-                self.streams[at].send(&*self.store, &mut self.queue)?;
+                self.streams[at].send(&mut self.supply, &mut self.queue)?;
                 *moved.get_or_insert(0) += bytes;
             }
         }
@@ -261,8 +279,9 @@ impl TcpLink {
         Ok(moved)
     }
 
-    /// Sleeps until a socket can do what it is wanted for.
+    /// Sleeps until a socket can do what it is wanted for, or a copy may be done.
     fn wait(&self, limit: Duration) -> Result<(), TransferError> {
+        let limit = if self.supply.is_loading() { limit.min(LOOK_EVERY) } else { limit };
         let mut fds: Vec<_> = self
             .streams
             .iter()

@@ -1,12 +1,14 @@
 //! The receiving half: a listener thread, and a thread a data connection.
 
+use super::memory::{Landing, Memory, Streams};
 use super::wire::{Frame, HEAD_BYTES, HELLO_BYTES, Hello, WELCOME};
 use super::{SLICES, STREAMS};
 use crate::offer::{Head, Reader, Writer, random, same_secret};
 use crate::{Kind, Offer, Proof, SessionId, Target, TransferError};
+use kernels::cuda::PagePool;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use shared::ids::PageId;
-use shared::kv::PageStore;
+use shared::kv::{KvGeometry, PageStore};
 use std::collections::HashMap;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -54,7 +56,7 @@ pub struct TcpTarget {
 }
 
 struct Shared {
-    store: Arc<dyn PageStore>,
+    memory: Memory,
     config: TcpConfig,
     connections: AtomicUsize,
     sessions: Mutex<Sessions>,
@@ -72,6 +74,7 @@ struct Session {
     live: Mutex<bool>,
     /// A second handle of each stream that has joined, to shut it down by.
     sockets: Mutex<[Option<TcpStream>; STREAMS as usize]>,
+    copies: Streams,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -90,6 +93,22 @@ impl TcpTarget {
     /// [`TransferError::Unavailable`] if the address cannot be bound or a thread not be started;
     /// [`TransferError::Malformed`] if sources could not be told where to connect.
     pub fn new(store: Arc<dyn PageStore>, config: TcpConfig) -> Result<Self, TransferError> {
+        Self::over(Memory::Store(store), config)
+    }
+
+    /// Listens for sources of `pool`, in device memory, whose pages are of `geometry`.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn in_device_memory(
+        pool: &Arc<PagePool>,
+        geometry: KvGeometry,
+        config: TcpConfig,
+    ) -> Result<Self, TransferError> {
+        Self::over(Memory::Device(Arc::clone(pool), geometry), config)
+    }
+
+    fn over(memory: Memory, config: TcpConfig) -> Result<Self, TransferError> {
         let doing = format!("listening on {}", config.listen);
         let listener = TcpListener::bind(config.listen).map_err(|e| unavailable(&doing, &e))?;
         let mut address = listener.local_addr().map_err(|e| unavailable(&doing, &e))?;
@@ -103,7 +122,7 @@ impl TcpTarget {
         let stop = Arc::new(stop);
         let sessions = Mutex::new(Sessions { last: 0, open: HashMap::new() });
         let connections = AtomicUsize::new(0);
-        let shared = Arc::new(Shared { store, config, connections, sessions });
+        let shared = Arc::new(Shared { memory, config, connections, sessions });
         let thread = {
             let (shared, stop) = (Arc::clone(&shared), Arc::clone(&stop));
             Builder::new()
@@ -135,9 +154,10 @@ impl Target for TcpTarget {
         sessions.last += 1;
         let session = SessionId::new(sessions.last);
         let sockets = Mutex::new([const { None }; STREAMS as usize]);
-        let entry = Session { secret, live: Mutex::new(true), sockets };
+        let copies = Streams::default();
+        let entry = Session { secret, live: Mutex::new(true), sockets, copies };
         sessions.open.insert(session, Arc::new(entry));
-        let (geometry, pages) = (*self.shared.store.geometry(), self.shared.store.pages());
+        let (geometry, pages) = (*self.shared.memory.geometry(), self.shared.memory.pages());
         let mut writer = Writer::default();
         Head { kind: Kind::Tcp, session, geometry, pages }.write(&mut writer);
         writer.raw(&secret).blob(self.address.to_string().as_bytes());
@@ -191,10 +211,11 @@ impl Shared {
             // An error means that the connection is gone already.
             let _ = socket.shutdown(Shutdown::Both);
         }
+        ended.copies.settle();
     }
 
     fn pool_bytes(&self) -> u64 {
-        self.store.geometry().page_bytes() as u64 * u64::from(self.store.pages())
+        self.memory.geometry().page_bytes() as u64 * u64::from(self.memory.pages())
     }
 }
 
@@ -304,14 +325,27 @@ fn join(shared: &Shared, hello: &Hello, socket: &TcpStream) -> Result<Arc<Sessio
     Ok(session)
 }
 
+/// Where one connection's bytes go.
+enum Place<'a> {
+    Store(&'a dyn PageStore),
+    Device(Landing),
+}
+
 /// Writes what comes until the connection or the session ends.
 fn land(shared: &Shared, session: &Session, socket: &mut TcpStream) -> Result<(), TransferError> {
     let broken = |error: std::io::Error| TransferError::broken(&error);
+    let mut place = match &shared.memory {
+        Memory::Store(store) => Place::Store(&**store),
+        Memory::Device(pool, _) => Place::Device(Landing::new(pool, &session.copies)?),
+    };
     let mut head = [0; HEAD_BYTES];
     loop {
         socket.read_exact(&mut head).map_err(broken)?;
         match Frame::read(&head, shared.pool_bytes())? {
             Frame::Flush { number } => {
+                if let Place::Device(landing) = &place {
+                    landing.settle()?;
+                }
                 socket.write_all(&number.to_le_bytes()).map_err(broken)?;
             }
             Frame::Piece { at, len } => {
@@ -320,7 +354,12 @@ fn land(shared: &Shared, session: &Session, socket: &mut TcpStream) -> Result<()
                 let end = at + len as usize;
                 let mut at = at;
                 while at < end {
-                    at += fill(shared, session, socket, at..end)?;
+                    at += match &mut place {
+                        Place::Store(store) => fill(*store, session, socket, at..end)?,
+                        Place::Device(landing) => {
+                            landing.take(&session.live, socket, at, end - at)?
+                        }
+                    };
                 }
             }
         }
@@ -330,7 +369,7 @@ fn land(shared: &Shared, session: &Session, socket: &mut TcpStream) -> Result<()
 /// Reads what the socket has of bytes `wanted` of the pool straight into their first page, holding
 /// the session only while the system copies; how many there were.
 fn fill(
-    shared: &Shared,
+    store: &dyn PageStore,
     session: &Session,
     socket: &mut TcpStream,
     wanted: Range<usize>,
@@ -340,7 +379,7 @@ fn fill(
     if !*live {
         return Err(TransferError::Closed);
     }
-    let page_bytes = shared.store.geometry().page_bytes();
+    let page_bytes = store.geometry().page_bytes();
     let page = u32::try_from(wanted.start / page_bytes).expect("checked against the pool");
     let start = wanted.start % page_bytes;
     let range = start..page_bytes.min(start + wanted.len());
@@ -348,7 +387,7 @@ fn fill(
     // The store panics if the page is in use: a writer that was not granted it must not take this
     // process down, so that ends its session only.
     catch_unwind(AssertUnwindSafe(|| {
-        shared.store.lend_mut(PageId::new(page), range, &mut |slices| {
+        store.lend_mut(PageId::new(page), range, &mut |slices| {
             let most = slices.len().min(SLICES);
             got = socket.read_vectored(&mut slices[..most]);
         });

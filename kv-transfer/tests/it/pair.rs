@@ -1,11 +1,13 @@
 //! Two joined pools over a transport, in one process.
 
 use kernels::cpu::memory::{HostMemory, PageMemory, PageShape};
+use kernels::cuda::{Device, PagePool};
+use kernels::ops::KvShape;
 use kv_transfer::fault::Faults;
 use kv_transfer::loopback::{Hub, LoopbackSource, LoopbackTarget};
 use kv_transfer::tcp::{TcpConfig, TcpSource, TcpTarget};
 use kv_transfer::ucx::{Ucx, UcxSource, UcxTarget, private_memory};
-use kv_transfer::{Kind, Link, SessionId, Source, Target};
+use kv_transfer::{Link, SessionId, Source, Target};
 use shared::ids::PageId;
 use shared::kv::{KvDtype, KvGeometry, PageStore};
 use std::io::IoSliceMut;
@@ -21,14 +23,33 @@ pub const TARGET_PAGES: u32 = 90;
 /// A pool, as the servers have it.
 pub struct Pool {
     geometry: KvGeometry,
-    memory: PageMemory,
+    memory: Memory,
+}
+
+enum Memory {
+    Host(PageMemory),
+    Device(Arc<PagePool>),
 }
 
 impl Pool {
     pub fn new(memory: HostMemory, geometry: KvGeometry, pages: u32) -> Arc<Self> {
         let parts = geometry.layers as usize;
         let shape = PageShape { pages, parts, part_bytes: geometry.layer_bytes() };
-        Arc::new(Self { geometry, memory: PageMemory::new(memory, shape).unwrap() })
+        let memory = Memory::Host(PageMemory::new(memory, shape).unwrap());
+        Arc::new(Self { geometry, memory })
+    }
+
+    /// [`GEOMETRY`]'s in device memory.
+    pub fn on(device: &Device, pages: u32) -> (Arc<Self>, Arc<PagePool>) {
+        let shape = KvShape {
+            layers: GEOMETRY.layers as usize,
+            kv_heads: GEOMETRY.kv_heads as usize,
+            head_dim: GEOMETRY.head_dim as usize,
+            page_tokens: GEOMETRY.page_tokens as usize,
+        };
+        let pool = Arc::new(PagePool::new(device, shape, pages).unwrap());
+        let memory = Memory::Device(Arc::clone(&pool));
+        (Arc::new(Self { geometry: GEOMETRY, memory }), pool)
     }
 
     pub fn page(&self, page: u32) -> Vec<u8> {
@@ -56,16 +77,28 @@ impl PageStore for Pool {
         &self.geometry
     }
     fn pages(&self) -> u32 {
-        self.memory.shape().pages
+        match &self.memory {
+            Memory::Host(memory) => memory.shape().pages,
+            Memory::Device(pool) => pool.pages(),
+        }
     }
     fn read(&self, page: PageId, range: Range<usize>, into: &mut [u8]) {
-        self.memory.read(page.get(), range, into);
+        match &self.memory {
+            Memory::Host(memory) => memory.read(page.get(), range, into),
+            Memory::Device(pool) => pool.read(page.get(), range, into).unwrap(),
+        }
     }
     fn lend(&self, page: PageId, range: Range<usize>, with: &mut dyn FnMut(&[&[u8]])) {
-        self.memory.lend(page.get(), range, with);
+        match &self.memory {
+            Memory::Host(memory) => memory.lend(page.get(), range, with),
+            Memory::Device(_) => unreachable!("transports reach device memory themselves"),
+        }
     }
     fn write(&self, page: PageId, range: Range<usize>, from: &[u8]) {
-        self.memory.write(page.get(), range, from);
+        match &self.memory {
+            Memory::Host(memory) => memory.write(page.get(), range, from),
+            Memory::Device(pool) => pool.write(page.get(), range, from).unwrap(),
+        }
     }
     fn lend_mut(
         &self,
@@ -73,7 +106,10 @@ impl PageStore for Pool {
         range: Range<usize>,
         with: &mut dyn FnMut(&mut [IoSliceMut<'_>]),
     ) {
-        self.memory.lend_mut(page.get(), range, with);
+        match &self.memory {
+            Memory::Host(memory) => memory.lend_mut(page.get(), range, with),
+            Memory::Device(_) => unreachable!("transports reach device memory themselves"),
+        }
     }
 }
 
@@ -124,13 +160,25 @@ pub fn ucx() -> Ends {
     Ends { source_pool, target_pool, source: Box::new(source), target: Box::new(target) }
 }
 
-pub fn ends(kind: Kind) -> Ends {
-    match kind {
-        Kind::Loopback => loopback(&Arc::default()),
-        Kind::Tcp => tcp(),
-        Kind::Ucx => ucx(),
-        Kind::CudaIpc => unreachable!("a pool is not mapped into its own process"),
-    }
+/// Both pools in the memory of one GPU.
+pub fn device_loopback() -> Ends {
+    let (hub, device) = (Hub::new(), Device::open(0).unwrap());
+    let (source_pool, source) = Pool::on(&device, SOURCE_PAGES);
+    let (target_pool, target) = Pool::on(&device, TARGET_PAGES);
+    let target = LoopbackTarget::new(&hub, target_pool.clone()).in_device_memory(&target);
+    let source = LoopbackSource::new(&hub, source_pool.clone()).in_device_memory(&source).unwrap();
+    Ends { source_pool, target_pool, source: Box::new(source), target: Box::new(target) }
+}
+
+/// The same, by way of the host.
+pub fn device_tcp() -> Ends {
+    let device = Device::open(0).unwrap();
+    let (source_pool, source) = Pool::on(&device, SOURCE_PAGES);
+    let (target_pool, target) = Pool::on(&device, TARGET_PAGES);
+    let source = TcpSource::in_device_memory(&source, GEOMETRY);
+    let config = TcpConfig::default();
+    let target = TcpTarget::in_device_memory(&target, GEOMETRY, config).unwrap();
+    Ends { source_pool, target_pool, source: Box::new(source), target: Box::new(target) }
 }
 
 pub fn join(ends: Ends) -> Pair {

@@ -1,7 +1,7 @@
 //! The same test body for every transport.
 
-use crate::pair::{GEOMETRY, Pair, SOURCE_PAGES, TARGET_PAGES, ends, join};
-use kv_transfer::{Event, Kind, Link, OpId, PutOp, TransferError, land};
+use crate::pair::{Ends, GEOMETRY, Pair, SOURCE_PAGES, TARGET_PAGES, join};
+use kv_transfer::{Event, Link, OpId, PutOp, TransferError, land};
 use proptest::test_runner::{Config, TestRunner};
 use proptest::{collection::vec, prelude::*};
 use shared::ids::PageId;
@@ -34,8 +34,8 @@ fn whole() -> Range<usize> {
 }
 
 /// Random puts arrive exactly, nothing else changes, and every operation ends once.
-fn random_puts(kind: Kind) {
-    let Pair { ends, mut link, .. } = join(ends(kind));
+fn random_puts(ends: Ends) {
+    let Pair { ends, mut link, .. } = join(ends);
     let page = GEOMETRY.page_bytes();
     let mut model: Vec<Vec<u8>> = (0..TARGET_PAGES).map(|p| ends.target_pool.page(p)).collect();
     let source: Vec<Vec<u8>> = (0..SOURCE_PAGES).map(|p| ends.source_pool.page(p)).collect();
@@ -95,8 +95,8 @@ fn random_puts(kind: Kind) {
 }
 
 /// What landed is checked by the source's checksums; a changed byte is named.
-fn checksums(kind: Kind) {
-    let Pair { ends, mut link, .. } = join(ends(kind));
+fn checksums(ends: Ends) {
+    let Pair { ends, mut link, .. } = join(ends);
     let layers = GEOMETRY.layers_range(&(1..3));
     let sources = [5, 6, 40].map(PageId::new);
     let targets = [80, 81, 3].map(PageId::new);
@@ -117,8 +117,8 @@ fn checksums(kind: Kind) {
 }
 
 /// A put that is out of bounds moves nothing, ends typed, and leaves the link working.
-fn out_of_bounds(kind: Kind) {
-    let Pair { ends, mut link, .. } = join(ends(kind));
+fn out_of_bounds(ends: Ends) {
+    let Pair { ends, mut link, .. } = join(ends);
     assert_eq!(link.target_pages(), TARGET_PAGES);
     let before: Vec<_> = (0..TARGET_PAGES).map(|page| ends.target_pool.page(page)).collect();
     let page = GEOMETRY.page_bytes();
@@ -153,8 +153,8 @@ fn out_of_bounds(kind: Kind) {
 }
 
 /// Closing gives every outstanding operation back, with its owner, and nothing is written after.
-fn close_with_outstanding(kind: Kind) {
-    let Pair { ends, mut link, session } = join(ends(kind));
+fn close_with_outstanding(ends: Ends) {
+    let Pair { ends, mut link, session } = join(ends);
     for id in 0..8 {
         link.put(put(id, &[(id as u32, id as u32 + 20)], whole()));
     }
@@ -172,8 +172,8 @@ fn close_with_outstanding(kind: Kind) {
 }
 
 /// Joins that cannot be: a wrong offer, a wrong reply, a wrong shape, a session used up.
-fn bad_joins(kind: Kind) {
-    let ends = ends(kind);
+#[expect(clippy::needless_pass_by_value, reason = "as the others")]
+fn bad_joins(ends: Ends) {
     let offer = ends.target.accept().unwrap();
     for cut in 0..offer.bytes.len() {
         assert!(ends.source.connect(&offer.bytes[..cut]).is_err(), "offer cut at {cut}");
@@ -195,9 +195,34 @@ fn bad_joins(kind: Kind) {
 
 macro_rules! for_all {
     ($($body:ident),*) => {
-        mod loopback { $(#[test] fn $body() { super::$body(super::Kind::Loopback); })* }
-        mod tcp { $(#[test] fn $body() { super::$body(super::Kind::Tcp); })* }
-        mod ucx { $(#[test] fn $body() { super::$body(super::Kind::Ucx); })* }
+        mod loopback {
+            use crate::pair::loopback;
+            $(#[test] fn $body() { super::$body(loopback(&std::sync::Arc::default())); })*
+        }
+        mod tcp {
+            use crate::pair::tcp;
+            $(#[test] fn $body() { super::$body(tcp()); })*
+        }
+        mod ucx {
+            use crate::pair::ucx;
+            $(#[test] fn $body() { super::$body(ucx()); })*
+        }
+        mod cuda_loopback {
+            use crate::pair::device_loopback;
+            $(
+                #[test]
+                #[ignore = "needs a GPU"]
+                fn $body() { super::$body(device_loopback()); }
+            )*
+        }
+        mod cuda_tcp {
+            use crate::pair::device_tcp;
+            $(
+                #[test]
+                #[ignore = "needs a GPU"]
+                fn $body() { super::$body(device_tcp()); }
+            )*
+        }
     };
 }
 

@@ -7,10 +7,12 @@
 
 use crate::pair::{GEOMETRY, Pool, SOURCE_PAGES, TARGET_PAGES};
 use crate::same_body::{LIMIT, drive, put};
+use kernels::cuda::Device;
 use kv_transfer::select::Choice;
 use kv_transfer::tcp::TcpConfig;
 use kv_transfer::{
-    Event, Link, OpId, Proof, PushConfig, Pusher, Session, Sources, Targets, TransferError, land,
+    Event, Link, OpId, Proof, PushConfig, Pusher, Session, Sources, Targets, TransferError,
+    WriterProcess, land,
 };
 use rustix::process::{Pid, Signal, kill_process};
 use shared::ids::PageId;
@@ -104,7 +106,13 @@ impl Drop for Other {
 
 // ---- both ends, in either process
 
+/// For `cuda_ipc` in device memory, on a GPU that stays open while the pool lives.
 fn targets(choice: Choice) -> (Arc<Pool>, Targets) {
+    if choice == Choice::CudaIpc {
+        let (pool, memory) = Pool::on(&Device::open(0).unwrap(), TARGET_PAGES);
+        let targets = choice.device_targets(&memory, GEOMETRY, TcpConfig::default()).unwrap();
+        return (pool, targets);
+    }
     let bytes = GEOMETRY.page_bytes() * TARGET_PAGES as usize;
     let (prepared, memory) = choice.target_memory(None, bytes).unwrap();
     let pool = Pool::new(memory, GEOMETRY, TARGET_PAGES);
@@ -114,6 +122,12 @@ fn targets(choice: Choice) -> (Arc<Pool>, Targets) {
 }
 
 fn sources(choice: Choice) -> (Arc<Pool>, Sources) {
+    if choice == Choice::CudaIpc {
+        let (pool, memory) = Pool::on(&Device::open(0).unwrap(), SOURCE_PAGES);
+        pool.fill(1);
+        let sources = choice.device_sources(&memory, GEOMETRY).unwrap();
+        return (pool, sources);
+    }
     let bytes = GEOMETRY.page_bytes() * SOURCE_PAGES as usize;
     let (prepared, memory) = choice.source_memory(None, bytes).unwrap();
     let pool = Pool::new(memory, GEOMETRY, SOURCE_PAGES);
@@ -239,18 +253,38 @@ fn nobody_writes(pool: &Pool, meanwhile: impl FnOnce()) {
     }
 }
 
+/// Over UCX a dead process has ended; of kernels NVML may say so a little later.
+#[track_caller]
+fn wait_ended(writer: &WriterProcess, choice: &str) {
+    let start = Instant::now();
+    while choice == "cuda_ipc" && !writer.ended() && start.elapsed() < LIMIT {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    assert!(writer.ended());
+}
+
+/// Kernels write while nobody looks: time for one to be caught.
+fn pause(choice: &str) {
+    if choice == "cuda_ipc" {
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
 fn writer_killed(choice: &str) {
     let (pool, targets) = targets(choice.parse().unwrap());
     for _ in 0..rounds() {
         let (mut other, session) = half_written(choice, &pool, &targets);
         let segments = segments(other.child.id());
-        assert_eq!(segments.is_empty(), choice == "tcp", "{segments:?}");
+        assert_eq!(segments.is_empty(), choice != "ucx", "{segments:?}");
         other.kill_and_wait();
         match session.revoke() {
             Proof::Immediate => assert_eq!(choice, "tcp"),
-            Proof::ProcessEnd(writer) => assert!(writer.is_dead() && writer.ended()),
+            Proof::ProcessEnd(writer) => {
+                assert!(writer.is_dead());
+                wait_ended(&writer, choice);
+            }
         }
-        nobody_writes(&pool, || ());
+        nobody_writes(&pool, || pause(choice));
         shared_memory_is_clean(&segments);
     }
 }
@@ -265,20 +299,37 @@ fn tcp_writer_killed_in_mid_write() {
     writer_killed("tcp");
 }
 
-/// A stopped writer proves nothing until it is dead.
 #[test]
-fn ucx_writer_stopped_in_mid_write() {
-    let (pool, targets) = targets(Choice::Ucx);
+#[ignore = "needs a GPU"]
+fn cuda_ipc_writer_killed_in_mid_write() {
+    writer_killed("cuda_ipc");
+}
+
+/// A stopped writer proves nothing until it is dead.
+fn writer_stopped(choice: &str) {
+    let (pool, targets) = targets(choice.parse().unwrap());
     for _ in 0..rounds() {
-        let (mut other, session) = half_written("ucx", &pool, &targets);
+        let (mut other, session) = half_written(choice, &pool, &targets);
         other.signal(Signal::STOP);
-        let Proof::ProcessEnd(writer) = session.revoke() else { panic!("UCX is no receiver") };
+        let Proof::ProcessEnd(writer) = session.revoke() else { panic!("the writer stores") };
         assert_eq!(writer.pid(), other.child.id());
         assert!(!writer.is_dead() && !writer.ended());
         other.kill_and_wait();
-        assert!(writer.is_dead() && writer.ended());
-        nobody_writes(&pool, || ());
+        assert!(writer.is_dead());
+        wait_ended(&writer, choice);
+        nobody_writes(&pool, || pause(choice));
     }
+}
+
+#[test]
+fn ucx_writer_stopped_in_mid_write() {
+    writer_stopped("ucx");
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn cuda_ipc_writer_stopped_in_mid_write() {
+    writer_stopped("cuda_ipc");
 }
 
 /// A stopped TCP writer's session ends at once, and its late bytes land nowhere.
@@ -363,7 +414,7 @@ fn target_killed(choice: &str) {
         let inodes = other.control.receive();
         assert_eq!(maps_any(&inodes), choice == "ucx");
         let segments = segments(other.child.id());
-        assert_eq!(segments.is_empty(), choice == "tcp", "{segments:?}");
+        assert_eq!(segments.is_empty(), choice != "ucx", "{segments:?}");
         other.kill_and_wait();
         if choice == "tcp" {
             let broken = |_: &[Event]| pusher.broken().is_some();
@@ -371,7 +422,7 @@ fn target_killed(choice: &str) {
             queued += more;
             ended.extend(late);
         }
-        // Over shared memory nobody notices but the control connection, whose end this stands for.
+        // Over mapped memory nobody notices but the control connection, whose end this stands for.
         pusher.close();
         ended.extend(events.try_iter());
         assert_eq!(ended.len() as u64, queued, "every operation ends once");
@@ -389,6 +440,13 @@ fn target_killed(choice: &str) {
 #[test]
 fn ucx_target_killed_in_mid_write() {
     target_killed("ucx");
+}
+
+/// What is on its way goes into memory that the mapping holds, and then the mapping goes.
+#[test]
+#[ignore = "needs a GPU"]
+fn cuda_ipc_target_killed_in_mid_write() {
+    target_killed("cuda_ipc");
 }
 
 #[test]

@@ -94,7 +94,10 @@ impl Core {
         let store = core.engine.pages();
         let targets = match prepared {
             Some(prepared) => prepared.over(&store, tcp)?,
-            None => config.transport.device_targets(&core.device_pool(), &store, tcp)?,
+            None => {
+                let pool = core.device_pool();
+                config.transport.device_targets(&pool, *store.geometry(), tcp)?
+            }
         };
         Ok((core, targets))
     }
@@ -126,7 +129,7 @@ impl Core {
         let store = core.engine.pages();
         let sources = match prepared {
             Some(prepared) => prepared.over(&store)?,
-            None => config.transport.device_sources(&core.device_pool(), &store)?,
+            None => config.transport.device_sources(&core.device_pool(), *store.geometry())?,
         };
         Ok((core, sources))
     }
