@@ -5,12 +5,15 @@
 //! cargo run --release -p tandem-bench -- rows                     lists the rows and their bars
 //! cargo run --release -p tandem-bench -- row decode-ring          one; exits 1 below its bar
 //! cargo run --release -p tandem-bench -- all --out bench/runs/D   all; writes the record
+//! cargo run --release -p tandem-bench -- kernels                  every op of the engine on a GPU
+//! cargo run --release -p tandem-bench -- roofline                 where a step on a GPU goes
 //! ```
 //!
 //! In reading order: [`row`] is what a row and a group of rows measured together are; [`place`]
 //! finds or makes what they need (binaries, the demo model); [`fleet`] runs a ring of processes and
 //! talks to it; [`pair`] runs two processes that share a transport only; [`rows`] has one file a
-//! group; [`record`] writes what was measured; [`serve`] measures what a client sees, on a GPU too.
+//! group; [`record`] writes what was measured; [`serve`] measures what a client sees, on a GPU too;
+//! [`gpu`] times kernels, which hold no bar.
 //!
 //! A figure that depends on the machine has its floor or peer beside it, taken in alternation in
 //! the same run; figures are medians unless the row says "longest".
@@ -25,6 +28,7 @@ mod rows;
 mod machine;
 mod record;
 mod serve;
+mod gpu;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
@@ -74,6 +78,10 @@ enum Command {
     Story(serve::Story),
     /// Start a ring and print what its servers hold of the GPU.
     Memory(serve::Start),
+    /// Time every op of the engine on a GPU, beside its floor.
+    Kernels(gpu::PerOp),
+    /// Say where the time of a step on a GPU goes, part by part.
+    Roofline(gpu::Share),
     /// The other process of a pair.
     #[command(hide = true)]
     Peer(pair::peer::Peer),
@@ -98,6 +106,8 @@ fn main() -> anyhow::Result<ExitCode> {
         Command::Startup(start) => start.startup().map(|()| ExitCode::SUCCESS),
         Command::Story(story) => story.run().map(|()| ExitCode::SUCCESS),
         Command::Memory(start) => start.memory().map(|()| ExitCode::SUCCESS),
+        Command::Kernels(kernels) => kernels.run(),
+        Command::Roofline(roofline) => roofline.run(),
         Command::Peer(peer) => peer.run().map(|()| ExitCode::SUCCESS),
     }
 }

@@ -9,8 +9,9 @@
 //!
 //! Calls enqueue on one stream; [`crate::ops::Ops::download`] and [`Fetch::read`] wait for it. A
 //! step of decode is recorded once a number of rows (`graph`) and replayed: [`Cuda::record`],
-//! [`Cuda::replay`]. Kernels overlap with the one before them and wait themselves before they touch
-//! what others write; weights, tables and the batch itself were there before a step's first kernel.
+//! [`Cuda::replay`]; what a recording takes is measured by [`Cuda::time_recorded`] (`timing`).
+//! Kernels overlap with the one before them and wait themselves before they touch what others
+//! write; weights, tables and the batch itself were there before a step's first kernel.
 //!
 //! Pages leave beside it: [`ship`] copies them between pools on a [`stream`] of its own, also into
 //! a pool of another process ([`ipc`]), of whose end [`nvml`] knows; [`staging`] takes them through
@@ -36,6 +37,7 @@ mod plan;
 mod project;
 mod sample;
 mod stage;
+mod timing;
 
 #[cfg(test)]
 mod parity;
@@ -45,4 +47,5 @@ pub use batch::{CudaBatch, DRAWN, Frame, ROWS_MAX};
 pub use device::Device;
 pub use heads::Heads;
 pub use pages::{CudaPages, PagePool};
+pub use project::ROWS_MAX as PROJECT_ROWS_MAX;
 pub use sample::{Draw, DrawnToken, Fetch, TOP_MAX};

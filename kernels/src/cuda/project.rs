@@ -10,8 +10,9 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry::{Occupied, Vacant};
 
-/// Most rows: beyond, cuBLASLt is faster (`bench/gpu/project.cu`, on an H100).
-pub(super) const ROWS_MAX: usize = 32;
+/// Most rows that products of few rows have a kernel for: beyond, cuBLASLt is faster
+/// (`bench/gpu/project.cu`, on an H100).
+pub const ROWS_MAX: usize = 32;
 /// Tiles of 16 outputs a warp, and warps that share the inputs.
 const TILES: usize = 2;
 const WARPS: usize = 8;

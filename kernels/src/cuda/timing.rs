@@ -1,0 +1,88 @@
+//! How long the device takes for what is enqueued: events on the stream, read when all is done.
+#![expect(unsafe_code, reason = "the driver's API is C")]
+
+use super::backend::Cuda;
+use super::device::{Device, failed};
+use super::graph::Graph;
+use crate::ops::OpError;
+use cudarc::driver::{result, sys};
+
+impl Cuda {
+    /// Runs `enqueue` `rounds` times without a wait between them; µs of each, by its clock.
+    ///
+    /// A round that the host enqueues slower than the device computes is as long as the host takes.
+    ///
+    /// # Errors
+    /// [`OpError`] from `enqueue` or the device.
+    pub fn time(
+        &self,
+        rounds: usize,
+        mut enqueue: impl FnMut() -> Result<(), OpError>,
+    ) -> Result<Vec<f64>, OpError> {
+        let device = self.device();
+        let marks: Vec<_> = (0..=rounds).map(|_| Mark::new(device)).collect::<Result<_, _>>()?;
+        marks[0].record()?;
+        for mark in &marks[1..] {
+            enqueue()?;
+            mark.record()?;
+        }
+        device.synchronize()?;
+        marks.windows(2).map(|pair| pair[0].micros_to(&pair[1])).collect()
+    }
+
+    /// Records what `enqueue` enqueues, and replays it `rounds` times; µs of each replay.
+    ///
+    /// `enqueue` is run once before, so that nothing is left to be loaded, and once to record it.
+    /// What it touches must stay where it is until this returns.
+    ///
+    /// # Errors
+    /// [`OpError`] from `enqueue` or the device, also if `enqueue` allocates or waits.
+    pub fn time_recorded(
+        &self,
+        rounds: usize,
+        mut enqueue: impl FnMut() -> Result<(), OpError>,
+    ) -> Result<Vec<f64>, OpError> {
+        enqueue()?;
+        self.device().synchronize()?;
+        let graph = Graph::record(self.device(), &mut enqueue)?;
+        // SAFETY: `enqueue` still borrows what the launches touch, and `time` waits for them.
+        self.time(rounds, || unsafe { graph.launch() })
+    }
+}
+
+/// A point on the stream whose time can be read.
+struct Mark {
+    event: sys::CUevent,
+    device: Device,
+}
+
+impl Mark {
+    fn new(device: &Device) -> Result<Self, OpError> {
+        device.bind()?;
+        let event = result::event::create(sys::CUevent_flags::CU_EVENT_DEFAULT);
+        let event = event.map_err(|e| failed("making an event", e))?;
+        Ok(Self { event, device: device.clone() })
+    }
+
+    fn record(&self) -> Result<(), OpError> {
+        // SAFETY: event and stream are alive.
+        unsafe { result::event::record(self.event, self.device.stream()) }
+            .map_err(|e| failed("recording an event", e))
+    }
+
+    /// Both have been passed.
+    fn micros_to(&self, later: &Self) -> Result<f64, OpError> {
+        // SAFETY: both events are alive.
+        let millis = unsafe { result::event::elapsed(self.event, later.event) };
+        millis.map(|millis| f64::from(millis) * 1e3).map_err(|e| failed("reading an event", e))
+    }
+}
+
+impl Drop for Mark {
+    fn drop(&mut self) {
+        if self.device.bind().is_ok() {
+            // SAFETY: it is destroyed only here.
+            let _ = unsafe { result::event::destroy(self.event) };
+        }
+    }
+}
