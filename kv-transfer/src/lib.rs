@@ -48,7 +48,7 @@ pub use join::{Answered, Offered, Report, Session, Sources, Targets};
 pub use proof::WriterProcess;
 pub use push::{PushConfig, Pusher, Unqueued};
 pub use self_test::{Bandwidth, SelfTest, self_test};
-pub use types::{Event, Joined, Kind, Offer, OpId, PutOp, SessionId};
+pub use types::{Event, Joined, Kind, Offer, OpId, Part, PutOp, SessionId};
 
 use std::time::Duration;
 
