@@ -10,9 +10,8 @@
 //!    and shuts the sockets down: after it returns nothing is written.
 //!
 //! Pages in device memory pass through pinned buffers at either end, a megabyte each: copies from
-//! the GPU run ahead of the sockets, copies to it behind them, and nobody waits for one but a flush,
-//! a revocation, and who has no other buffer. As with `cuda_ipc`, a put's pages hold what they are
-//! to hold when it is queued: these copies are not ordered with a forward pass.
+//! the GPU run ahead of the sockets, copies to it behind them, and nobody waits for one but a
+//! flush, a revocation, and who has no other buffer.
 //!
 //! A hostile peer without the secret gets a closed connection; with it, at most its session ended:
 //! a frame's head has a fixed size and is checked against the pool before a byte of its payload is
