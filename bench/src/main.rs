@@ -10,7 +10,8 @@
 //! In reading order: [`row`] is what a row and a group of rows measured together are; [`place`]
 //! finds or makes what they need (binaries, the demo model); [`fleet`] runs a ring of processes and
 //! talks to it; [`pair`] runs two processes that share a transport only; [`rows`] has one file a
-//! group; [`record`] writes what was measured; [`serve`] measures what a client sees, on a GPU too.
+//! group; [`record`] writes what was measured; [`serve`] measures what a client sees, on a GPU too,
+//! and [`ship`] how pages move there.
 //!
 //! A figure that depends on the machine has its floor or peer beside it, taken in alternation in
 //! the same run; figures are medians unless the row says "longest".
@@ -22,6 +23,7 @@ mod place;
 mod fleet;
 mod pair;
 mod rows;
+mod ship;
 mod machine;
 mod record;
 mod serve;
@@ -74,6 +76,8 @@ enum Command {
     Story(serve::Story),
     /// Start a ring and print what its servers hold of the GPU.
     Memory(serve::Start),
+    /// Print how fast pages move between two processes on the first GPU.
+    Ship,
     /// The other process of a pair.
     #[command(hide = true)]
     Peer(pair::peer::Peer),
@@ -98,6 +102,7 @@ fn main() -> anyhow::Result<ExitCode> {
         Command::Startup(start) => start.startup().map(|()| ExitCode::SUCCESS),
         Command::Story(story) => story.run().map(|()| ExitCode::SUCCESS),
         Command::Memory(start) => start.memory().map(|()| ExitCode::SUCCESS),
+        Command::Ship => ship::run().map(|()| ExitCode::SUCCESS),
         Command::Peer(peer) => peer.run().map(|()| ExitCode::SUCCESS),
     }
 }
