@@ -12,8 +12,8 @@
 //! In reading order: [`row`] is what a row and a group of rows measured together are; [`place`]
 //! finds or makes what they need (binaries, the demo model); [`fleet`] runs a ring of processes and
 //! talks to it; [`pair`] runs two processes that share a transport only; [`rows`] has one file a
-//! group; [`record`] writes what was measured; [`serve`] measures what a client sees, on a GPU too;
-//! [`gpu`] times kernels, which hold no bar.
+//! group; [`record`] writes what was measured; [`serve`] measures what a client sees, on a GPU too,
+//! and [`ship`] how pages move there; [`gpu`] times kernels, which hold no bar.
 //!
 //! A figure that depends on the machine has its floor or peer beside it, taken in alternation in
 //! the same run; figures are medians unless the row says "longest".
@@ -25,6 +25,7 @@ mod place;
 mod fleet;
 mod pair;
 mod rows;
+mod ship;
 mod machine;
 mod record;
 mod serve;
@@ -82,6 +83,8 @@ enum Command {
     Kernels(gpu::PerOp),
     /// Say where the time of a step on a GPU goes, part by part.
     Roofline(gpu::Share),
+    /// Print how fast pages move between two processes on the first GPU.
+    Ship,
     /// The other process of a pair.
     #[command(hide = true)]
     Peer(pair::peer::Peer),
@@ -108,6 +111,7 @@ fn main() -> anyhow::Result<ExitCode> {
         Command::Memory(start) => start.memory().map(|()| ExitCode::SUCCESS),
         Command::Kernels(kernels) => kernels.run(),
         Command::Roofline(roofline) => roofline.run(),
+        Command::Ship => ship::run().map(|()| ExitCode::SUCCESS),
         Command::Peer(peer) => peer.run().map(|()| ExitCode::SUCCESS),
     }
 }

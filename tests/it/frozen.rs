@@ -18,10 +18,14 @@ fn asks() -> Vec<Ask> {
 /// A ring in which silence is noticed soon, and a server that stops itself at `point`.
 #[track_caller]
 fn ring(transport: &str, point: &str) -> Ring {
-    let plan = Plan::tiny("tiny-qwen3")
+    ring_in(Plan::tiny("tiny-qwen3").servers("transport", transport), point)
+}
+
+#[track_caller]
+fn ring_in(plan: Plan, point: &str) -> Ring {
+    let plan = plan
         .everyone("heartbeat_ms", 100)
         .everyone("silence_ms", 1500)
-        .servers("transport", transport)
         .servers("transfer_deadline_ms", 1500)
         .on_prefill("chunked_prefill_size", 32);
     let mut ring = Ring::new(&plan);
@@ -85,7 +89,12 @@ fn pages_of_a_frozen_writer_wait_until_it_resumes() {
 
 #[test]
 fn pages_of_a_frozen_writer_wait_until_it_is_dead() {
-    let mut ring = ring("ucx", "prefill-writing:2");
+    quarantine_until_dead(Plan::tiny("tiny-qwen3").servers("transport", "ucx"));
+}
+
+#[track_caller]
+pub fn quarantine_until_dead(plan: Plan) {
+    let mut ring = ring_in(plan, "prefill-writing:2");
     fail_all(&ring, &ring.prefill[0]);
     wait_quarantined(&ring.decode[0]);
     ring.prefill[0].kill();

@@ -1,16 +1,24 @@
-//! The ring with its models on a GPU, pages through the host by TCP. Needs one, so these run only
-//! where asked for: `./ops/test --gpu`.
+//! The ring with its models on a GPU, pages by `cuda_ipc`, within one process, and by TCP. Needs
+//! one, so these run only where asked for: `./ops/test --gpu`.
 
 use crate::ask::Ask;
+use crate::frozen;
+use crate::killed::{self, Victim};
 use crate::plan::{Plan, demo_model, golden_path};
+use crate::process::wait_for;
 use crate::random::Random;
 use crate::ring::Ring;
 use checkpoint::Checkpoint;
 use kernels::cuda::Device;
 use model::cuda::{CudaConfig, CudaEngine, PoolSize};
 use model::equal::Agreement;
+use rustix::process::Signal;
 use shared::kv::KvDtype;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// Tokens of the tiny models' vocabularies.
+const TINY_VOCAB: u32 = 512;
 
 fn on_gpu(model: PathBuf) -> Plan {
     Plan::new(model).servers("device", "cuda").servers("dtype", "bf16").servers("threads", 2)
@@ -68,4 +76,101 @@ fn cuda_tiny_models() {
         assert_eq!(outcome.ids.len(), 40, "{name}");
         ring.wait_settled();
     }
+}
+
+/// A tiny model, pages by `transport` and nothing else.
+fn tiny(transport: &str) -> Plan {
+    on_gpu(golden_path("tiny-qwen3")).servers("transport", transport)
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn cuda_ipc_gives_the_tokens_of_the_bare_engine() {
+    check(&tiny("cuda_ipc").start(), &golden_path("tiny-qwen3"), TINY_VOCAB);
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn cuda_tcp_gives_the_tokens_of_the_bare_engine() {
+    check(&tiny("tcp").start(), &golden_path("tiny-qwen3"), TINY_VOCAB);
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn cuda_loopback_gives_the_tokens_of_the_bare_engine() {
+    check(&tiny("auto").start_in_one_process(), &golden_path("tiny-qwen3"), TINY_VOCAB);
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn cuda_auto_takes_ipc_and_says_so() {
+    let ring = tiny("auto").start();
+    for member in [&ring.prefill[0], &ring.decode[0]] {
+        assert!(member.log().contains("cuda_ipc"), "{}", member.log());
+    }
+    // One end that wants TCP gets it, and the other learns why.
+    let ring = tiny("auto").on_prefill("transport", "tcp").start();
+    let log = ring.decode[0].log();
+    assert!(log.contains("tcp; not cuda_ipc: at the source: tcp was asked for"), "{log}");
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn cuda_ipc_prefill_killed_in_mid_write() {
+    killed::check_in(tiny("cuda_ipc"), Victim::Prefill, "prefill-writing:2");
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn cuda_ipc_prefill_killed_with_all_pages_written() {
+    killed::check_in(tiny("cuda_ipc"), Victim::Prefill, "prefill-written");
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn cuda_ipc_decode_killed_with_an_opened_ticket() {
+    killed::check_in(tiny("cuda_ipc"), Victim::Decode, "decode-opened:2");
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn cuda_ipc_decode_killed_in_mid_stream() {
+    killed::check_in(tiny("cuda_ipc"), Victim::Decode, "decode-stepped:5");
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn cuda_ipc_pages_of_a_frozen_writer_wait_until_it_is_dead() {
+    frozen::quarantine_until_dead(tiny("cuda_ipc"));
+}
+
+/// A dead server's memory is the driver's as long as a peer has it mapped, and no longer.
+#[test]
+#[ignore = "needs a GPU"]
+fn cuda_ipc_a_dead_peers_memory_is_unmapped() {
+    let plan = tiny("cuda_ipc").on_decode("mem_fraction", 0.05);
+    let mut ring = plan.on_decode("max_total_tokens", i64::from(u32::MAX)).start();
+    let device = Device::open(0).unwrap();
+    let free = || device.memory().unwrap().0;
+    let before = free();
+    ring.prefill[0].signal(Signal::STOP);
+    ring.decode[0].kill();
+    std::thread::sleep(Duration::from_secs(1));
+    let frozen = free();
+    let start = Instant::now();
+    ring.prefill[0].signal(Signal::CONT);
+    let after = wait_for("the memory of a dead pool", || {
+        let now = free();
+        (now > frozen + (1 << 30)).then_some(now)
+    });
+    println!(
+        "free: {} MiB, {} once decode was dead, {} within {:?} of prefill going on",
+        before >> 20,
+        frozen >> 20,
+        after >> 20,
+        start.elapsed()
+    );
+    ring.decode[0].start(&[]);
+    ring.wait_ready();
+    ring.generate(&Ask::greedy(&[1, 2, 3, 4, 5], 10)).assert_done();
 }

@@ -10,7 +10,7 @@ use crate::ring::Ring;
 use std::thread::ScopedJoinHandle;
 
 #[derive(Clone, Copy, PartialEq)]
-enum Victim {
+pub enum Victim {
     Prefill,
     Decode,
 }
@@ -33,12 +33,15 @@ fn asks() -> Vec<Ask> {
     (0..6).map(ask).collect()
 }
 
-/// Kills `victim` at its stop point with requests on it, and starts it again.
 #[track_caller]
 fn check(victim: Victim, point: &str, transport: &str) {
-    let plan = Plan::tiny("tiny-qwen3")
-        .servers("transport", transport)
-        .on_prefill("chunked_prefill_size", 32);
+    check_in(Plan::tiny("tiny-qwen3").servers("transport", transport), victim, point);
+}
+
+/// Kills `victim` at its stop point with requests on it, and starts it again.
+#[track_caller]
+pub fn check_in(plan: Plan, victim: Victim, point: &str) {
+    let plan = plan.on_prefill("chunked_prefill_size", 32);
     let mut ring = Ring::new(&plan);
     for member in ring.servers_mut() {
         let is_victim = member.name.starts_with(point.split('-').next().unwrap());

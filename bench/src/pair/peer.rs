@@ -3,6 +3,7 @@
 use super::pool::{SHAPES, scattered};
 use super::{Control, join_as_source, join_as_target, sources, targets};
 use crate::rows::transfer;
+use crate::ship;
 use anyhow::Context;
 use clap::{Args, ValueEnum};
 use kv_transfer::{Link, OpId, PutOp, TransferError};
@@ -28,6 +29,8 @@ pub enum Job {
     Writer,
     /// Is written until it is killed.
     Target,
+    /// Sends pages in device memory every way and says how long each took.
+    Ship,
 }
 
 impl Job {
@@ -36,6 +39,7 @@ impl Job {
             Self::Speed => "speed",
             Self::Writer => "writer",
             Self::Target => "target",
+            Self::Ship => "ship",
         }
     }
 }
@@ -47,6 +51,7 @@ impl Peer {
             Job::Speed => transfer::send(self.shape, control),
             Job::Writer => self.write_without_end(control),
             Job::Target => self.be_written(control),
+            Job::Ship => ship::send(self.shape, control),
         }
     }
 

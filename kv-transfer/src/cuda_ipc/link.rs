@@ -18,8 +18,8 @@ const LAUNCH_BYTES: usize = 64 << 20;
 const FLYING: usize = 4;
 /// A list names pages, so a piece lies in one.
 const LIMIT: Limit = Limit { bytes: usize::MAX, across_pages: false };
-/// Longest time without sleeping, and the sleep between two looks after it.
-const SPIN: Duration = Duration::from_micros(20);
+/// Longest time without sleeping, enough for 16 MiB, and the sleep between two looks after it.
+const SPIN: Duration = Duration::from_micros(100);
 const NAP: Duration = Duration::from_micros(30);
 /// Longest time that launches on their way may take once the link is closed.
 const CLOSE_LIMIT: Duration = Duration::from_secs(5);

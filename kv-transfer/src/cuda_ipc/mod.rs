@@ -14,9 +14,8 @@
 //!    soon as its link is lost. The target cannot take a mapping back, so revoking gives
 //!    [`crate::Proof::ProcessEnd`], which for GPUs is more than the process' death.
 //!
-//! **The pages of a put hold what they are to hold when it is queued**: the engine collects a step
-//! before its pages are shipped. To ship what a running step writes, the link's stream would first
-//! have to wait for a mark behind it ([`kernels::cuda::stream::Stream::wait_for`]).
+//! Parts of a put that a running forward pass still writes have a mark behind them: the stream
+//! waits for it, and no host. Others hold what they are to hold when the put is queued.
 //!
 //! No `unsafe` is here; all of it is in `kernels::cuda`.
 

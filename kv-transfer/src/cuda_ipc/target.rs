@@ -195,3 +195,33 @@ impl Sessions {
         ended.writer
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use shared::kv::KvDtype;
+
+    #[test]
+    fn an_offer_comes_back_and_every_cut_is_refused() {
+        let geometry = KvGeometry {
+            layers: 2,
+            kv_heads: 2,
+            head_dim: 8,
+            page_tokens: 4,
+            dtype: KvDtype::Bf16,
+        };
+        let head = Head { kind: Kind::CudaIpc, session: SessionId::new(3), geometry, pages: 9 };
+        let (boot_id, uuid, handle) = ([1; BOOT_ID_BYTES], [2; 16], [3; HANDLE_BYTES]);
+        let terms = Terms { head, boot_id, uuid, handle, slot: 255, nonce: 77 };
+        let bytes = terms.write();
+        let read = Terms::read(&bytes).unwrap();
+        assert_eq!((read.head, read.slot, read.nonce), (head, 255, 77));
+        assert_eq!((read.boot_id, read.uuid, read.handle), (boot_id, uuid, handle));
+        for cut in 0..bytes.len() {
+            assert!(Terms::read(&bytes[..cut]).is_err(), "cut at {cut}");
+        }
+        let beyond = Terms { slot: 256, ..read }.write();
+        let error = Terms::read(&beyond).map(drop).unwrap_err().to_string();
+        assert!(error.contains("offer.slot") && error.contains("256"), "{error}");
+    }
+}

@@ -57,6 +57,23 @@ fn auto_takes_ucx_on_one_host() {
 }
 
 #[test]
+fn each_pools_transports_are_refused_the_other_by_name() {
+    let error = |outcome: Result<(), TransferError>| outcome.unwrap_err().to_string();
+    for refused in [
+        error(Choice::CudaIpc.target_memory(None, 1 << 20).map(drop)),
+        error(Choice::CudaIpc.source_memory(None, 1 << 20).map(drop)),
+    ] {
+        assert!(refused.contains("cuda_ipc") && refused.contains("host memory"), "{refused}");
+        assert!(refused.contains("device = \"cuda\""), "{refused}");
+    }
+    let refused = error(Choice::Ucx.check_device());
+    assert!(refused.contains("ucx") && refused.contains("device memory"), "{refused}");
+    Choice::Auto.check_device().unwrap();
+    assert_eq!("cuda_ipc".parse(), Ok(Choice::CudaIpc));
+    assert!("rdma".parse::<Choice>().unwrap_err().to_string().contains("cuda_ipc"));
+}
+
+#[test]
 fn what_one_end_does_not_want_is_said_by_both() {
     check(Choice::Auto, Choice::Tcp, Kind::Tcp, &["not ucx: at the target: tcp was asked for"]);
     check(Choice::Tcp, Choice::Auto, Kind::Tcp, &["not ucx: at the source: tcp was asked for"]);

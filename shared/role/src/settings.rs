@@ -59,7 +59,7 @@ settings! {
     max_total_tokens: u32,
     /// Threads that compute [default: all cores].
     threads: usize,
-    /// How pages travel: auto, ucx, tcp [default: auto].
+    /// How pages travel: auto, ucx, cuda_ipc, tcp [default: auto].
     transport: String,
     /// Folder with libucp.so.0 [default: where the loader finds it].
     ucx_dir: PathBuf,
