@@ -43,6 +43,8 @@ pub struct Plan {
     pub settings: Table,
     /// Which logs all processes write, as `RUST_LOG` has it.
     pub logs: String,
+    /// Of all processes, beside what they inherit.
+    pub environment: Vec<(String, String)>,
 }
 
 impl Plan {
@@ -54,6 +56,7 @@ impl Plan {
             decode: 1,
             settings: Table::new(),
             logs: "info".to_owned(),
+            environment: vec![],
         };
         plan.set("dtype", dtype)
     }
@@ -68,6 +71,12 @@ impl Plan {
     pub fn servers(mut self, prefill: usize, decode: usize) -> Self {
         (self.prefill, self.decode) = (prefill, decode);
         self
+    }
+
+    /// The environment of its processes.
+    pub fn environment(&self) -> Vec<(String, String)> {
+        let logs = ("RUST_LOG".to_owned(), self.logs.clone());
+        self.environment.iter().cloned().chain([logs]).collect()
     }
 }
 
@@ -255,8 +264,8 @@ fn program(
     let (file, log) = (path(".toml"), path(".log"));
     fs::write(&file, toml::to_string(&config)?)?;
     let binary = binaries.join(format!("tandem-{role}"));
-    let (name, logs) = (id.to_owned(), plan.logs.clone());
-    Ok(Program { name, binary, command: None, config: file, log, logs })
+    let (name, environment) = (id.to_owned(), plan.environment());
+    Ok(Program { name, binary, command: None, config: file, log, environment })
 }
 
 /// Free ports of the loopback address, all different.

@@ -22,8 +22,8 @@ pub struct Program {
     pub command: Option<&'static str>,
     pub config: PathBuf,
     pub log: PathBuf,
-    /// Which logs it writes, as `RUST_LOG` has it.
-    pub logs: String,
+    /// Beside what it inherits.
+    pub environment: Vec<(String, String)>,
 }
 
 pub struct Process {
@@ -53,7 +53,7 @@ impl Process {
             .arg(&program.config)
             .args(flags)
             .env("NO_COLOR", "1")
-            .env("RUST_LOG", &program.logs)
+            .envs(program.environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)

@@ -76,6 +76,7 @@ impl Bars {
         match self.mode {
             Some(Mode::One) => "-one-process",
             Some(Mode::Three) => "-three-processes",
+            Some(Mode::Mps) => "-three-processes-mps",
             None => "-elsewhere",
         }
     }
@@ -85,7 +86,7 @@ impl Bars {
         self.values.iter().filter_map(move |&(name, value)| {
             let row = ROWS.iter().find(|row| row.name == name)?;
             // NaN is no JSON, and nothing that was measured.
-            let value = Some(value).filter(|value| value.is_finite());
+            let value = Some(value).filter(|value| value.is_finite()).map(rounded);
             let holds = value.is_some_and(|v| row.bar.is_none_or(|bar| bar.holds(v)));
             Some(Entry {
                 row: format!("{name}{mode}"),
@@ -131,15 +132,39 @@ impl Bars {
                 None => rows.push(new),
             }
         }
-        let lines: Vec<String> = rows.iter().map(|row| format!("  {row}")).collect();
+        let lines: Vec<String> = rows.iter().map(|row| format!("  {}", spaced(row))).collect();
         fs::write(&path, format!("[\n{}\n]\n", lines.join(",\n")))
             .with_context(|| path.display().to_string())
     }
 }
 
+/// Four significant digits.
+fn rounded(value: f64) -> f64 {
+    let digits = 3 - value.abs().max(1e-9).log10().floor() as i32;
+    let scale = 10f64.powi(digits);
+    (value * scale).round() / scale
+}
+
+/// A row as people write one: on a line, with spaces.
+fn spaced(row: &Value) -> String {
+    let Some(fields) = row.as_object() else { return row.to_string() };
+    let fields: Vec<String> =
+        fields.iter().map(|(name, value)| format!("\"{name}\": {value}")).collect();
+    format!("{{{}}}", fields.join(", "))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn values_have_four_digits() {
+        let check = |value, expect| assert_eq!(rounded(value), expect);
+        check(18_291.095_797, 18_290.0);
+        check(0.745_405, 0.7454);
+        check(1.543_926, 1.544);
+        check(0.0, 0.0);
+    }
 
     #[test]
     fn rows_take_the_place_of_their_earlier_values_and_leave_others() {

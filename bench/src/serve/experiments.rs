@@ -51,6 +51,8 @@ pub enum Experiment {
     Batch,
     /// 512 tokens in and 128 out, 64 at a time.
     Serving,
+    /// The same at 1 to 256 at a time.
+    Sweep,
     /// Time to the first token of 512, on an idle server.
     Idle,
     /// Tokens of one request after a prompt of 512.
@@ -80,6 +82,8 @@ const BATCH_WIDTHS: [usize; 8] = [1, 2, 4, 8, 16, 32, 40, 50];
 
 const SERVING_WIDTH: usize = 64;
 const SERVING_REQUESTS: usize = 512;
+
+const SWEEP_WIDTHS: [usize; 5] = [1, 8, 32, 128, 256];
 
 const RUNNING: usize = 8;
 const RUNNING_OUTPUT: usize = 1024;
@@ -129,6 +133,7 @@ impl Lab {
             Experiment::Prefix => self.prefix().await,
             Experiment::Batch => self.batch().await,
             Experiment::Serving => self.serving(bars).await,
+            Experiment::Sweep => self.sweep().await,
             Experiment::Idle => self.idle(bars).await,
             Experiment::Decode => self.decode(bars).await,
             Experiment::Mixed => self.mixed(bars).await,
@@ -233,6 +238,15 @@ impl Lab {
         let run = closed(&self.client, asks, SERVING_WIDTH).await;
         let summary = self.keep("512 in, 128 out, c 64", &run)?;
         bars.set("serving-512-128-c64", summary.output_tokens_a_second);
+        Ok(())
+    }
+
+    async fn sweep(&mut self) -> anyhow::Result<()> {
+        for width in SWEEP_WIDTHS {
+            let asks = self.asks(self.rounds(8 * width), 512, 128);
+            let run = closed(&self.client, asks, width).await;
+            self.keep(&format!("512 in, 128 out, c {width}"), &run)?;
+        }
         Ok(())
     }
 

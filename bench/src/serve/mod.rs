@@ -9,6 +9,7 @@ mod client;
 mod experiments;
 mod load;
 mod log;
+mod mps;
 mod report;
 mod ring;
 mod startup;

@@ -3,6 +3,7 @@
 //! What this starts it ends: dropping a [`Ring`] kills its processes and removes their folder.
 
 use super::log::clock_us;
+use super::mps::Mps;
 use crate::fleet::client::Client as Asker;
 use crate::fleet::process::{Process, Program};
 use crate::fleet::{Fleet, Plan, free_ports};
@@ -52,6 +53,8 @@ pub enum Mode {
     One,
     /// One each.
     Three,
+    /// One each, on one GPU under the Multi-Process Service.
+    Mps,
 }
 
 impl fmt::Display for Mode {
@@ -59,6 +62,7 @@ impl fmt::Display for Mode {
         f.write_str(match self {
             Self::One => "one",
             Self::Three => "three",
+            Self::Mps => "mps",
         })
     }
 }
@@ -91,7 +95,11 @@ enum Processes {
         // Last: the process is dead when its files go.
         _folder: TempDir,
     },
-    Three(Box<Fleet>),
+    Three {
+        fleet: Box<Fleet>,
+        // Last: nobody runs under it when it ends.
+        _mps: Option<Mps>,
+    },
 }
 
 /// A process with what it has logged.
@@ -122,9 +130,11 @@ impl RingOptions {
         plan.logs = logs.to_owned();
         let (url, processes) = match self.mode {
             Mode::One => one(place, &plan)?,
-            Mode::Three => {
-                let fleet = Fleet::start(place, &plan)?;
-                (fleet.client.url().to_owned(), Processes::Three(Box::new(fleet)))
+            Mode::Three => three(place, &plan, None)?,
+            Mode::Mps => {
+                let mps = Mps::start()?;
+                plan.environment = mps.environment();
+                three(place, &plan, Some(mps))?
             }
         };
         let ready_us = clock_us(SystemTime::now());
@@ -161,6 +171,11 @@ impl RingOptions {
     }
 }
 
+fn three(place: &Place, plan: &Plan, mps: Option<Mps>) -> anyhow::Result<(String, Processes)> {
+    let fleet = Box::new(Fleet::start(place, plan)?);
+    Ok((fleet.client.url().to_owned(), Processes::Three { fleet, _mps: mps }))
+}
+
 /// `tandem ring`.
 fn one(place: &Place, plan: &Plan) -> anyhow::Result<(String, Processes)> {
     let folder = tempfile::tempdir()?;
@@ -180,7 +195,7 @@ fn one(place: &Place, plan: &Plan) -> anyhow::Result<(String, Processes)> {
         command: Some("ring"),
         config: path("ring.toml"),
         log: path("ring.log"),
-        logs: plan.logs.clone(),
+        environment: plan.environment(),
     };
     let mut process = Process::start(&program, &[])?;
     let asker = Asker::new(format!("http://{address}"));
@@ -207,7 +222,7 @@ impl Ring {
         match &mut self.processes {
             Processes::Theirs => vec![],
             Processes::One { process, .. } => vec![logged(process)],
-            Processes::Three(fleet) => fleet.processes().map(logged).collect(),
+            Processes::Three { fleet, .. } => fleet.processes().map(logged).collect(),
         }
     }
 }

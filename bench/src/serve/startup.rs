@@ -36,23 +36,58 @@ fn tells(line: &Line<'_>) -> bool {
     !line.text.starts_with("loading weights")
 }
 
-/// Prints what each GPU server holds, from its own line.
+/// Prints what each GPU server holds, from its own lines: what each part of its start took. Those
+/// are differences of the GPU's free memory, so servers that start at once count each other's.
 pub fn memory(processes: &[Logged]) -> Value {
     let mut record = vec![];
     for process in processes {
-        for line in lines(&process.log).filter(|line| line.message() == "GPU memory") {
-            let role = line.field("role").unwrap_or("?");
-            let parts = ["weights", "pool", "other", "free", "total"];
-            let bytes = parts.map(|part| (part, line.number(part).unwrap_or(0)));
-            let shown = bytes.map(|(part, bytes)| format!("{part} {:.2}", bytes as f64 / 1e9));
-            println!("{} ({role}), GB: {}", process.name, shown.join(", "));
-            let bytes = bytes.into_iter().map(|(part, bytes)| (part.to_owned(), bytes.into()));
-            let bytes: serde_json::Map<String, Value> = bytes.collect();
-            record.push(json!({"process": process.name, "role": role, "bytes": bytes}));
+        let mut parts = vec![];
+        for line in lines(&process.log) {
+            match line.message() {
+                "loading" => parts.extend(line.field("part").zip(line.number("bytes"))),
+                "loaded" => parts.extend(line.number("free_bytes").map(|free| ("free", free))),
+                "model loaded" if !parts.is_empty() => {
+                    let role = line.field("role").unwrap_or("?");
+                    let shown: Vec<String> = parts.iter().map(gigabytes).collect();
+                    println!("{} ({role}), GB: {}", process.name, shown.join(", "));
+                    let bytes =
+                        parts.drain(..).map(|(part, bytes)| (part.to_owned(), bytes.into()));
+                    let bytes: serde_json::Map<String, Value> = bytes.collect();
+                    record.push(json!({"process": process.name, "role": role, "bytes": bytes}));
+                }
+                _ => {}
+            }
         }
     }
     if record.is_empty() {
         println!("no process of this ring says what it holds of a GPU");
     }
     record.into()
+}
+
+fn gigabytes((part, bytes): &(&str, u64)) -> String {
+    format!("{part} {:.3}", *bytes as f64 / 1e9)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_that_loaded_has_its_parts_by_role() {
+        let line = |text: &str| format!("2026-11-24T14:05:22.123456Z  INFO x: {text}\n");
+        let log = [
+            "loading part=\"weights\" seconds=0.1 bytes=1200",
+            "loading weights: 10 %",
+            "loaded gpu=\"H\" pages=3 free_bytes=7",
+            "model loaded role=decode pages=3",
+            "model loaded role=prefill pages=3",
+        ];
+        let log = log.map(line).concat();
+        let processes = [Logged { name: "ring".into(), started_us: 0, log }];
+        let expect = json!([
+            {"process": "ring", "role": "decode", "bytes": {"weights": 1200, "free": 7}}
+        ]);
+        assert_eq!(memory(&processes), expect);
+    }
 }

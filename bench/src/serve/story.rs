@@ -70,7 +70,7 @@ const ARRIVED: &str = "headers read";
 const FIRST: &str = "first token read";
 const ENDED: &str = "answer read";
 
-/// Track, name, from the first event of one name to the last of another.
+/// Track, name, from the first event of one name to the first of another.
 const SPANS: &[(&str, &str, &str, &str)] = &[
     ("client", "to the first token", SENT, FIRST),
     ("client", "the rest", FIRST, ENDED),
@@ -191,11 +191,10 @@ fn event(line: &Line<'_>) -> Option<Event> {
 }
 
 impl Followed {
-    /// From the first event of one name to the last of another, µs since 1970.
+    /// From the first event of one name to the first of another, µs since 1970.
     fn span(&self, from: &str, to: &str) -> Option<(u64, u64)> {
-        let from = self.events.iter().find(|event| event.name == from)?.at_us;
-        let to = self.events.iter().rfind(|event| event.name == to)?.at_us;
-        Some((from, to))
+        let first = |name| Some(self.events.iter().find(|event| event.name == name)?.at_us);
+        Some((first(from)?, first(to)?))
     }
 
     /// The length of a span, ms; below 0 where its end came first.

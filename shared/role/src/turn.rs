@@ -67,6 +67,9 @@ pub fn run<R: Turn>(
                 Err(TryRecvError::Disconnected) => return Ok(()),
             }
         }
+        // What was just heard is answered now, not after a whole step: a gateway that waits for a
+        // ticket holds up all behind it. What does not go out is tried again below the next turn.
+        role.flush();
     }
 }
 
