@@ -1,8 +1,8 @@
 //! What goes out to gateways, so that the engine thread never waits for one.
 //!
 //! 1. The loop calls [`Outboxes::push`]; nothing is sent yet.
-//! 2. Before and after a step it calls [`Outboxes::flush`]: what the links take is sent, in order. The rest
-//!    waits, and later messages may merge into it.
+//! 2. Before and after a step it calls [`Outboxes::flush`]: what the links take is sent, in order.
+//!    The rest waits, and later messages may merge into it.
 //!
 //! Bound: every message comes at most once a stage of a request that this server holds, but for
 //! tokens, which merge a request and are at most its `max_tokens`.
