@@ -1,8 +1,8 @@
 //! What no version of an op could be faster than: its bytes over the memory's bandwidth, or its
 //! operations over the arithmetic's rate, whichever is longer.
 //!
-//! Bytes are those of inputs and outputs, each once. Activations of a small step
-//! may stay in the L2 cache and never reach memory: there a figure may be below its floor.
+//! Bytes are those of the inputs, each once, and the outputs, each once. Activations of a small
+//! step may stay in the L2 cache and never reach memory: there a figure may be below its floor.
 
 use super::Shape;
 use super::geometry::Geometry;

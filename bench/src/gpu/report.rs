@@ -75,9 +75,10 @@ impl fmt::Display for Row {
     }
 }
 
-/// Writes `rows` as a JSON array, if there is a file to write to.
+/// Writes `rows` as a JSON array, a row a line, if there is a file to write to.
 pub fn write<R: Serialize>(file: Option<&Path>, rows: &[R]) -> anyhow::Result<()> {
     let Some(file) = file else { return Ok(()) };
-    let text = serde_json::to_string_pretty(rows)? + "\n";
+    let lines: Vec<_> = rows.iter().map(serde_json::to_string).collect::<Result<_, _>>()?;
+    let text = format!("[\n{}\n]\n", lines.join(",\n"));
     std::fs::write(file, text).with_context(|| file.display().to_string())
 }

@@ -8,7 +8,7 @@ use crate::ops::OpError;
 use cudarc::driver::{result, sys};
 
 impl Cuda {
-    /// Runs `enqueue` `rounds` times without a wait between them; µs of each, by its clock.
+    /// Runs `enqueue` `rounds` times without a wait between them; µs of each by the device's clock.
     ///
     /// A round that the host enqueues slower than the device computes is as long as the host takes.
     ///
@@ -20,14 +20,14 @@ impl Cuda {
         mut enqueue: impl FnMut() -> Result<(), OpError>,
     ) -> Result<Vec<f64>, OpError> {
         let device = self.device();
-        let marks: Vec<_> = (0..=rounds).map(|_| Mark::new(device)).collect::<Result<_, _>>()?;
-        marks[0].record()?;
-        for mark in &marks[1..] {
+        let ticks: Vec<_> = (0..=rounds).map(|_| Tick::new(device)).collect::<Result<_, _>>()?;
+        ticks[0].record()?;
+        for tick in &ticks[1..] {
             enqueue()?;
-            mark.record()?;
+            tick.record()?;
         }
         device.synchronize()?;
-        marks.windows(2).map(|pair| pair[0].micros_to(&pair[1])).collect()
+        ticks.windows(2).map(|pair| pair[0].micros_to(&pair[1])).collect()
     }
 
     /// Records what `enqueue` enqueues, and replays it `rounds` times; µs of each replay.
@@ -45,18 +45,19 @@ impl Cuda {
         enqueue()?;
         self.device().synchronize()?;
         let graph = Graph::record(self.device(), &mut enqueue)?;
-        // SAFETY: `enqueue` still borrows what the launches touch, and `time` waits for them.
+        // SAFETY: `enqueue` still borrows what the launches touch; `time` waits for them, or, if it
+        // fails, the graph does when it is dropped, which is before `enqueue` is.
         self.time(rounds, || unsafe { graph.launch() })
     }
 }
 
 /// A point on the stream whose time can be read.
-struct Mark {
+struct Tick {
     event: sys::CUevent,
     device: Device,
 }
 
-impl Mark {
+impl Tick {
     fn new(device: &Device) -> Result<Self, OpError> {
         device.bind()?;
         let event = result::event::create(sys::CUevent_flags::CU_EVENT_DEFAULT);
@@ -78,7 +79,7 @@ impl Mark {
     }
 }
 
-impl Drop for Mark {
+impl Drop for Tick {
     fn drop(&mut self) {
         if self.device.bind().is_ok() {
             // SAFETY: it is destroyed only here.
