@@ -158,7 +158,10 @@ fn beside() -> anyhow::Result<()> {
     let case = CASES.get(2).context("no such case")?;
     let pool = case.pool(1)?;
     let heads = Heads { kv: case.shape(), heads: 16 };
-    let cuda = Cuda::new(pool.device(), &CudaShape { heads, vocab: 1024 })?;
+    let cuda = Cuda::new(
+        pool.device(),
+        &CudaShape { heads, vocab: 1024, hidden: 1024, intermediate: 3072 },
+    )?;
     let weights = Weights::F32(vec![0.01; width * width]);
     let weight = cuda.matrix(HostMatrix { rows: width, cols: width, weights })?;
     let (x, mut out) = (cuda.tensor(rows, width)?, cuda.tensor(rows, width)?);

@@ -118,7 +118,10 @@ impl Stand {
             page_tokens: PAGE_TOKENS,
         };
         let heads = Heads { kv, heads: s.heads };
-        let cuda = Cuda::new(device, &CudaShape { heads, vocab: s.vocab })?;
+        let cuda = Cuda::new(
+            device,
+            &CudaShape { heads, vocab: s.vocab, hidden: s.hidden, intermediate: s.intermediate },
+        )?;
         let model = random::model(&cuda, &geometry, positions)?;
         let own = Activations::new(&cuda, &geometry, tokens)?;
         let pool = PagePool::new(device, kv, pages as u32).with_context(|| {

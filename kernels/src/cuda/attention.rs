@@ -7,11 +7,12 @@ use super::batch::{CudaBatch, QUERY_TILE, Work, check_tables};
 use super::compile::Arch;
 use super::device::{Device, DeviceMemory};
 use super::heads::Heads;
-use super::module::{Arg, Entry, Kernel, Shape, TensorMap};
+use super::module::{Arg, Entry, Kernel, Shape, TensorMap, joined};
 use super::pages::CudaPages;
 use super::plan::{Limits, shared_bytes, stages};
 use crate::ops::{Attention, KvShape, OpError};
 use std::f32::consts::LOG2_E;
+use std::thread;
 
 /// Longest head of `cuda/attention.cu`.
 const DIM_MAX: usize = 256;
@@ -32,10 +33,14 @@ impl AttentionKernels {
     pub fn load(device: &Device, heads: Heads, limits: Limits) -> Result<Self, OpError> {
         let entry = Entry { overlaps: false, ..Entry::plain("attention", "attention") };
         let any = Kernel::load(device, entry)?;
-        let fast = match heads.are_fast() {
-            true => Some((Decode::load(device, heads, limits)?, Prefill::load(device, heads)?)),
-            false => None,
+        let load = || {
+            thread::scope(|scope| {
+                let decode = scope.spawn(|| Decode::load(device, heads, limits));
+                let prefill = Prefill::load(device, heads);
+                Ok::<_, OpError>((joined(decode)?, prefill?))
+            })
         };
+        let fast = heads.are_fast().then(load).transpose()?;
         Ok(Self { heads, any, fast })
     }
 

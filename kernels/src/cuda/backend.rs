@@ -7,9 +7,9 @@ use super::device::{Device, DeviceMemory};
 use super::graph::Graph;
 use super::heads::Heads;
 use super::linear::{Operands, Product, Products};
-use super::module::{Arg, Entry, Kernel, Shape};
+use super::module::{Arg, Entry, Kernel, Shape, joined};
 use super::pages::CudaPages;
-use super::project::{self, Projection, Projections};
+use super::project::{self, Planned, Projection, Projections};
 use super::sample::{Draw, Fetch, Sampler};
 use super::stage::Stages;
 use crate::ops::{
@@ -18,6 +18,7 @@ use crate::ops::{
 };
 use half::bf16;
 use std::cell::RefCell;
+use std::thread;
 
 /// Threads of a block of the kernels that take 8 elements a thread.
 const THREADS: usize = 256;
@@ -31,6 +32,28 @@ pub struct CudaShape {
     pub heads: Heads,
     /// Tokens that can be drawn.
     pub vocab: usize,
+    /// Width of the residual stream.
+    pub hidden: usize,
+    /// Width of the MLP.
+    pub intermediate: usize,
+}
+
+impl CudaShape {
+    /// The projections of a layer.
+    fn projections(&self) -> [Planned; 4] {
+        let Heads { kv, heads } = self.heads;
+        let planned = |outputs, inputs, gated, norm| Planned {
+            projection: Projection { rows: 0, outputs, inputs, gated },
+            norm,
+        };
+        let (hidden, q) = (self.hidden, heads * kv.head_dim);
+        [
+            planned(q + 2 * kv.kv_heads * kv.head_dim, hidden, false, true),
+            planned(hidden, q, false, false),
+            planned(self.intermediate, hidden, true, true),
+            planned(hidden, self.intermediate, false, false),
+        ]
+    }
 }
 
 /// The CUDA backend.
@@ -128,11 +151,19 @@ impl Cuda {
     pub fn new(device: &Device, shape: &CudaShape) -> Result<Self, OpError> {
         let writer = Writer::new(shape.heads, device.multiprocessors()?);
         let kernel = |stem, name| Kernel::load(device, Entry::plain(stem, name));
+        let (heads, limits) = (shape.heads, writer.limits());
+        // The first time kernels are compiled, which takes seconds each.
+        let (attention, sampler, projections) = thread::scope(|scope| {
+            let attention = scope.spawn(|| AttentionKernels::load(device, heads, limits));
+            let sampler = scope.spawn(|| Sampler::load(device, shape.vocab));
+            let projections = Projections::load(device, &shape.projections());
+            Ok::<_, OpError>((joined(attention)?, joined(sampler)?, projections?))
+        })?;
         Ok(Self {
             products: Products::new(device)?,
-            projections: Projections::new(device),
-            attention: AttentionKernels::load(device, shape.heads, writer.limits())?,
-            sampler: Sampler::load(device, shape.vocab)?,
+            projections,
+            attention,
+            sampler,
             writer: RefCell::new(writer),
             spare: Spare::default(),
             stages: Stages::default(),

@@ -194,13 +194,14 @@ impl Cache {
     ) -> Result<Cubin, OpError> {
         let Some(folder) = &self.0 else { return compile(source, arch, definitions) };
         need_nvrtc()?;
-        let path = folder.join(format!("{}-{}.cubin", source.0, key(source, arch, definitions)));
+        let name = format!("{}-{}.cubin", source.0, key(source, arch, definitions));
+        let path = folder.join(&name);
         // It is written under another name first, so none is ever read that is cut short.
         if let Ok(image) = std::fs::read(&path) {
             return Ok(Cubin { image, log: String::new() });
         }
         let cubin = compile(source, arch, definitions)?;
-        let part = folder.join(format!(".{}-{}", std::process::id(), source.0));
+        let part = folder.join(format!(".{}-{name}", std::process::id()));
         let written = std::fs::create_dir_all(folder)
             .and_then(|()| std::fs::write(&part, &cubin.image))
             .and_then(|()| std::fs::rename(&part, &path));

@@ -7,6 +7,7 @@ use crate::ops::OpError;
 use cudarc::driver::{result, sys};
 use std::ffi::{CString, c_void};
 use std::mem::MaybeUninit;
+use std::thread::ScopedJoinHandle;
 
 /// A tensor in device memory as the copy engine of Hopper and later sees it: boxes of it are
 /// fetched into shared memory with a swizzle of 128 bytes; what lies outside arrives as zeros.
@@ -213,6 +214,11 @@ impl Kernel {
         .result()
         .map_err(|e| failed(&format!("launching {}", self.name), e))
     }
+}
+
+/// What a thread that loads kernels returned.
+pub(crate) fn joined<T>(thread: ScopedJoinHandle<'_, T>) -> T {
+    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 fn overlapping() -> sys::CUlaunchAttribute {

@@ -16,7 +16,8 @@ const TOLERANCE: f32 = 1e-2;
 
 /// For a vocabulary, and attention of a shape.
 fn cuda_for(vocab: usize, kv: KvShape, heads: usize) -> Cuda {
-    let shape = CudaShape { heads: Heads { kv, heads }, vocab };
+    let heads = Heads { kv, heads };
+    let shape = CudaShape { heads, vocab, hidden: 16, intermediate: 16 };
     Cuda::new(&Device::open(0).unwrap(), &shape).unwrap()
 }
 

@@ -4,11 +4,12 @@
 
 use super::compile::Arch;
 use super::device::Device;
-use super::module::{Arg, Entry, Kernel, Shape};
+use super::module::{Arg, Entry, Kernel, Shape, joined};
 use crate::ops::OpError;
 use std::cell::RefCell;
-use std::collections::HashMap;
 use std::collections::hash_map::Entry::{Occupied, Vacant};
+use std::collections::{HashMap, HashSet};
+use std::thread;
 
 /// Most rows that products of few rows have a kernel for: beyond, cuBLASLt is faster
 /// (`bench/gpu/project.cu`, on an H100).
@@ -28,6 +29,14 @@ pub(super) struct Projection {
     pub inputs: usize,
     /// `y = silu(gate) * up`.
     pub gated: bool,
+}
+
+/// A projection that there will be, of whatever number of rows.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Planned {
+    pub projection: Projection,
+    /// Whether it norms.
+    pub norm: bool,
 }
 
 /// Device addresses of its operands.
@@ -93,9 +102,23 @@ pub(super) struct Projections {
 }
 
 impl Projections {
-    pub fn new(device: &Device) -> Self {
+    /// Loads the kernels for projections of any number of rows with these outputs and inputs, all
+    /// at once: each is compiled by itself the first time.
+    pub fn load(device: &Device, planned: &[Planned]) -> Result<Self, OpError> {
         let splits = device.arch() != Arch::Sm80;
-        Self { device: device.clone(), splits, kernels: RefCell::default() }
+        let sizes = planned.iter().flat_map(|planned| {
+            [8, 16, ROWS_MAX].map(|rows| (Projection { rows, ..planned.projection }, planned.norm))
+        });
+        let taken = sizes.filter(|(projection, _)| Self::take(projection));
+        let cuts: HashSet<_> =
+            taken.map(|(projection, norm)| Cut::of(&projection, norm, splits)).collect();
+        let load = |cut: Cut| Ok((cut, load(device, &cut)?));
+        let kernels = thread::scope(|scope| {
+            let threads: Vec<_> =
+                cuts.into_iter().map(|cut| scope.spawn(move || load(cut))).collect();
+            threads.into_iter().map(joined).collect::<Result<_, OpError>>()
+        });
+        Ok(Self { device: device.clone(), splits, kernels: RefCell::new(kernels?) })
     }
 
     /// Whether it takes such a product.
@@ -118,7 +141,7 @@ impl Projections {
         let mut kernels = self.kernels.borrow_mut();
         let kernel = match kernels.entry(cut) {
             Occupied(entry) => entry.into_mut(),
-            Vacant(entry) => entry.insert(self.load(&cut)?),
+            Vacant(entry) => entry.insert(load(&self.device, &cut)?),
         };
         let groups = outputs.div_ceil(if gated { 8 } else { 16 } * TILES);
         let grid = (groups * cut.split, 1);
@@ -142,10 +165,10 @@ impl Projections {
         // SAFETY: the kernel's arguments in order; the rest is the caller's promise.
         unsafe { kernel.launch(shape, &arguments) }
     }
+}
 
-    fn load(&self, cut: &Cut) -> Result<Kernel, OpError> {
-        let (stem, name, definitions) = ("project", "project_rows", &cut.definitions()[..]);
-        let shared = self.device.shared_max()?;
-        Kernel::load(&self.device, Entry { stem, name, definitions, shared, overlaps: true })
-    }
+fn load(device: &Device, cut: &Cut) -> Result<Kernel, OpError> {
+    let (stem, name, definitions) = ("project", "project_rows", &cut.definitions()[..]);
+    let shared = device.shared_max()?;
+    Kernel::load(device, Entry { stem, name, definitions, shared, overlaps: true })
 }

@@ -57,7 +57,6 @@ struct Pairs {
 
 /// Ships pages of one pool to one other, in order, on a stream of its own.
 pub struct Shipper {
-    // The stream goes first, which waits for its work; then what the work uses.
     stream: Arc<Stream>,
     kernel: Kernel,
     source: Arc<PagePool>,
@@ -163,8 +162,8 @@ impl Shipper {
         let (grid, block) = ((self.blocks, 1, 1), (THREADS, 1, 1));
         let (function, stream) = (self.kernel.0, self.stream.handle());
         // SAFETY: the kernel's arguments in order, copied before the call returns. All bytes lie in
-        // the two pools, as `ship` and `new` checked; both are held until the stream, which drops
-        // before them, has waited for its work.
+        // the two pools, as `ship` and `new` checked; both are held until drop has waited for the
+        // stream.
         unsafe { result::launch_kernel(function, grid, block, 0, stream, &mut arguments) }
             .map_err(|e| failed("shipping pages", e))
     }
@@ -187,6 +186,14 @@ impl Shipper {
         unsafe { result::memcpy_htod_async(start, bytes, self.stream.handle()) }
             .map_err(|e| failed("copying to the target's margin", e))?;
         self.stream.settle(limit)
+    }
+}
+
+impl Drop for Shipper {
+    /// Waits for its copies, however long they take: the pools that they use may go next.
+    fn drop(&mut self) {
+        // An error means that the context is lost, and that nothing of it runs any more.
+        let _ = self.stream.synchronize();
     }
 }
 

@@ -127,6 +127,14 @@ impl Staging {
     }
 }
 
+impl Drop for Staging {
+    /// Waits for its copies: the pool may go next.
+    fn drop(&mut self) {
+        // An error means that the context is lost, and that nothing of it runs any more.
+        let _ = self.stream.synchronize();
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -32,7 +32,7 @@ use kernels::cuda::PagePool;
 use shared::kv::KvGeometry;
 
 /// Blocks of 512 threads that ship at a time.
-pub const BLOCKS: u32 = 32;
+pub const BLOCKS: u32 = 64;
 
 /// A probe slot: the nonce of the offer and the answer of the writer.
 const SLOT_BYTES: usize = 16;

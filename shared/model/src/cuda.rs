@@ -148,7 +148,13 @@ impl CudaEngine {
         let kv = kv_shape(&geometry);
         let heads = Heads { kv, heads: model_config.heads };
         let mut stage = Stage::begin(device)?;
-        let cuda = Cuda::new(device, &CudaShape { heads, vocab: model_config.vocab })?;
+        let shape = CudaShape {
+            heads,
+            vocab: model_config.vocab,
+            hidden: model_config.hidden,
+            intermediate: model_config.intermediate,
+        };
+        let cuda = Cuda::new(device, &shape)?;
         stage.end("kernels")?;
         let threads = threads
             .or_else(|| std::thread::available_parallelism().ok().map(usize::from))
