@@ -122,3 +122,53 @@ pub async fn supervise<E>(
     };
     result.unwrap_or_else(|_| Err(EngineError("the engine thread panicked".into())))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::{Arc, Mutex};
+    use tokio::sync::mpsc;
+
+    /// Notes what the loop calls; ends after three turns that worked.
+    struct Noted(Arc<Mutex<Vec<&'static str>>>);
+
+    impl Noted {
+        fn note(&self, call: &'static str) -> usize {
+            let mut calls = self.0.lock().unwrap();
+            calls.push(call);
+            calls.iter().filter(|other| **other == call).count()
+        }
+    }
+
+    impl Turn for Noted {
+        type Event = ();
+        fn hear(&mut self, (): ()) {
+            self.note("hear");
+        }
+        fn turn(&mut self) -> Result<bool, EngineError> {
+            Ok(self.note("turn") < 3)
+        }
+        fn flush(&mut self) -> bool {
+            self.note("flush");
+            false
+        }
+        fn drained(&self) -> bool {
+            true
+        }
+        fn idle(&self) -> Duration {
+            Duration::ZERO
+        }
+    }
+
+    #[test]
+    fn what_is_heard_is_answered_before_the_next_step() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let (events, inbox) = mpsc::channel(4);
+        events.try_send(()).unwrap();
+        events.try_send(()).unwrap();
+        let calls = Arc::default();
+        run(Noted(Arc::clone(&calls)), inbox, runtime.handle()).unwrap();
+        let first = ["turn", "flush", "hear", "hear", "flush", "turn"];
+        assert_eq!(calls.lock().unwrap()[..6], first);
+    }
+}
