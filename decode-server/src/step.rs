@@ -1,7 +1,8 @@
 //! Walk 11/12. Before: `landing.rs`. After: `emit.rs`, then `gateway/src/stream.rs`.
 //!
 //! The engine thread: the only owner of pool, cache, tickets and running sequences.
-//! 1. Drain the inbox. 2. Plan the step. 3. Launch it, and collect the one before. 4. Emit.
+//! 1. Drain the inbox. 2. Collect the step that is done. 3. Emit. 4. Plan the next and launch it.
+//! Where the engine overlaps, another one runs meanwhile. The inbox is heard while steps run.
 
 use crate::emit::merge;
 use crate::flight::{Flight, Leaves};
@@ -10,7 +11,7 @@ use crate::metrics::Meter;
 use crate::reserve::Retracted;
 use crate::sequence::{Granted, Sequence};
 use link::{SendError, Sender, StopPoint, Stops};
-use model::engine::{Batch, Engine, EngineError, Input, Row, Sample};
+use model::engine::{Batch, Engine, EngineError, IN_FLIGHT, Input, Row, Sample};
 use role::outbox::Outboxes;
 use role::turn::Turn;
 use shared::ids::{Epoch, TicketId};
@@ -58,6 +59,8 @@ pub(crate) struct Decode {
     /// Oldest first.
     pub(crate) sequences: Vec<Sequence>,
     pub(crate) flight: Flight,
+    /// No step can be launched beside the one that runs, unless something is heard.
+    stalled: bool,
     pub(crate) retracted: Retracted,
     pub(crate) outboxes: Outboxes<DecodeToGateway>,
     pub(crate) writers: HashMap<Epoch, Sender<DecodeToPrefill>>,
@@ -92,6 +95,7 @@ impl Decode {
             tickets: Tickets::new(TicketId::new(1), parts.limits.tickets_max),
             sequences: vec![],
             flight: Flight::default(),
+            stalled: false,
             retracted: Retracted::default(),
             outboxes: Outboxes::new(merge),
             writers: HashMap::new(),
@@ -164,19 +168,27 @@ impl Decode {
         }
     }
 
-    /// Launches a step of the batch and collects the one before; whether there was anything to do.
+    /// Collects what is done and launches a step where there is room for one; whether there was
+    /// anything to do, or a step still runs.
     fn step(&mut self) -> Result<bool, EngineError> {
-        let flew = !self.flight.is_empty();
-        let plan = self.plan()?;
-        let launches = !plan.run.is_empty();
-        if launches {
-            self.launch(plan)?;
-        }
-        let stays = usize::from(launches && self.engine.overlaps());
-        while self.flight.len() > stays {
+        let mut worked = !self.flight.is_empty();
+        while !self.flight.is_empty() && self.engine.is_ready()? {
             self.collect()?;
         }
-        Ok(flew || launches)
+        if self.flight.len() < self.depth() {
+            let plan = self.plan()?;
+            self.stalled = plan.run.is_empty();
+            if !self.stalled {
+                self.launch(plan)?;
+                worked = true;
+            }
+        }
+        Ok(worked)
+    }
+
+    /// Most steps in flight.
+    fn depth(&self) -> usize {
+        if self.engine.overlaps() { IN_FLIGHT } else { 1 }
     }
 
     fn launch(&mut self, plan: DecodePlan) -> Result<(), EngineError> {
@@ -358,7 +370,17 @@ impl Decode {
 impl Turn for Decode {
     type Event = Event;
 
+    fn computing(&mut self) -> Result<bool, EngineError> {
+        let waits = self.flight.len() == self.depth() || (self.stalled && !self.flight.is_empty());
+        Ok(waits && !self.engine.is_ready()?)
+    }
+
+    fn nap(&self) -> Duration {
+        self.engine.nap()
+    }
+
     fn hear(&mut self, event: Event) {
+        self.stalled = false;
         match event {
             Event::GatewayUp(epoch, sender) => {
                 self.outboxes.join(epoch, sender);

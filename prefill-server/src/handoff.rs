@@ -42,7 +42,7 @@ impl Prefill {
                 job.route = Route::Opened { ticket, held, pages: named };
                 job.shipped = held;
                 let key = job.key;
-                self.ship(key, &[]);
+                self.ship(key);
             }
             other => {
                 let message = format!("decode named {other:?} for {pages} pages, {held} held");
@@ -69,23 +69,30 @@ impl Prefill {
         })
     }
 
-    /// Queues what is computed, or being computed in `parts`, and not queued yet, of every job.
-    pub(crate) fn ship_all(&mut self, parts: &[StepPart]) {
+    /// [`Self::ship`] of every job.
+    pub(crate) fn ship_all(&mut self) {
         for key in self.jobs.iter().map(|job| job.key).collect::<Vec<_>>() {
-            self.ship(key, parts);
+            self.ship(key);
         }
     }
 
     /// Queues what found a push queue full; a queue has room again when its puts have ended.
     pub(crate) fn ship_backlog(&mut self) {
         if std::mem::take(&mut self.backlog) {
-            self.ship_all(&[]);
+            self.ship_all();
         }
     }
 
-    /// Queues what is computed, or being computed in `parts`, and not queued yet.
-    pub(crate) fn ship(&mut self, key: RequestKey, parts: &[StepPart]) {
+    /// Queues what is computed and not queued yet, and what is being computed, where the engine
+    /// says when it will be complete.
+    pub(crate) fn ship(&mut self, key: RequestKey) {
         let Some(job) = self.jobs.iter().find(|job| job.key == key) else { return };
+        // A checksum is of bytes that are there.
+        let early = job.flying && !self.limits.checksums;
+        let parts = if early { self.engine.parts().to_vec() } else { vec![] };
+        if job.flying && parts.is_empty() {
+            return;
+        }
         let (Route::Opened { .. }, Some(decode), None) = (&job.route, job.decode, &job.ended)
         else {
             return;
@@ -94,7 +101,7 @@ impl Prefill {
         let ready = job.full.len() as u32 + tail;
         let queued = if job.shipped < ready {
             let pages = job.shipped as usize..ready as usize;
-            self.put((key, decode), pages, parts)
+            self.put((key, decode), pages, &parts)
         } else {
             Ok(())
         };
@@ -111,7 +118,7 @@ impl Prefill {
     /// Queues the pages in `range` of the prompt; they stay the job's if that fails.
     ///
     /// The engine may still be writing them. They are held by the put, and should that end before
-    /// its time, nobody takes pages before this thread has collected the step.
+    /// its time, no job is admitted, and so takes pages, before the step is collected.
     fn put(
         &mut self,
         (key, decode): (RequestKey, Epoch),
@@ -180,8 +187,7 @@ impl Prefill {
         self.jobs[at].in_flight -= 1;
         match result {
             Ok(()) => {
-                let job = &self.jobs[at];
-                if job.flush_sent && job.in_flight == 0 && job.ended.is_none() {
+                if self.jobs[at].is_handed() {
                     tracing::debug!(target: "story", request = %key, "flushed");
                     self.stops.reach(StopPoint::PrefillWritten);
                     self.hand_over(at, peer);
@@ -195,7 +201,7 @@ impl Prefill {
         self.settle();
     }
 
-    fn hand_over(&mut self, at: usize, peer: Epoch) {
+    pub(crate) fn hand_over(&mut self, at: usize, peer: Epoch) {
         let job = self.jobs.remove(at);
         let (Route::Opened { ticket, .. }, Some(first)) = (&job.route, job.first.clone()) else {
             unreachable!("only an opened job with a first token is flushed");

@@ -48,6 +48,8 @@ pub(crate) struct Job {
     /// Tokens whose keys and values are in the pages, or are being written by the step that runs.
     pub(crate) computed: u32,
     pub(crate) first: Option<Token>,
+    /// Whether it has a chunk in the step that runs.
+    pub(crate) flying: bool,
     /// Pages queued for writing, of the whole prompt's.
     pub(crate) shipped: u32,
     /// Puts and flushes whose events are due.
@@ -79,7 +81,14 @@ impl Job {
 
     /// Whether nothing of an ended job is in flight, nor an answer to its `Open` due.
     pub(crate) fn settled(&self) -> bool {
-        self.ended.is_some() && self.in_flight == 0 && !matches!(self.route, Route::Opening(_))
+        let waited_for = self.flying || matches!(self.route, Route::Opening(_));
+        self.ended.is_some() && self.in_flight == 0 && !waited_for
+    }
+
+    /// Whether all that there is to write is written, and what is to be said of it is known.
+    pub(crate) fn is_handed(&self) -> bool {
+        let written = self.flush_sent && self.in_flight == 0;
+        written && self.first.is_some() && self.ended.is_none()
     }
 
     /// Page table of the prompt.

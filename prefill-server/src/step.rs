@@ -1,8 +1,8 @@
 //! Walk 8/12. Before: `shared/src/sched/prefill.rs`. After: `handoff.rs`.
 //!
 //! The engine thread: the only owner of pool, cache, queue and jobs.
-//! 1. Drain the inbox. 2. Admit. 3. Cut chunks and launch. 4. Ship what will be complete; collect.
-//! 5. Ship the rest and answer.
+//! 1. Drain the inbox. 2. Collect the step that is done, ship the rest of its pages, answer.
+//! 3. Admit. 4. Cut chunks, launch, ship what will be complete. The inbox is heard while it runs.
 
 use crate::inbox::{Event, Peer};
 use crate::job::{Job, Queued, Route};
@@ -52,6 +52,8 @@ pub(crate) struct Prefill {
     pub(crate) queue: Vec<Queued>,
     /// In order of admission.
     pub(crate) jobs: Vec<Job>,
+    /// Rows of the step that runs.
+    running: Option<Vec<RequestKey>>,
     /// Puts and flushes in flight: to whom, and for which request.
     pub(crate) ops: HashMap<OpId, (Epoch, RequestKey)>,
     pub(crate) next_op: u64,
@@ -90,6 +92,7 @@ impl Prefill {
             cache: parts.cache,
             queue: vec![],
             jobs: vec![],
+            running: None,
             ops: HashMap::new(),
             next_op: 0,
             backlog: false,
@@ -184,6 +187,7 @@ impl Prefill {
             cached_tokens: computed,
             computed,
             first: None,
+            flying: false,
             shipped: 0,
             in_flight: 0,
             flush_sent: false,
@@ -202,8 +206,8 @@ impl Prefill {
         Some(job)
     }
 
-    /// One step over this step's chunks; whether there were any.
-    fn step(&mut self) -> Result<bool, EngineError> {
+    /// Launches a step over the next chunks; whether there were any.
+    fn launch(&mut self) -> Result<bool, EngineError> {
         let computing = self.jobs.iter().enumerate().filter(|(_, job)| job.is_computing());
         let prefilling = computing.map(|(slot, job)| Prefilling {
             slot,
@@ -227,19 +231,26 @@ impl Prefill {
             let job = &mut self.jobs[chunk.slot];
             keys.push(job.key);
             job.computed += chunk.tokens;
+            job.flying = true;
             job.seal_full(self.page_tokens);
         }
-        // A checksum is of bytes that are there.
-        let parts = if self.limits.checksums { vec![] } else { self.engine.parts().to_vec() };
-        if !parts.is_empty() {
-            self.ship_all(&parts);
-        }
-        let tokens = self.engine.collect()?;
+        self.running = Some(keys);
         self.meter.step(plan.iter().map(|chunk| chunk.tokens).sum());
-        for (key, token) in keys.into_iter().zip(tokens) {
+        self.ship_all();
+        Ok(true)
+    }
+
+    /// Takes what the step has computed.
+    fn collect(&mut self) -> Result<(), EngineError> {
+        let tokens = self.engine.collect()?;
+        for (key, token) in self.running.take().into_iter().flatten().zip(tokens) {
             let now = self.now();
             let job = self.jobs.iter_mut().find(|job| job.key == key);
-            let Some(job) = job else { continue }; // its pages could not be shipped
+            let Some(job) = job else { unreachable!("a job stays while it is in a step") };
+            job.flying = false;
+            if job.ended.is_some() {
+                continue;
+            }
             if let Some(token) = token {
                 tracing::debug!(target: "story", request = %job.key, "computed");
                 job.first = Some(token);
@@ -248,9 +259,16 @@ impl Prefill {
             }
         }
         self.stops.reach(StopPoint::PrefillComputed);
-        self.ship_all(&[]);
+        self.ship_all();
+        while let Some(at) = self.jobs.iter().position(Job::is_handed)
+            && let Some(peer) = self.jobs[at].decode
+        {
+            self.stops.reach(StopPoint::PrefillWritten);
+            self.hand_over(at, peer);
+        }
         self.answer();
-        Ok(true)
+        self.settle();
+        Ok(())
     }
 
     fn row(&self, Chunk { slot, tokens }: Chunk) -> Row {
@@ -314,6 +332,14 @@ impl Prefill {
 impl Turn for Prefill {
     type Event = Event;
 
+    fn computing(&mut self) -> Result<bool, EngineError> {
+        Ok(self.running.is_some() && !self.engine.is_ready()?)
+    }
+
+    fn nap(&self) -> Duration {
+        self.engine.nap()
+    }
+
     fn hear(&mut self, event: Event) {
         match event {
             Event::GatewayUp(epoch, sender) => {
@@ -348,11 +374,17 @@ impl Turn for Prefill {
     }
 
     fn turn(&mut self) -> Result<bool, EngineError> {
+        let mut worked = self.running.is_some();
+        if worked && self.engine.is_ready()? {
+            self.collect()?;
+        }
         self.ship_backlog();
-        self.admit();
-        let stepped = self.step()?;
+        if self.running.is_none() {
+            self.admit();
+            worked |= self.launch()?;
+        }
         self.report();
-        Ok(stepped)
+        Ok(worked)
     }
 
     fn flush(&mut self) -> bool {

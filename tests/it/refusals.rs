@@ -109,6 +109,8 @@ fn check_mismatch(plan: &Plan, words: &[&str]) {
     ring.start_all();
     wait_log(&ring.decode[0], words);
     wait_log(&ring.prefill[0], words);
+    let url = ring.url();
+    wait_for("the gateway", || crate::http::get(url, "/health").ok());
     let ready = ring.get("/ready");
     assert_eq!(ready.status, 503, "{}", ready.body);
     ring.servers_mut().for_each(Member::assert_alive);
@@ -130,7 +132,7 @@ fn pages_of_another_size_are_refused_at_join() {
 fn another_model_is_refused_at_join() {
     let other = golden_path("tiny-qwen2");
     let plan = Plan::tiny("tiny-qwen3").on_prefill("model", other.to_str().unwrap());
-    check_mismatch(&plan, &["model"]);
+    check_mismatch(&plan, &["model digest differs"]);
 }
 
 #[test]

@@ -351,6 +351,17 @@ impl Event {
             .map_err(|e| failed("recording an event", e))
     }
 
+    /// Whether what [`Self::record`] marked last is done; true if it never did.
+    pub fn is_passed(&self) -> Result<bool, OpError> {
+        self.device.bind()?;
+        // SAFETY: the event is alive.
+        match unsafe { result::event::query(self.event) } {
+            Ok(()) => Ok(true),
+            Err(DriverError(sys::CUresult::CUDA_ERROR_NOT_READY)) => Ok(false),
+            Err(error) => Err(failed("asking for a step's end", error)),
+        }
+    }
+
     /// Waits for what [`Self::record`] marked last; at once if it never did.
     pub fn wait(&self) -> Result<(), OpError> {
         self.device.bind()?;

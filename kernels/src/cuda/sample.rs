@@ -174,6 +174,14 @@ impl Fetch {
         Ok(Self { host, done: Event::new(device)?, rows: 0 })
     }
 
+    /// Whether the step is done: reading waits for nothing.
+    ///
+    /// # Errors
+    /// [`OpError::Device`] if the step failed.
+    pub fn is_there(&self) -> Result<bool, OpError> {
+        self.done.is_passed()
+    }
+
     /// Waits for the step, and reads what was drawn: a token a row, with as many alternatives as
     /// `top` says of each.
     ///

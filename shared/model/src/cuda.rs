@@ -413,6 +413,9 @@ impl Engine for CudaEngine {
         self.launched.push_back(Launched { samples, results, recorded });
         Ok(())
     }
+    fn is_ready(&mut self) -> Result<bool, EngineError> {
+        self.launched.front().map_or(Ok(true), |step| step.results.is_there().map_err(device))
+    }
     fn parts(&self) -> &[StepPart] {
         &self.parts
     }

@@ -14,6 +14,7 @@ use shared::kv::PageStore;
 use shared::request::{Sampling, Token};
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Most steps that are launched and not collected.
 pub const IN_FLIGHT: usize = 2;
@@ -110,6 +111,17 @@ pub trait Engine: Send {
     /// # Errors
     /// If the device failed; the engine is unusable afterwards.
     fn launch(&mut self, batch: &Batch) -> Result<(), EngineError>;
+    /// Whether [`Self::collect`] would return at once.
+    ///
+    /// # Errors
+    /// As [`Self::launch`].
+    fn is_ready(&mut self) -> Result<bool, EngineError> {
+        Ok(true)
+    }
+    /// How long to sleep between two looks at [`Self::is_ready`]; zero: not at all.
+    fn nap(&self) -> Duration {
+        Duration::ZERO
+    }
     /// All layers of what the step launched last writes, in the order in which they are complete;
     /// empty where pages are complete only once the step is collected.
     fn parts(&self) -> &[StepPart] {

@@ -3,7 +3,7 @@
 //! In reading order: [`engine`] is what servers see; [`forward`] is the pass, written once over
 //! [`kernels::ops::Ops`]; [`family`] has one small file a model family, which says what a layer is
 //! made of; [`load`] reads and fuses weights; [`sample`] draws tokens; [`cpu`] and [`cuda`] join
-//! them.
+//! them; [`worker`] puts an engine on a thread of its own.
 //!
 //! **Invariant:** a token depends on its sequence, its sampling and its index alone, up to
 //! rounding, and never on what else was in the batch or how a prompt was cut.
@@ -21,6 +21,7 @@ mod batch;
 pub mod cpu;
 pub mod cuda;
 pub mod reference;
+pub mod worker;
 
 #[cfg(test)]
 mod golden;

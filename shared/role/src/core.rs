@@ -13,6 +13,7 @@ use model::cpu::{CpuEngine, EngineConfig, geometry};
 use model::cuda::{CudaConfig, CudaEngine, PoolSize};
 use model::engine::Engine;
 use model::load::LoadError;
+use model::worker::Worker;
 use shared::kv::KvGeometry;
 use shared::pool::Pool;
 use shared::radix::RadixCache;
@@ -241,7 +242,8 @@ impl Sized {
             return Ok(Box::new(CudaEngine::load(&gpu, &checkpoint, &config, &mut progress)?));
         }
         let config = EngineConfig { dtype: config.dtype, pages, page_tokens, threads, memory };
-        Ok(Box::new(CpuEngine::load(&checkpoint, config, &mut progress)?))
+        let engine = CpuEngine::load(&checkpoint, config, &mut progress)?;
+        Ok(Box::new(Worker::new(engine)?))
     }
 
     fn bytes(&self) -> usize {

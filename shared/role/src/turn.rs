@@ -1,7 +1,8 @@
 //! The loop of an engine thread: hear what came, take a turn, say what is to be said.
 //!
 //! A role is the only owner of its state; everything reaches it through one bounded inbox. It never
-//! waits while there is work, and sleeps on the inbox when there is none.
+//! waits while there is work, hears and answers while its engine computes, and sleeps on the inbox
+//! when there is nothing to do.
 
 use link::shutdown::Shutdown;
 use model::engine::EngineError;
@@ -17,7 +18,14 @@ pub trait Turn {
     type Event: Send + 'static;
     /// Takes in one event.
     fn hear(&mut self, event: Self::Event);
-    /// Does what can be done now, one engine step at most; whether there was one.
+    /// Whether a turn would wait for the engine.
+    ///
+    /// # Errors
+    /// As [`Self::turn`].
+    fn computing(&mut self) -> Result<bool, EngineError>;
+    /// How long to sleep between two looks at [`Self::computing`]; zero: not at all.
+    fn nap(&self) -> Duration;
+    /// Does what can be done now; whether there was anything, or a step still runs.
     ///
     /// # Errors
     /// If the engine fails; the process must end.
@@ -47,6 +55,17 @@ pub fn run<R: Turn>(
     runtime: &Handle,
 ) -> Result<(), EngineError> {
     loop {
+        while role.computing()? {
+            match inbox.try_recv() {
+                Ok(event) => {
+                    role.hear(event);
+                    role.flush();
+                }
+                Err(TryRecvError::Empty) if role.nap().is_zero() => std::thread::yield_now(),
+                Err(TryRecvError::Empty) => std::thread::sleep(role.nap()),
+                Err(TryRecvError::Disconnected) => return Ok(()),
+            }
+        }
         let worked = role.turn()?;
         let blocked = role.flush();
         if !worked {
@@ -130,11 +149,15 @@ mod tests {
     use tokio::sync::mpsc;
 
     /// Notes what the loop calls; ends after three turns that worked.
-    struct Noted(Arc<Mutex<Vec<&'static str>>>);
+    struct Noted {
+        calls: Arc<Mutex<Vec<&'static str>>>,
+        /// Answers to whether it computes; then it does not.
+        computing: std::vec::IntoIter<bool>,
+    }
 
     impl Noted {
         fn note(&self, call: &'static str) -> usize {
-            let mut calls = self.0.lock().unwrap();
+            let mut calls = self.calls.lock().unwrap();
             calls.push(call);
             calls.iter().filter(|other| **other == call).count()
         }
@@ -144,6 +167,12 @@ mod tests {
         type Event = ();
         fn hear(&mut self, (): ()) {
             self.note("hear");
+        }
+        fn computing(&mut self) -> Result<bool, EngineError> {
+            Ok(self.computing.next().unwrap_or(false))
+        }
+        fn nap(&self) -> Duration {
+            Duration::ZERO
         }
         fn turn(&mut self) -> Result<bool, EngineError> {
             Ok(self.note("turn") < 3)
@@ -160,15 +189,28 @@ mod tests {
         }
     }
 
-    #[test]
-    fn what_is_heard_is_answered_before_the_next_step() {
+    /// The first calls of a loop that finds two events.
+    #[track_caller]
+    fn check(computing: Vec<bool>, first: &[&str]) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let (events, inbox) = mpsc::channel(4);
         events.try_send(()).unwrap();
         events.try_send(()).unwrap();
         let calls = Arc::default();
-        run(Noted(Arc::clone(&calls)), inbox, runtime.handle()).unwrap();
-        let first = ["turn", "flush", "hear", "hear", "flush", "turn"];
-        assert_eq!(calls.lock().unwrap()[..6], first);
+        let noted = Noted { calls: Arc::clone(&calls), computing: computing.into_iter() };
+        run(noted, inbox, runtime.handle()).unwrap();
+        assert_eq!(calls.lock().unwrap()[..first.len()], *first);
+    }
+
+    #[test]
+    fn what_is_heard_is_answered_before_the_next_step() {
+        check(vec![], &["turn", "flush", "hear", "hear", "flush", "turn"]);
+    }
+
+    #[test]
+    fn what_comes_while_the_engine_computes_is_answered_at_once() {
+        let first = ["hear", "flush", "hear", "flush", "turn"];
+        check(vec![true; 3], &first);
+        check(vec![true, false], &["hear", "flush", "turn", "flush", "hear", "flush", "turn"]);
     }
 }
