@@ -2,7 +2,7 @@
 //!
 //! The engine thread: the only owner of pool, cache, tickets and running sequences.
 //! 1. Drain the inbox. 2. Collect the step that is done. 3. Emit. 4. Plan the next and launch it.
-//! Where the engine overlaps, another one runs meanwhile. The inbox is heard while steps run.
+//!    Where the engine overlaps, another one runs meanwhile. The inbox is heard while steps run.
 
 use crate::emit::merge;
 use crate::flight::{Flight, Leaves};
