@@ -125,7 +125,6 @@ mod tests {
     use shared::ids::{PageId, TokenId};
     use shared::kv::{KvDtype, KvGeometry};
     use std::ops::Range;
-    use std::sync::mpsc::channel;
 
     struct NoPages(KvGeometry);
 
@@ -183,7 +182,7 @@ mod tests {
 
     #[test]
     fn a_launch_returns_at_once_and_the_result_is_looked_for() {
-        let (go, may) = channel();
+        let (go, may) = sync_channel(1);
         let mut worker = Worker::new(Echo { may, results: vec![] }).unwrap();
         assert!(worker.collect().is_err(), "nothing was launched");
         let input = Input::Tokens(vec![TokenId::new(5)]);
