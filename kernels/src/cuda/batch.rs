@@ -374,3 +374,128 @@ impl Frame {
         copied.record()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::KvShape;
+    use crate::parity::Random;
+
+    fn writer() -> Writer {
+        let kv = KvShape { layers: 2, kv_heads: 2, head_dim: 64, page_tokens: 16 };
+        Writer::new(Heads { kv, heads: 4 }, 7)
+    }
+
+    /// Rows of random lengths, a token each, every one sampled.
+    fn single(random: &mut Random, rows: usize) -> HostBatch {
+        let mut batch = HostBatch::default();
+        for row in 0..rows {
+            let (start, table) = (random.below(300), batch.pages.len());
+            batch.segments.push(Segment { first: row, len: 1, start, table });
+            batch.tokens.push(random.below(1000) as u32);
+            batch.sampled.push(row as u32);
+            batch.pages.extend((0..(start + 1).div_ceil(16)).map(|_| random.below(999) as u32));
+        }
+        batch
+    }
+
+    #[test]
+    fn arrays_lie_apart_at_multiples_of_16_bytes() {
+        let mut random = Random(71);
+        for _ in 0..200 {
+            let mut any = || random.below(50);
+            let (tokens, sampled, workers) = (any(), any(), any());
+            let (items, segments, tiles) = (any(), any(), any());
+            let l = Layout::new(&Counts { tokens, sampled, workers, items, segments, tiles });
+            let arrays = [
+                (0, tokens),
+                (l.positions, tokens),
+                (l.table_at, tokens),
+                (l.sampled, sampled),
+                (l.draws, sampled * Draw::WORDS),
+                (l.workers, workers),
+                (l.items, items * plan::Item::WORDS),
+                (l.segments, segments * 4),
+                (l.tiles, tiles * 2),
+                (l.tables, 0),
+            ];
+            for pair in arrays.windows(2) {
+                assert!(pair[1].0.is_multiple_of(4) && pair[0].0 + pair[0].1 <= pair[1].0);
+            }
+        }
+    }
+
+    #[test]
+    fn a_recorded_step_pads_rows_that_it_has_not() {
+        let (mut writer, mut random) = (writer(), Random(72));
+        for (count, rows) in [(0, 1), (1, 1), (3, 8), (8, 8), (200, ROWS_MAX)] {
+            let host = single(&mut random, count);
+            let draws: Vec<_> =
+                (0..count).map(|row| Draw { seed: row as u64 + 1, ..Draw::NONE }).collect();
+            let layout = Layout::new(&writer.decode_counts(rows));
+            let mut words = vec![0xdead_beef; layout.tables + host.pages.len()];
+            writer.write((&host, &draws), (&layout, Work::Decode, rows), &mut words);
+            assert_eq!(words[..count], host.tokens);
+            assert!(words[count..rows].iter().all(|&token| token == 0), "a token that exists");
+            let positions = &words[layout.positions..][..rows];
+            let starts = host.segments.iter().map(|segment| segment.start as u32);
+            assert!(positions.iter().copied().take(count).eq(starts));
+            assert!(positions[count..].iter().all(|&position| position == PADDING));
+            let seeds = words[layout.draws..].chunks(Draw::WORDS).take(rows).map(|draw| draw[4]);
+            let expected = (1..=count as u32).chain(std::iter::repeat_n(0, rows - count));
+            assert!(seeds.eq(expected));
+            let items = words[layout.workers..][..writer.limits().workers()].last().unwrap();
+            let tokens: u32 = words[layout.items..]
+                .chunks(plan::Item::WORDS)
+                .take(*items as usize)
+                .map(|item| {
+                    let segment = host.segments[item[0] as usize];
+                    assert_eq!(
+                        (item[4], item[5]),
+                        (segment.start as u32 + 1, segment.table as u32)
+                    );
+                    item[3] - item[2]
+                })
+                .sum();
+            let chunks =
+                host.segments.iter().map(|segment| (segment.start as u32 + 1).div_ceil(16));
+            // By the plan a head, or two at once, of each row's chunks.
+            let all: u32 = chunks.sum();
+            assert!(tokens == 2 * all || tokens == all, "{tokens} of {all}");
+            assert_eq!(words[layout.tables..], host.pages);
+        }
+    }
+
+    #[test]
+    fn chunks_are_cut_into_tiles_that_see_most_first() {
+        let mut writer = writer();
+        let segment = |first, len, start, table| Segment { first, len, start, table };
+        let host = HostBatch {
+            tokens: vec![9; 301],
+            segments: vec![segment(0, 1, 40, 0), segment(1, 300, 16, 3)],
+            pages: (0..23).collect(),
+            sampled: vec![0, 300],
+        };
+        let (work, counts) = writer.counts(&host);
+        assert_eq!(work, Work::Prefill { tiles: 4 });
+        let layout = Layout::new(&counts);
+        let mut words = vec![0; layout.tables + host.pages.len()];
+        writer.write((&host, &[]), (&layout, work, 301), &mut words);
+        assert_eq!(words[layout.segments..][..8], [0, 1, 40, 0, 1, 300, 16, 3]);
+        assert_eq!(words[layout.tiles..][..8], [1, 2, 1, 1, 1, 0, 0, 0]);
+        assert_eq!(words[layout.positions..][300], 315, "16 + 299");
+        assert_eq!(words[layout.table_at..][300], 3);
+    }
+
+    #[test]
+    fn what_a_batch_is_decides_its_attention() {
+        let (writer, mut random) = (writer(), Random(73));
+        let work = |host: &HostBatch| writer.counts(host).0;
+        assert_eq!(work(&single(&mut random, ROWS_MAX)), Work::Decode);
+        let many = single(&mut random, ROWS_MAX + 1);
+        assert_eq!(work(&many), Work::Prefill { tiles: ROWS_MAX + 1 });
+        let kv = KvShape { layers: 1, kv_heads: 1, head_dim: 48, page_tokens: 16 };
+        let odd = Writer::new(Heads { kv, heads: 1 }, 7);
+        assert_eq!(odd.counts(&many).0, Work::Any);
+    }
+}

@@ -172,3 +172,44 @@ fn load(device: &Device, cut: &Cut) -> Result<Kernel, OpError> {
     let shared = device.shared_max()?;
     Kernel::load(device, Entry { stem, name, definitions, shared, overlaps: true })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cuts_are_those_that_were_measured() {
+        let cut = |rows, outputs, inputs, gated, norm| {
+            let projection = Projection { rows, outputs, inputs, gated };
+            assert!(Projections::take(&projection), "{projection:?}");
+            let Cut { columns, split, stages, .. } = Cut::of(&projection, norm, true);
+            (columns, split, stages)
+        };
+        // Qwen3-0.6B's qkv, o, gate_up and down.
+        assert_eq!(cut(1, 4096, 1024, false, true), (1, 1, 4));
+        assert_eq!(cut(8, 1024, 2048, false, false), (1, 4, 2));
+        assert_eq!(cut(9, 3072, 1024, true, true), (2, 1, 4));
+        assert_eq!(cut(32, 1024, 3072, false, false), (4, 4, 3));
+    }
+
+    #[test]
+    fn what_it_does_not_take() {
+        let take = |rows, outputs, inputs, gated| {
+            Projections::take(&Projection { rows, outputs, inputs, gated })
+        };
+        assert!(take(32, 16, 256, false) && take(1, 8, 256, true));
+        assert!(!take(33, 16, 256, false), "rows");
+        assert!(!take(0, 16, 256, false), "no rows");
+        assert!(!take(1, 24, 256, false), "outputs");
+        assert!(!take(1, 16, 224, false) && !take(1, 16, 264, false), "inputs");
+    }
+
+    /// `Cut::shared_bytes` of `cuda/project_body.cuh`, worked out by hand.
+    #[test]
+    fn shared_memory_is_what_the_kernel_lays_out() {
+        let plain = Cut { columns: 1, split: 4, stages: 3, norm: false };
+        assert_eq!(plain.shared(3072), 8 * 3 * 2048 + 8 * 3 * 512 + 2048);
+        let normed = Cut { columns: 4, split: 1, stages: 2, norm: true };
+        assert_eq!(normed.shared(1024), 8 * 4096 + 8 * 2 * 2048 + (8 + 1) * 128 + 2048);
+    }
+}
