@@ -18,7 +18,8 @@ use shared::pool::Pool;
 use shared::radix::RadixCache;
 use shared::request::Finish;
 use shared::sched::budget::TokenBudget;
-use shared::sched::prefill::{Candidate, Chunk, PrefillPolicy, Prefilling, chunks, order};
+use shared::sched::dfs::ranks;
+use shared::sched::prefill::{Candidate, Chunk, PrefillPolicy, Prefilling, chunks, order, waits};
 use shared::wire::messages::{Emitted, Load, PrefillToDecode, PrefillToGateway, RequestKey};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -129,11 +130,17 @@ impl Prefill {
         }
         let mut candidates: Vec<Candidate> =
             self.queue.iter().enumerate().map(|c| self.candidate(c)).collect();
+        if self.limits.policy == PrefillPolicy::DfsWeight {
+            self.rank(&mut candidates);
+        }
         order(self.limits.policy, &mut candidates);
         let mut admitted = vec![];
         for candidate in candidates {
             if spoken >= self.limits.chunk_tokens {
                 break;
+            }
+            if self.waits(&candidate) {
+                continue;
             }
             let Some(job) = self.start(candidate.slot) else { break };
             spoken += job.len() - job.computed;
@@ -149,6 +156,16 @@ impl Prefill {
         }
     }
 
+    /// Whether pages of its prompt are being computed by others.
+    fn waits(&self, candidate: &Candidate) -> bool {
+        let request = &self.queue[candidate.slot].request;
+        let most = &request.tokens[..request.tokens.len() - 1];
+        let computing = self.jobs.iter().filter(|job| job.is_computing());
+        let same = computing.filter(|job| job.request.salt == request.salt);
+        let being = same.map(|job| &job.request.tokens[..]);
+        waits(candidate, most, being, self.page_tokens)
+    }
+
     fn candidate(&self, (slot, queued): (usize, &Queued)) -> Candidate {
         let tokens = &queued.request.tokens;
         let most = &tokens[..tokens.len() - 1];
@@ -157,9 +174,24 @@ impl Prefill {
             arrival: queued.arrival,
             tokens: tokens.len() as u32,
             matched: self.cache.peek(&queued.request.salt, most) * self.page_tokens,
+            max_tokens: queued.request.max_tokens,
             priority: queued.request.priority,
+            rank: 0,
             passed: queued.passed,
         }
+    }
+
+    /// Their places in depth-first order of the cached tree.
+    fn rank(&self, candidates: &mut [Candidate]) {
+        let path = |candidate: &Candidate| {
+            let request = &self.queue[candidate.slot].request;
+            self.cache.path(&request.salt, &request.tokens[..request.tokens.len() - 1])
+        };
+        let paths: Vec<_> = candidates.iter().map(path).collect();
+        candidates
+            .iter_mut()
+            .zip(ranks(&paths))
+            .for_each(|(candidate, rank)| candidate.rank = rank);
     }
 
     /// Takes pages for all of a waiting request's prompt and asks decode for its pages; `None` if
@@ -251,11 +283,12 @@ impl Prefill {
             if job.ended.is_some() {
                 continue;
             }
+            // At once, for those that wait for the same prefix.
+            self.cache.adopt(&job.request.salt, &job.request.tokens, &mut job.full, now);
             if let Some(token) = token {
                 tracing::debug!(target: "story", request = %job.key, "computed");
                 job.first = Some(token);
                 job.finished = now;
-                self.cache.adopt(&job.request.salt, &job.request.tokens, &mut job.full, now);
             }
         }
         self.stops.reach(StopPoint::PrefillComputed);

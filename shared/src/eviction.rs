@@ -31,6 +31,26 @@ pub struct Lru;
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Lfu;
 
+/// First inserted first.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Fifo;
+
+/// Most recently used first: for prompts that come round in turn and do not all fit.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Mru;
+
+impl Eviction for Fifo {
+    fn rank(&self, usage: &Usage) -> (u64, u64) {
+        (nanos(usage.first), 0)
+    }
+}
+
+impl Eviction for Mru {
+    fn rank(&self, usage: &Usage) -> (u64, u64) {
+        (u64::MAX - nanos(usage.last), 0)
+    }
+}
+
 impl Eviction for Lru {
     fn rank(&self, usage: &Usage) -> (u64, u64) {
         (nanos(usage.last), 0)
@@ -56,17 +76,23 @@ pub enum EvictionPolicy {
     Lru,
     /// [`Lfu`]
     Lfu,
+    /// [`Fifo`]
+    Fifo,
+    /// [`Mru`]
+    Mru,
 }
 
 impl EvictionPolicy {
     /// Every policy.
-    pub const ALL: [Self; 2] = [Self::Lru, Self::Lfu];
+    pub const ALL: [Self; 4] = [Self::Lru, Self::Lfu, Self::Fifo, Self::Mru];
 
     /// The name in configuration.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Lru => "lru",
             Self::Lfu => "lfu",
+            Self::Fifo => "fifo",
+            Self::Mru => "mru",
         }
     }
 
@@ -75,6 +101,8 @@ impl EvictionPolicy {
         match self {
             Self::Lru => Box::new(Lru),
             Self::Lfu => Box::new(Lfu),
+            Self::Fifo => Box::new(Fifo),
+            Self::Mru => Box::new(Mru),
         }
     }
 }
@@ -87,7 +115,7 @@ impl fmt::Display for EvictionPolicy {
 
 /// A name that is no eviction policy.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("eviction policy {0:?}: want \"lru\" or \"lfu\"")]
+#[error("eviction policy {0:?}: want lru, lfu, fifo or mru")]
 pub struct UnknownEviction(pub String);
 
 impl FromStr for EvictionPolicy {
@@ -108,8 +136,8 @@ mod tests {
         for policy in EvictionPolicy::ALL {
             assert_eq!(policy.to_string().parse(), Ok(policy));
         }
-        let error = "fifo".parse::<EvictionPolicy>().unwrap_err();
-        assert_eq!(error.to_string(), "eviction policy \"fifo\": want \"lru\" or \"lfu\"");
+        let error = "arc".parse::<EvictionPolicy>().unwrap_err();
+        assert_eq!(error.to_string(), "eviction policy \"arc\": want lru, lfu, fifo or mru");
     }
 
     #[test]
@@ -120,5 +148,17 @@ mod tests {
         assert!(Lru.rank(&old_hot) < Lru.rank(&new_cold));
         assert!(Lfu.rank(&new_cold) < Lfu.rank(&old_hot));
         assert!(Lfu.rank(&usage(9, 1)) < Lfu.rank(&usage(9, 2)));
+        assert!(Mru.rank(&new_cold) < Mru.rank(&old_hot));
+    }
+
+    #[test]
+    fn fifo_looks_at_the_insertion_alone() {
+        let usage = |first, last| Usage {
+            first: Duration::from_secs(first),
+            last: Duration::from_secs(last),
+            hits: last,
+        };
+        assert!(Fifo.rank(&usage(1, 9)) < Fifo.rank(&usage(2, 3)));
+        assert_eq!(Fifo.rank(&usage(1, 9)), Fifo.rank(&usage(1, 2)));
     }
 }

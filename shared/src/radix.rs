@@ -62,6 +62,12 @@ impl RadixCache {
         self.tree.walk(salt, tokens).iter().map(|&(_, pages)| pages as u32).sum()
     }
 
+    /// Names of the tree's edges that the longest cached prefix of `tokens` lies on, from the top;
+    /// they hold until the tree changes. Does not count as a use.
+    pub fn path(&self, salt: &str, tokens: &[TokenId]) -> Vec<usize> {
+        self.tree.walk(salt, tokens).into_iter().map(|(slot, _)| slot).collect()
+    }
+
     /// Caches `pages` as those of the first `pages.len()` whole pages of `tokens`; the number of
     /// pages that are newly cached. Where a page is already cached, that one stays and the given
     /// guard is dropped.

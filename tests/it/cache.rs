@@ -31,6 +31,25 @@ fn a_repeated_prefix_is_counted_in_whole_pages() {
     assert_eq!(cached(&ring, &other, ""), 32, "up to the page that differs");
 }
 
+/// Of requests that come together, one computes what they have in common, in several chunks.
+#[test]
+fn a_prefix_that_is_being_computed_is_waited_for() {
+    let ring = Plan::tiny("tiny-qwen3").on_prefill("chunked_prefill_size", 64).start();
+    let ask = |tail: u32| {
+        let mut prompt = prompt(300);
+        prompt.extend([tail, 7, tail]);
+        Ask::greedy(&prompt, 4)
+    };
+    let asks: Vec<_> = (0..8).map(ask).collect();
+    let outcomes = ring.generate_all(&asks, 8);
+    let mut cached: Vec<_> = outcomes.iter().map(|o| o.meta["cached_tokens"].as_u64()).collect();
+    cached.sort_unstable();
+    let mut expected = [Some(288); 8];
+    expected[0] = Some(0);
+    assert_eq!(cached, expected, "18 whole pages of 300 tokens");
+    ring.wait_settled();
+}
+
 #[test]
 fn salts_keep_tenants_apart() {
     let ring = Plan::tiny("tiny-qwen3").start();

@@ -71,7 +71,7 @@ settings! {
     bandwidth_floor: u64,
     /// Checksum every page that is shipped [default: false].
     page_checksums: bool,
-    /// Which cached pages go first: lru or lfu [default: lru].
+    /// Which cached pages go first: lru, lfu, fifo or mru [default: lru].
     eviction: String,
     /// Milliseconds between heartbeats [default: 200].
     heartbeat_ms: u64,
@@ -87,7 +87,7 @@ settings! {
     chunked_prefill_size: u32,
     /// Prefill: requests that may wait [default: 4096].
     max_queued: usize,
-    /// Prefill: order of admission, fcfs or lpm [default: lpm].
+    /// Prefill: order of admission: lpm, fcfs, dfs-weight, lof, random or priority [default: lpm].
     schedule_policy: String,
     /// Decode: most sequences of a step [default: 64; on a GPU 256].
     max_running_requests: usize,

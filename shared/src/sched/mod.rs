@@ -2,4 +2,5 @@
 
 pub mod budget;
 pub mod decode;
+pub mod dfs;
 pub mod prefill;

@@ -7,8 +7,12 @@
 //! prompt is not passed over for ever by small ones. A policy that prefers some prompts to others
 //! is bounded by age: one that was passed over [`STARVE_AFTER`] times goes first. So a prompt is
 //! admitted after at most that many younger ones and those before it.
+//!
+//! A prompt of which more is being computed than is cached [`waits`] for that: of requests that
+//! come together with one system prompt, the first computes it.
 
 use super::budget::TokenBudget;
+use crate::ids::TokenId;
 use std::cmp::Reverse;
 use std::fmt;
 use std::str::FromStr;
@@ -27,8 +31,12 @@ pub struct Candidate {
     pub tokens: u32,
     /// Tokens of it that are cached here.
     pub matched: u32,
-    /// Larger goes earlier under a policy by priority.
+    /// Tokens that it may make.
+    pub max_tokens: u32,
+    /// Larger goes earlier under [`Priority`].
     pub priority: i32,
+    /// Its place under [`DfsWeight`], of [`super::dfs::ranks`].
+    pub rank: u32,
     /// How often a younger prompt was admitted before it: see [`Candidate::passed_by`].
     pub passed: u32,
 }
@@ -60,6 +68,54 @@ pub struct Fcfs;
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Lpm;
 
+/// Depth first through the cached tree, the branch with most waiting prompts first.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct DfsWeight;
+
+/// Longest output first.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Lof;
+
+/// In an order that has nothing to do with the prompts.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Shuffled;
+
+/// Highest priority first.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Priority;
+
+impl Order for DfsWeight {
+    fn sort(&self, candidates: &mut [Candidate]) {
+        candidates.sort_unstable_by_key(|c| (c.rank, c.arrival));
+    }
+}
+
+impl Order for Lof {
+    fn sort(&self, candidates: &mut [Candidate]) {
+        candidates.sort_unstable_by_key(|c| (Reverse(c.max_tokens), c.arrival));
+    }
+}
+
+impl Order for Shuffled {
+    fn sort(&self, candidates: &mut [Candidate]) {
+        candidates.sort_unstable_by_key(|c| (scrambled(c.arrival), c.arrival));
+    }
+}
+
+impl Order for Priority {
+    fn sort(&self, candidates: &mut [Candidate]) {
+        candidates.sort_unstable_by_key(|c| (Reverse(c.priority), c.arrival));
+    }
+}
+
+/// The output function of splitmix64.
+const fn scrambled(x: u64) -> u64 {
+    let x = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^ (x >> 31)
+}
+
 impl Order for Fcfs {
     fn sort(&self, candidates: &mut [Candidate]) {
         candidates.sort_unstable_by_key(|c| c.arrival);
@@ -80,17 +136,30 @@ pub enum PrefillPolicy {
     Fcfs,
     /// [`Lpm`]
     Lpm,
+    /// [`DfsWeight`]
+    DfsWeight,
+    /// [`Lof`]
+    Lof,
+    /// [`Shuffled`]
+    Random,
+    /// [`Priority`]
+    Priority,
 }
 
 impl PrefillPolicy {
     /// Every policy.
-    pub const ALL: [Self; 2] = [Self::Fcfs, Self::Lpm];
+    pub const ALL: [Self; 6] =
+        [Self::Fcfs, Self::Lpm, Self::DfsWeight, Self::Lof, Self::Random, Self::Priority];
 
     /// The name in configuration.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Fcfs => "fcfs",
             Self::Lpm => "lpm",
+            Self::DfsWeight => "dfs-weight",
+            Self::Lof => "lof",
+            Self::Random => "random",
+            Self::Priority => "priority",
         }
     }
 
@@ -98,6 +167,10 @@ impl PrefillPolicy {
         match self {
             Self::Fcfs => &Fcfs,
             Self::Lpm => &Lpm,
+            Self::DfsWeight => &DfsWeight,
+            Self::Lof => &Lof,
+            Self::Random => &Shuffled,
+            Self::Priority => &Priority,
         }
     }
 }
@@ -110,7 +183,7 @@ impl fmt::Display for PrefillPolicy {
 
 /// A name that is no prefill policy.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("prefill policy {0:?}: want \"fcfs\" or \"lpm\"")]
+#[error("prefill policy {0:?}: want fcfs, lpm, dfs-weight, lof, random or priority")]
 pub struct UnknownPolicy(pub String);
 
 impl FromStr for PrefillPolicy {
@@ -128,6 +201,25 @@ pub fn order(policy: PrefillPolicy, candidates: &mut [Candidate]) {
     policy.order().sort(candidates);
     // Stable, so the policy's order holds among the others.
     candidates.sort_by_key(|c| if c.starved() { (false, c.arrival) } else { (true, 0) });
+}
+
+/// Whether a prompt had better wait: one that is `being` computed has more whole pages in common
+/// with it than are cached. It waits for those alone that are computed already, so it waits for an
+/// end that comes, and one that was passed over too often does not.
+pub fn waits<'a>(
+    candidate: &Candidate,
+    prompt: &[TokenId],
+    mut being: impl Iterator<Item = &'a [TokenId]>,
+    page_tokens: u32,
+) -> bool {
+    let matched = candidate.matched as usize;
+    let next = matched..matched + page_tokens as usize;
+    let shares = |other: &[TokenId]| {
+        // Most prompts part in the first page that is not cached.
+        prompt.get(next.clone()).is_some_and(|page| other.get(next.clone()) == Some(page))
+            && prompt[..matched] == other[..matched]
+    };
+    !candidate.starved() && being.any(shares)
 }
 
 /// A prompt that is being computed.

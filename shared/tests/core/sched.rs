@@ -1,12 +1,25 @@
 //! What every plan must keep: the budget, the borders, nobody starves, somebody always finishes.
 
 use proptest::prelude::*;
+use shared::ids::TokenId;
 use shared::sched::budget::TokenBudget;
 use shared::sched::decode::{DecodePlan, Room, Running, admit_credit, fits_pool, headroom, plan};
-use shared::sched::prefill::{Candidate, PrefillPolicy, Prefilling, STARVE_AFTER, chunks, order};
+use shared::sched::dfs::ranks;
+use shared::sched::prefill::{
+    Candidate, PrefillPolicy, Prefilling, STARVE_AFTER, chunks, order, waits,
+};
 
 fn candidate(arrival: u64, matched: u32) -> Candidate {
-    Candidate { slot: arrival as usize, arrival, tokens: 9, matched, priority: 0, passed: 0 }
+    Candidate {
+        slot: arrival as usize,
+        arrival,
+        tokens: 9,
+        matched,
+        max_tokens: 0,
+        priority: 0,
+        rank: 0,
+        passed: 0,
+    }
 }
 
 #[test]
@@ -15,7 +28,63 @@ fn policy_names_round_trip() {
         assert_eq!(policy.to_string().parse(), Ok(policy));
     }
     let error = "sjf".parse::<PrefillPolicy>().unwrap_err();
-    assert_eq!(error.to_string(), "prefill policy \"sjf\": want \"fcfs\" or \"lpm\"");
+    let want = "fcfs, lpm, dfs-weight, lof, random or priority";
+    assert_eq!(error.to_string(), format!("prefill policy \"sjf\": want {want}"));
+}
+
+#[test]
+fn policies_look_at_what_they_are_named_for() {
+    let order_of = |policy, candidates: &[Candidate]| {
+        let mut sorted = candidates.to_vec();
+        order(policy, &mut sorted);
+        sorted.iter().map(|c| c.arrival).collect::<Vec<_>>()
+    };
+    let waiting = [
+        Candidate { max_tokens: 5, priority: 1, rank: 2, ..candidate(1, 0) },
+        Candidate { max_tokens: 9, priority: -1, rank: 1, ..candidate(2, 0) },
+        Candidate { max_tokens: 9, priority: 7, rank: 0, ..candidate(3, 0) },
+    ];
+    assert_eq!(order_of(PrefillPolicy::Lof, &waiting), [2, 3, 1]);
+    assert_eq!(order_of(PrefillPolicy::Priority, &waiting), [3, 1, 2]);
+    assert_eq!(order_of(PrefillPolicy::DfsWeight, &waiting), [3, 2, 1]);
+    let many: Vec<_> = (0..100).map(|arrival| candidate(arrival, 0)).collect();
+    let shuffled = order_of(PrefillPolicy::Random, &many);
+    let in_order = shuffled.windows(2).filter(|pair| pair[0] < pair[1]).count();
+    assert!((30..70).contains(&in_order), "{in_order} of 99 neighbours in order");
+}
+
+#[test]
+fn the_heaviest_branch_goes_first_and_depth_before_its_own() {
+    let paths = [vec![], vec![4], vec![7, 8], vec![7], vec![7, 9], vec![7, 9], vec![4]];
+    // 7 has four, of which 9 has two; then 4; then what matches nothing.
+    assert_eq!(ranks(&paths), [6, 4, 2, 3, 0, 1, 5]);
+    assert_eq!(ranks(&[]), []);
+    let deep = vec![(0..200_000).collect::<Vec<_>>()];
+    assert_eq!(ranks(&deep), [0], "no recursion");
+}
+
+proptest! {
+    /// Beside the naive rule: it waits exactly if another has one whole page more in common.
+    #[test]
+    fn a_prompt_waits_for_the_next_page_of_its_prefix(
+        prompt in prop::collection::vec(0_u32..2, 0..20),
+        others in prop::collection::vec(prop::collection::vec(0_u32..2, 0..20), 0..5),
+        pages in 0_usize..5,
+    ) {
+        let tokens = |ids: &[u32]| ids.iter().map(|&id| TokenId::new(id)).collect::<Vec<_>>();
+        let matched = 4 * pages.min(prompt.len() / 4);
+        let common = |other: &Vec<u32>| {
+            prompt.iter().zip(other).take_while(|(a, b)| a == b).count() / 4 * 4
+        };
+        let expected = others.iter().any(|other| common(other) > matched);
+        let (prompt, others) = (tokens(&prompt), others.iter().map(|o| tokens(o)));
+        let others: Vec<_> = others.collect();
+        let one = candidate(1, matched as u32);
+        let being = || others.iter().map(|other| &other[..]);
+        prop_assert_eq!(waits(&one, &prompt, being(), 4), expected);
+        let starved = Candidate { passed: STARVE_AFTER, ..one };
+        prop_assert!(!waits(&starved, &prompt, being(), 4));
+    }
 }
 
 proptest! {

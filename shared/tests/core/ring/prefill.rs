@@ -56,6 +56,8 @@ impl Prefill {
             arrival: self.arrivals,
             tokens: req.len(),
             matched: 0,
+            max_tokens: 0,
+            rank: 0,
             priority: 0,
             passed: 0,
         };
