@@ -1,8 +1,9 @@
-//! The rows, a file a group, in the order of issue 2's bars.
+//! The rows, a file a group.
 
 pub mod golden;
 pub mod disagg;
 pub mod prefix;
+pub mod together;
 pub mod radix;
 pub mod transfer;
 pub mod kill_pair;
@@ -20,6 +21,7 @@ pub static GROUPS: &[Group] = &[
     golden::GROUP,
     disagg::GROUP,
     prefix::GROUP,
+    together::GROUP,
     radix::GROUP,
     transfer::GROUP,
     kill_pair::GROUP,
