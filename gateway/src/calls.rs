@@ -10,7 +10,7 @@ use crate::openai::chat::{self, ChatShape};
 use crate::openai::completions::{self, CompletionShape};
 use crate::ring::Limits;
 use crate::stream::{self, Shape, Speaking};
-use crate::tokenize::tokenize;
+use crate::tokenize::{chat_prompt, tokenize};
 use crate::transcript::Transcript;
 use crate::validate::{Ask, Prompt};
 use axum::body::Body;
@@ -30,12 +30,15 @@ pub async fn chat(
     body: Body,
 ) -> Answered {
     let (mut fields, limits) = open(&app, body).await?;
-    let request = chat::read(&mut fields)?;
-    let ask = Ask::new(request.knobs, request.dialect, &app.model, limits, random)?;
+    let request = chat::read(&mut fields, &app.model)?;
+    let ask = Ask::new(request.knobs.clone(), request.dialect, &app.model, limits, random)?;
+    let text = app.model.render(&request.conversation, "messages")?;
+    let reader = request.reader(&app.model, &text);
     let head = head(&app, &arrival, "chatcmpl");
-    let shape = ChatShape::new(head, request.delivery, ask.logprobs().is_some());
+    let shape = ChatShape::new(head, request.delivery, ask.logprobs().is_some())
+        .reading(reader, request.tools.one_call);
     let stream = request.delivery.stream;
-    Call { app: &app, arrival: &arrival, ask, stream }.answer(vec![request.prompt], shape).await
+    Call { app: &app, arrival: &arrival, ask, stream }.answer(vec![chat_prompt(text)], shape).await
 }
 
 /// `POST /v1/completions`

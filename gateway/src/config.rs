@@ -7,6 +7,8 @@
 //! An unknown key is refused with the name that was probably meant.
 
 use crate::fleet::Deadlines;
+use crate::reasoning::ReasoningParser;
+use crate::tools::ToolCallParser;
 use clap::Args;
 use link::Timing;
 use serde::Deserialize;
@@ -63,6 +65,10 @@ settings! {
     served_model_name: String,
     /// File of a chat template to use instead of the model's own.
     chat_template: PathBuf,
+    /// How the model writes tool calls: auto, by its chat template; hermes, llama3, none [auto].
+    tool_call_parser: ToolCallParser,
+    /// How it writes its thoughts: auto, by its chat template; qwen3, deepseek-r1, none [auto].
+    reasoning_parser: ReasoningParser,
     /// Longest prompt and output together, tokens [the least of model and servers].
     context_length: u32,
     /// Key that clients must send as a bearer token. On a command line others can read it; prefer
@@ -112,6 +118,8 @@ pub struct Config {
     pub model: PathBuf,
     pub served_model_name: Option<String>,
     pub chat_template: Option<PathBuf>,
+    pub tool_call_parser: ToolCallParser,
+    pub reasoning_parser: ReasoningParser,
     pub context_length: Option<u32>,
     pub api_key: Option<String>,
     pub key_file: Option<PathBuf>,
@@ -234,6 +242,8 @@ impl Config {
             model: settings.model.ok_or(ConfigError::Missing { key: "model" })?,
             served_model_name: settings.served_model_name,
             chat_template: settings.chat_template,
+            tool_call_parser: settings.tool_call_parser.unwrap_or_default(),
+            reasoning_parser: settings.reasoning_parser.unwrap_or_default(),
             context_length: settings.context_length,
             api_key,
             key_file: settings.key_file,
@@ -349,6 +359,15 @@ mod tests {
         assert_eq!(config.decode, ["c:3", "d:4"]);
         assert_eq!(config.listen.to_string(), "127.0.0.1:8000");
         assert_eq!(config.http.max_body_bytes, 16 << 20);
+        assert_eq!(config.tool_call_parser, ToolCallParser::Auto);
+    }
+
+    #[test]
+    fn parsers_have_sglangs_names() {
+        let file = "model = \"m\"\nreasoning_parser = \"deepseek-r1\"\n";
+        let config = config(file, &["--tool-call-parser", "llama3"]).unwrap();
+        assert_eq!(config.tool_call_parser, ToolCallParser::Llama3);
+        assert_eq!(config.reasoning_parser, ReasoningParser::DeepseekR1);
     }
 
     #[test]
@@ -371,6 +390,7 @@ mod tests {
         check("model = \"m\"\nheartbeat_ms = 0", "`heartbeat_ms` is 0; want at least 1");
         check("model = \"m\"\nsilence_ms = 10", "`silence_ms` is 10; want at least twice");
         check("model = \"m\"\ndecode = [\"a:1\", \"a:1\"]", "want each server once");
+        check("model = \"m\"\ntool_call_parser = \"x\"", "`hermes`");
         check("model = ", "line 1");
     }
 

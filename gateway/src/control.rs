@@ -128,7 +128,10 @@ pub async fn tokenize(State(app): State<Arc<App>>, body: Body) -> Answered {
             let add_special = fields.take_or("add_special_tokens", true)?;
             Prompt { field: "prompt".into(), content: Content::Text { text, add_special } }
         }
-        None if fields.get("messages").is_some() => chat::prompt(&mut fields)?,
+        None if fields.get("messages").is_some() => {
+            let (conversation, _) = chat::conversation(&mut fields)?;
+            tok::chat_prompt(app.model.render(&conversation, "messages")?)
+        }
         None => return Err(fields.wrong("prompt", "give `prompt` or `messages`").into()),
     };
     let tokens = match &prompt.content {

@@ -2,8 +2,10 @@
 
 use crate::config::Config;
 use crate::error::Invalid;
+use crate::reasoning::Style;
 use crate::template::{Conversation, Template, TemplateError};
 use crate::tokenize::{BadTokenizer, Tokenizer};
+use crate::tools::Format;
 use checkpoint::{Checkpoint, GenerationConfig, SpecialTokens};
 use serde_json::{Map, Value};
 use shared::ids::TokenId;
@@ -27,6 +29,10 @@ pub struct Model {
     pub context_length: u32,
     /// When it was loaded, seconds since 1970.
     pub loaded_unix_s: u64,
+    /// How it writes calls of tools; `None` leaves them in the text.
+    pub calls: Option<Format>,
+    /// How it writes its chain of thought; `None` leaves it in the text.
+    pub thoughts: Option<Style>,
     template: Option<Template>,
 }
 
@@ -98,6 +104,10 @@ impl Model {
                  yet, it is left out"
             );
         }
+        let (template, source) = template(config, &checkpoint)?.unzip();
+        let calls = config.tool_call_parser.format(source.as_deref());
+        let thoughts = config.reasoning_parser.style(source.as_deref());
+        tracing::info!(?calls, ?thoughts, "formats of the model's output");
         let positions = u32::try_from(checkpoint.config().max_positions).unwrap_or(u32::MAX);
         Ok(Self {
             served_name: config.served_model_name.clone().unwrap_or_else(|| stem(&config.model)),
@@ -107,7 +117,9 @@ impl Model {
             defaults: defaults(generation)?,
             context_length: config.context_length.map_or(positions, |own| own.min(positions)),
             loaded_unix_s: unix_s(),
-            template: template(config, &checkpoint)?,
+            calls,
+            thoughts,
+            template,
         })
     }
 
@@ -140,7 +152,11 @@ fn stem(path: &Path) -> String {
     name.map_or_else(|| path.to_string_lossy(), |name| name.to_string_lossy()).into_owned()
 }
 
-fn template(config: &Config, checkpoint: &Checkpoint) -> Result<Option<Template>, LoadError> {
+/// The template, compiled, and its source.
+fn template(
+    config: &Config,
+    checkpoint: &Checkpoint,
+) -> Result<Option<(Template, String)>, LoadError> {
     let tokens = variables(checkpoint.special_tokens());
     let (from, source) = match &config.chat_template {
         Some(path) => {
@@ -154,7 +170,7 @@ fn template(config: &Config, checkpoint: &Checkpoint) -> Result<Option<Template>
         },
     };
     match Template::compile(&source, tokens) {
-        Ok(template) => Ok(Some(template)),
+        Ok(template) => Ok(Some((template, source))),
         Err(error) => Err(LoadError::Template { from, error }),
     }
 }

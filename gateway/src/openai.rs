@@ -6,6 +6,8 @@ pub mod knobs;
 mod logprobs;
 pub mod messages;
 pub mod models;
+mod reply;
+pub mod tools;
 
 pub use logprobs::{finite, text};
 

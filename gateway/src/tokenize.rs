@@ -1,5 +1,6 @@
-//! Walk 3/12. Before: `validate.rs`, whose prompts may still be text or messages. After:
-//! `fleet/route.rs`, which sees token ids only.
+//! Walk 3/12. Before: `validate.rs`, whose prompts may still be text; a conversation is rendered by
+//! the model's template first ([`Model::render`]). After: `fleet/route.rs`, which sees token ids
+//! only.
 //!
 //! A long text is encoded on a blocking thread, at most one a core at a time, so that streams of
 //! others go on; a short one is encoded in place, which is quicker than the hop. A text that
@@ -77,11 +78,15 @@ impl Tokenizer {
     }
 }
 
+/// The prompt of a conversation whose text the chat template made, special tokens and all.
+pub fn chat_prompt(text: String) -> Prompt {
+    Prompt { field: "messages".into(), content: Content::Text { text, add_special: false } }
+}
+
 /// Token ids of a prompt: 1 to `tokens_max` of them.
 ///
 /// # Errors
-/// The prompt is empty or longer than `tokens_max`, its ids are not the vocabulary's, or the chat
-/// template refuses it.
+/// The prompt is empty or longer than `tokens_max`, or the tokenizer refuses it.
 pub async fn tokenize(
     model: &Arc<Model>,
     prompt: Prompt,
@@ -91,7 +96,6 @@ pub async fn tokenize(
     let (text, add_special) = match content {
         Content::Ids(ids) => return fits(ids, &field, tokens_max),
         Content::Text { text, add_special } => (text, add_special),
-        Content::Chat(conversation) => (model.render(&conversation, &field)?, false),
     };
     let least = text.len() / model.tokenizer.pieces().longest();
     if least > tokens_max as usize {

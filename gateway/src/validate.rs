@@ -12,7 +12,6 @@ use crate::error::Invalid;
 use crate::fields::Fields;
 use crate::model::Model;
 use crate::ring::Limits;
-use crate::template::Conversation;
 use serde_json::Value;
 use shared::ids::TokenId;
 use shared::request::{BadRequest, MAX_SALT, MAX_STOP_IDS, MAX_TOP_LOGPROBS};
@@ -45,8 +44,6 @@ pub enum Content {
     },
     /// Token ids, each below the vocabulary's size.
     Ids(Vec<TokenId>),
-    /// Messages for the chat template.
-    Chat(Box<Conversation>),
 }
 
 /// What a client said about sampling and output; `None` where it said nothing.

@@ -2,15 +2,23 @@
 
 use super::knobs::{self, Delivery};
 use super::logprobs::ChatLogprobs;
+use super::reply::{Message, MessageDelta, Reply};
+use super::tools::{self, Tools};
 use super::{Head, UsageJson, finish_reason, json_text, messages, stop_reason};
 use crate::error::Invalid;
 use crate::fields::Fields;
+use crate::model::Model;
+use crate::reasoning::Thoughts;
+use crate::reply::Reader;
 use crate::stream::Shape;
 use crate::template::Conversation;
-use crate::transcript::{Delta, Output, Usage};
-use crate::validate::{Content, Dialect, Knobs, Prompt};
+use crate::tools::{CallParser, Format};
+use crate::transcript::{Delta, Ending, Matched, Output, Usage};
+use crate::validate::{Dialect, Knobs};
 use serde::Serialize;
 use serde_json::{Map, Value};
+use shared::request::Finish;
+use std::sync::Arc;
 
 /// Chat's words; an answer may fill the context.
 pub const DIALECT: Dialect = Dialect {
@@ -26,7 +34,11 @@ pub const DIALECT: Dialect = Dialect {
 #[derive(Debug)]
 pub struct ChatRequest {
     /// The conversation.
-    pub prompt: Prompt,
+    pub conversation: Conversation,
+    /// The tools that the model may call.
+    pub tools: Tools,
+    /// Whether the chain of thought is told from the answer, where the model has one.
+    pub separate_reasoning: bool,
     /// Sampling and output.
     pub knobs: Knobs,
     /// The names of fields that this client used.
@@ -39,7 +51,7 @@ pub struct ChatRequest {
 ///
 /// # Errors
 /// By field.
-pub fn read(fields: &mut Fields) -> Result<ChatRequest, Invalid> {
+pub fn read(fields: &mut Fields, model: &Model) -> Result<ChatRequest, Invalid> {
     let mut knobs = knobs::read(fields)?;
     let mut dialect = DIALECT;
     knobs.max_tokens = match fields.take("max_completion_tokens")? {
@@ -59,38 +71,42 @@ pub fn read(fields: &mut Fields) -> Result<ChatRequest, Invalid> {
         (true, top) => Some(top.unwrap_or(0)),
     };
     let delivery = knobs::delivery(fields)?;
-    Ok(ChatRequest { prompt: prompt(fields)?, knobs, dialect, delivery })
+    let separate_reasoning = fields.take_or("separate_reasoning", true)?;
+    let (conversation, tools) = conversation(fields)?;
+    let tag_is_special = model.calls.is_some_and(Format::needs_special_tokens);
+    knobs.show_special |= tag_is_special && !tools.callable.is_empty();
+    Ok(ChatRequest { conversation, tools, separate_reasoning, knobs, dialect, delivery })
 }
 
-/// Reads the conversation alone: `/tokenize` takes it too.
+/// Reads the conversation, with the tools that are part of it: `/tokenize` takes it too.
 ///
 /// # Errors
 /// By field.
-pub fn prompt(fields: &mut Fields) -> Result<Prompt, Invalid> {
+pub fn conversation(fields: &mut Fields) -> Result<(Conversation, Tools), Invalid> {
     let mut kwargs: Map<String, Value> = fields.take_or("chat_template_kwargs", Map::new())?;
     if let Some(effort) = fields.take_value("reasoning_effort") {
         kwargs.entry("reasoning_effort").or_insert(effort);
     }
+    let mut tools = tools::read(fields)?;
     let conversation = Conversation {
         messages: messages::normalised(fields.take_value("messages"))?,
-        tools: tools(fields)?,
+        tools: tools.definitions.take(),
         add_generation_prompt: fields.take_or("add_generation_prompt", true)?,
         kwargs,
     };
-    Ok(Prompt { field: "messages".into(), content: Content::Chat(Box::new(conversation)) })
+    Ok((conversation, tools))
 }
 
-/// Tools go into the prompt where the model is not to call them; calls are not parsed yet.
-fn tools(fields: &mut Fields) -> Result<Option<Vec<Value>>, Invalid> {
-    let choice = fields.get("tool_choice").cloned();
-    let has_tools = fields.get("tools").is_some_and(|tools| tools != &serde_json::json!([]));
-    match choice {
-        Some(choice) if choice != "none" && choice != "auto" => {
-            Err(fields.unsupported("tool_choice"))
+impl ChatRequest {
+    /// What reads an output that follows `prompt`.
+    pub fn reader(&self, model: &Model, prompt: &str) -> Reader {
+        let offered = &self.tools.callable;
+        let calls = model.calls.filter(|_| !offered.is_empty());
+        let separate = self.separate_reasoning;
+        Reader {
+            thoughts: model.thoughts.map(|style| Thoughts::new(style, separate, prompt)),
+            calls: calls.map(|format| CallParser::new(format, Arc::clone(offered))),
         }
-        Some(choice) if has_tools && choice == "none" => fields.take("tools"),
-        _ if has_tools => Err(fields.unsupported("tools")),
-        _ => Ok(None),
     }
 }
 
@@ -100,7 +116,16 @@ pub struct ChatShape {
     head: Head,
     delivery: Delivery,
     logprobs: bool,
+    /// As it is before an output begins.
+    reply: Reply,
+    outputs: Vec<Spoken>,
+}
+
+/// What was said of an output.
+#[derive(Debug)]
+struct Spoken {
     opened: bool,
+    reply: Reply,
 }
 
 #[derive(Serialize)]
@@ -117,19 +142,11 @@ struct Chunk<'a> {
 #[derive(Serialize)]
 struct ChunkChoice {
     index: usize,
-    delta: ChunkDelta,
+    delta: MessageDelta,
     logprobs: Option<ChatLogprobs>,
     finish_reason: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     stop_reason: Option<Value>,
-}
-
-#[derive(Serialize)]
-struct ChunkDelta {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    role: Option<&'static str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    content: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -151,16 +168,26 @@ struct WholeChoice {
     stop_reason: Value,
 }
 
-#[derive(Serialize)]
-struct Message {
-    role: &'static str,
-    content: String,
-}
-
 impl ChatShape {
     /// For one call.
     pub fn new(head: Head, delivery: Delivery, logprobs: bool) -> Self {
-        Self { head, delivery, logprobs, opened: false }
+        Self { head, delivery, logprobs, reply: Reply::default(), outputs: Vec::new() }
+    }
+
+    /// Reads outputs with `reader`; `one_call` leaves out calls of tools after the first.
+    #[must_use]
+    pub fn reading(mut self, reader: Reader, one_call: bool) -> Self {
+        self.reply = Reply::new(reader, one_call);
+        self
+    }
+
+    fn output(&mut self, index: usize) -> &mut Spoken {
+        if self.outputs.len() <= index {
+            let reply = &self.reply;
+            let fresh = || Spoken { opened: false, reply: reply.clone() };
+            self.outputs.resize_with(index + 1, fresh);
+        }
+        &mut self.outputs[index]
     }
 
     fn chunk(&self, choices: Vec<ChunkChoice>, usage: Option<Usage>) -> String {
@@ -178,32 +205,36 @@ impl ChatShape {
 impl Shape for ChatShape {
     fn chunks(&mut self, delta: Delta) -> Vec<String> {
         let usage = self.delivery.continuous_usage.then_some(delta.usage);
-        let mut chunks = Vec::with_capacity(2);
-        let choice = |delta, logprobs| ChunkChoice {
-            index: 0,
-            delta,
-            logprobs,
-            finish_reason: None,
-            stop_reason: None,
-        };
-        if !std::mem::replace(&mut self.opened, true) {
-            let opening = ChunkDelta { role: Some("assistant"), content: Some(String::new()) };
-            chunks.push(self.chunk(vec![choice(opening, None)], usage));
-        }
         let shows = self.logprobs && !delta.tokens.is_empty();
-        if delta.text.is_empty() && !shows && delta.ending.is_none() {
-            return chunks;
-        }
-        let logprobs =
+        let mut logprobs =
             shows.then(|| ChatLogprobs::new(&delta.tokens, self.head.model.tokenizer.pieces()));
-        let content = (!delta.text.is_empty() || shows).then_some(delta.text);
-        let mut choice = choice(ChunkDelta { role: None, content }, logprobs);
-        if let Some(ending) = &delta.ending {
-            choice.finish_reason = Some(finish_reason(ending));
-            choice.stop_reason = Some(stop_reason(ending, &self.head.model));
+        let index = delta.index;
+        let output = self.output(index);
+        let opens = !std::mem::replace(&mut output.opened, true);
+        let mut deltas = output.reply.deltas(&delta.text, delta.ending.is_some());
+        if deltas.is_empty() && shows {
+            deltas.push(MessageDelta::text(String::new()));
         }
-        chunks.push(self.chunk(vec![choice], usage));
-        chunks
+        let has_calls = output.reply.has_calls();
+        let ending = delta.ending.map(|ending| {
+            let reason = message_finish(&ending, has_calls);
+            (reason, stop_reason(&ending, &self.head.model))
+        });
+        // Calls are complete before the chunk that ends them.
+        if ending.is_some() && !deltas.last().is_some_and(MessageDelta::is_text) {
+            deltas.push(MessageDelta::default());
+        }
+        let last = deltas.len().wrapping_sub(1);
+        let choice = |delta, logprobs, ending: Option<(&'static str, Value)>| {
+            let (finish_reason, stop_reason) = ending.unzip();
+            ChunkChoice { index, delta, logprobs, finish_reason, stop_reason }
+        };
+        let opening = opens.then(|| choice(MessageDelta::opening(), None, None));
+        let deltas = deltas.into_iter().enumerate().map(|(at, delta)| {
+            choice(delta, logprobs.take(), ending.clone().filter(|_| at == last))
+        });
+        let choices: Vec<ChunkChoice> = opening.into_iter().chain(deltas).collect();
+        choices.into_iter().map(|choice| self.chunk(vec![choice], usage)).collect()
     }
 
     fn last(&mut self, usage: Usage) -> Option<String> {
@@ -212,16 +243,19 @@ impl Shape for ChatShape {
 
     fn whole(&mut self, outputs: Vec<Output>) -> String {
         let usages: Vec<Usage> = outputs.iter().map(|output| output.usage).collect();
-        let pieces = self.head.model.tokenizer.pieces();
-        let choices = outputs.into_iter().enumerate().map(|(index, output)| WholeChoice {
-            index,
-            logprobs: self.logprobs.then(|| ChatLogprobs::new(&output.tokens, pieces)),
-            finish_reason: output.ending.as_ref().map(finish_reason),
-            stop_reason: output
-                .ending
-                .as_ref()
-                .map_or(Value::Null, |ending| stop_reason(ending, &self.head.model)),
-            message: Message { role: "assistant", content: output.text },
+        let model = &self.head.model;
+        let choices = outputs.into_iter().enumerate().map(|(index, output)| {
+            let mut reply = self.reply.clone();
+            let message = reply.message(&output.text);
+            let ending = output.ending.as_ref();
+            let pieces = model.tokenizer.pieces();
+            WholeChoice {
+                index,
+                message,
+                logprobs: self.logprobs.then(|| ChatLogprobs::new(&output.tokens, pieces)),
+                finish_reason: ending.map(|ending| message_finish(ending, reply.has_calls())),
+                stop_reason: ending.map_or(Value::Null, |ending| stop_reason(ending, model)),
+            }
         });
         json_text(&Whole {
             id: &self.head.id,
@@ -231,5 +265,14 @@ impl Shape for ChatShape {
             choices: choices.collect(),
             usage: crate::stream::total(&usages).into(),
         })
+    }
+}
+
+/// `finish_reason` of a message: the model stopped in order to have tools called.
+fn message_finish(ending: &Ending, has_calls: bool) -> &'static str {
+    let stopped_by_text = matches!(ending.matched, Some(Matched::Text(_)));
+    match ending.finish {
+        Finish::Stop if has_calls && !stopped_by_text => "tool_calls",
+        _ => finish_reason(ending),
     }
 }

@@ -47,7 +47,7 @@ fn message((at, value): (usize, Value)) -> Result<Value, Invalid> {
         }
     };
     message.insert("content".into(), Value::String(content));
-    parse_arguments(&mut message);
+    tool_calls(&mut message, at)?;
     Ok(Value::Object(message))
 }
 
@@ -68,15 +68,51 @@ fn joined(parts: &[Value], at: usize) -> Result<String, Invalid> {
     Ok(texts.collect::<Result<Vec<_>, _>>()?.join("\n"))
 }
 
-/// OpenAI sends a call's arguments as JSON in a string; templates iterate over them.
-fn parse_arguments(message: &mut Map<String, Value>) {
-    let Some(Value::Array(calls)) = message.get_mut("tool_calls") else { return };
-    for call in calls {
-        let Some(arguments) = call.pointer_mut("/function/arguments") else { continue };
-        if let Some(parsed) = arguments.as_str().and_then(|text| serde_json::from_str(text).ok()) {
-            *arguments = parsed;
+/// Checks the calls of an earlier turn. An empty list goes: templates look whether there is one.
+fn tool_calls(message: &mut Map<String, Value>, at: usize) -> Result<(), Invalid> {
+    let field = format!("messages[{at}].tool_calls");
+    match message.get_mut("tool_calls") {
+        None => return Ok(()),
+        Some(Value::Array(calls)) if !calls.is_empty() => {
+            let mut calls = calls.iter_mut().enumerate();
+            return calls.try_for_each(|(at, call)| tool_call(call, &format!("{field}[{at}]")));
+        }
+        Some(Value::Array(_) | Value::Null) => {}
+        Some(other) => {
+            return Err(Invalid::field(field, &format!("must be a list, got {}", kind(other))));
         }
     }
+    message.shift_remove("tool_calls");
+    Ok(())
+}
+
+/// OpenAI sends a call's arguments as JSON in a string; templates iterate over them. A model's own
+/// text that is no JSON stays as it is: it was cut, or the model erred, and the turn goes on.
+fn tool_call(call: &mut Value, field: &str) -> Result<(), Invalid> {
+    let wrong = |path: &str, want: &str, got: &Value| {
+        let what = format!("must be {want}, got {}", kind(got));
+        Err(Invalid::field(format!("{field}{path}"), &what))
+    };
+    let Some(Value::Object(function)) = call.get_mut("function") else {
+        return wrong(".function", "an object", &call["function"]);
+    };
+    match function.get("name") {
+        Some(Value::String(_)) => {}
+        name => return wrong(".function.name", "a string", name.unwrap_or(&Value::Null)),
+    }
+    let arguments = function.entry("arguments").or_insert(Value::Null);
+    match arguments {
+        Value::Object(_) => {}
+        Value::Null => *arguments = Value::Object(Map::new()),
+        Value::String(text) if text.trim().is_empty() => *arguments = Value::Object(Map::new()),
+        Value::String(text) => {
+            if let Ok(parsed) = serde_json::from_str::<Map<String, Value>>(text) {
+                *arguments = Value::Object(parsed);
+            }
+        }
+        other => return wrong(".function.arguments", "a string of JSON", other),
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -93,6 +129,35 @@ mod tests {
         ]);
         let normal = Value::Array(normalised(Some(messages)).unwrap());
         insta::assert_snapshot!(normal, @r#"[{"role":"user","content":"a\nb"},{"role":"assistant","tool_calls":[{"function":{"name":"f","arguments":{"x":1}}}],"content":""}]"#);
+    }
+
+    #[test]
+    fn calls_of_earlier_turns_are_ready_for_a_template() {
+        let turn = |calls: Value| {
+            let list = json!([{"role": "assistant", "content": null, "tool_calls": calls}]);
+            normalised(Some(list)).map(|mut list| list.remove(0))
+        };
+        let call = |function: Value| json!([{"id": "1", "type": "function", "function": function}]);
+        let arguments = |given: Value| {
+            let turn = turn(call(json!({"name": "f", "arguments": given}))).unwrap();
+            turn["tool_calls"][0]["function"]["arguments"].clone()
+        };
+        assert_eq!(arguments(json!("{\"b\": 1, \"a\": 2}")).to_string(), "{\"b\":1,\"a\":2}");
+        assert_eq!(arguments(json!({"a": 1})), json!({"a": 1}));
+        assert_eq!(arguments(json!("")), json!({}));
+        assert_eq!(arguments(json!("{\"a\": ")), json!("{\"a\": "), "what a model wrote stays");
+        for none in [json!([]), Value::Null] {
+            assert_eq!(turn(none).unwrap(), json!({"role": "assistant", "content": ""}));
+        }
+        let check = |calls: Value, path: &str| {
+            let param = turn(calls).unwrap_err().param.unwrap();
+            assert_eq!(param, format!("messages[0].tool_calls{path}"));
+        };
+        check(json!({}), "");
+        check(json!([3]), "[0].function");
+        check(call(json!("f")), "[0].function");
+        check(call(json!({})), "[0].function.name");
+        check(call(json!({"name": "f", "arguments": 3})), "[0].function.arguments");
     }
 
     #[test]

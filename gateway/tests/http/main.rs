@@ -7,3 +7,4 @@ mod refusals;
 mod server;
 mod shapes;
 mod support;
+mod tools;

@@ -79,8 +79,10 @@ async fn chat_and_generate_name_the_field() {
             json!({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}),
             "messages[0].content[0].type",
         ),
-        (json!({"messages": hi, "tools": tool}), "tools"),
+        (json!({"messages": hi, "tools": [{"type": "web_search"}]}), "tools[0].type"),
+        (json!({"messages": hi, "tools": [{"type": "function"}]}), "tools[0].function"),
         (json!({"messages": hi, "tools": tool, "tool_choice": "required"}), "tool_choice"),
+        (json!({"messages": hi, "separate_reasoning": "no"}), "separate_reasoning"),
         (json!({"messages": hi, "top_logprobs": 2}), "top_logprobs"),
         (json!({"messages": hi, "logprobs": 1}), "logprobs"),
         (json!({"messages": hi, "chat_template": "x"}), "chat_template"),
@@ -153,6 +155,17 @@ async fn neutral_values_and_unknown_fields_pass_and_meet_an_empty_fleet() {
         "tool_choice": "none", "logprobs": false, "top_logprobs": 0, "stream": true,
         "stream_options": {"include_usage": true, "continuous_usage_stats": true},
         "max_completion_tokens": 5, "max_tokens": null,
+    });
+    let answer = gateway.post("/v1/chat/completions", &body.to_string()).await;
+    assert_eq!(answer.status, 503, "{}", answer.body);
+    let call = json!({"id": "1", "type": "function",
+        "function": {"name": "f", "arguments": "{}"}});
+    let body = json!({
+        "messages": [{"role": "user", "content": "hi"},
+            {"role": "assistant", "content": null, "tool_calls": [call]},
+            {"role": "tool", "tool_call_id": "1", "content": "3"}],
+        "tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": "auto",
+        "parallel_tool_calls": true, "separate_reasoning": true,
     });
     let answer = gateway.post("/v1/chat/completions", &body.to_string()).await;
     assert_eq!(answer.status, 503, "{}", answer.body);

@@ -36,17 +36,17 @@ fn token(id: u32) -> Token {
     Token { id: TokenId::new(id), logprob: -0.5, top }
 }
 
-fn tokens(model: &Model, text: &str) -> Vec<Token> {
+pub fn tokens(model: &Model, text: &str) -> Vec<Token> {
     let ids = model.tokenizer.encode(text, false).unwrap();
     ids.into_iter().map(|id| token(id.get())).collect()
 }
 
-fn done(finish: Finish) -> Event {
+pub fn done(finish: Finish) -> Event {
     Event::Finished(finish)
 }
 
 /// An output that says `events`, then ends. The receiver tells whether the answer was dropped.
-fn speaking(
+pub fn speaking(
     model: &Arc<Model>,
     knobs: Knobs,
     index: usize,
@@ -55,7 +55,7 @@ fn speaking(
     let ask = Ask::new(knobs, DIALECT, model, LIMITS, || 1).unwrap();
     let request = ask.request([1, 2, 3].map(TokenId::new).to_vec()).unwrap();
     let transcript = Transcript::new(index, &ask, &request, model.tokenizer.pieces());
-    let (sender, receiver) = mpsc::channel(16);
+    let (sender, receiver) = mpsc::channel(1024);
     for event in std::iter::once(Event::Cached(2)).chain(said) {
         sender.try_send(event).unwrap();
     }
@@ -63,16 +63,16 @@ fn speaking(
     (Speaking { answer, transcript, timing: Timing::new(Instant::now(), 3) }, sender)
 }
 
-fn head(model: &Arc<Model>, id: &str) -> Head {
+pub fn head(model: &Arc<Model>, id: &str) -> Head {
     Head { id: id.into(), created: 7, model: Arc::clone(model) }
 }
 
-async fn text(response: Result<Response, ApiError>) -> String {
+pub async fn text(response: Result<Response, ApiError>) -> String {
     let bytes = to_bytes(response.unwrap().into_body(), 1 << 20).await.unwrap();
     String::from_utf8(bytes.to_vec()).unwrap()
 }
 
-async fn streamed(said: Vec<Speaking>, shape: impl Shape) -> String {
+pub async fn streamed(said: Vec<Speaking>, shape: impl Shape) -> String {
     let count = said.len();
     text(events(outputs(said, ()), count, shape).await).await
 }
