@@ -14,6 +14,7 @@
 //! refused by name; nothing is skipped in silence.
 #![forbid(unsafe_code)]
 
+mod blocks;
 mod checkpoint;
 mod config;
 mod dtype;
@@ -24,6 +25,7 @@ pub mod hf;
 mod tensor;
 mod text;
 
+pub use blocks::Groups;
 pub use checkpoint::Checkpoint;
 pub use config::{Family, ModelConfig, RopeScaling};
 pub use dtype::Dtype;

@@ -127,7 +127,8 @@ impl<'a> Tensor<'a> {
         self.rows() as u64 * self.row_bytes() as u64
     }
 
-    fn row_bytes(&self) -> usize {
+    /// Bytes of one row in the file.
+    pub fn row_bytes(&self) -> usize {
         self.stored.dtype.bytes(self.row_len()).expect("rows end on blocks: checked at open")
     }
 
@@ -136,21 +137,44 @@ impl<'a> Tensor<'a> {
     /// # Errors
     /// [`Error::Rows`] if the range or `out` does not fit the tensor, [`Error::Io`] from the file.
     pub fn read<T: Element>(&self, rows: Range<usize>, out: &mut [T]) -> Result<(), Error> {
-        let needed = rows.len().checked_mul(self.row_len());
-        if rows.end > self.rows() || needed != Some(out.len()) {
-            return Err(Error::Rows {
-                name: self.name.to_owned(),
-                start: rows.start,
-                end: rows.end,
-                rows: self.rows(),
-                room: out.len(),
-                needed: needed.unwrap_or(usize::MAX),
-            });
+        self.fits(&rows, self.row_len(), out.len())?;
+        let row_bytes = self.row_bytes();
+        let rows_each = (CHUNK / row_bytes).clamp(1, rows.len().max(1));
+        let mut bytes = vec![0; rows_each * row_bytes];
+        let starts = rows.step_by(rows_each);
+        for (start, out) in starts.zip(out.chunks_mut(rows_each * self.row_len())) {
+            let rows = out.len() / self.row_len();
+            let bytes = &mut bytes[..rows * row_bytes];
+            self.stored_rows(start..start + rows, bytes)?;
+            self.stored.dtype.decode(bytes, out);
         }
-        match self.stored.interleaved {
-            None => self.read_plain(rows, out),
-            Some(head) => self.read_interleaved(rows, head, out),
+        Ok(())
+    }
+
+    /// Reads `rows` as they are stored into `out`, which must hold exactly their bytes. The order
+    /// of rows is put right here too.
+    ///
+    /// # Errors
+    /// [`Error::Rows`] if the range or `out` does not fit the tensor, [`Error::Io`] from the file.
+    pub fn read_stored(&self, rows: Range<usize>, out: &mut [u8]) -> Result<(), Error> {
+        self.fits(&rows, self.row_bytes(), out.len())?;
+        self.stored_rows(rows, out)
+    }
+
+    /// Holds a range and the length of what it is read into against the tensor.
+    fn fits(&self, rows: &Range<usize>, row_len: usize, room: usize) -> Result<(), Error> {
+        let needed = rows.len().checked_mul(row_len);
+        if rows.end <= self.rows() && needed == Some(room) {
+            return Ok(());
         }
+        Err(Error::Rows {
+            name: self.name.to_owned(),
+            start: rows.start,
+            end: rows.end,
+            rows: self.rows(),
+            room,
+            needed: needed.unwrap_or(usize::MAX),
+        })
     }
 
     /// The whole tensor; `bf16` or `f32` by the type asked for.
@@ -176,39 +200,32 @@ impl<'a> Tensor<'a> {
         Ok(())
     }
 
-    fn read_plain<T: Element>(&self, rows: Range<usize>, out: &mut [T]) -> Result<(), Error> {
-        let row_bytes = self.row_bytes();
-        let rows_each = (CHUNK / row_bytes).clamp(1, rows.len().max(1));
-        let mut bytes = vec![0; rows_each * row_bytes];
-        let starts = rows.step_by(rows_each);
-        for (start, out) in starts.zip(out.chunks_mut(rows_each * self.row_len())) {
-            let bytes = &mut bytes[..out.len() / self.row_len() * row_bytes];
-            self.read_rows_at(start, bytes)?;
-            self.stored.dtype.decode(bytes, out);
+    fn stored_rows(&self, rows: Range<usize>, out: &mut [u8]) -> Result<(), Error> {
+        match self.stored.interleaved {
+            None => self.read_rows_at(rows.start, out),
+            Some(head) => self.interleaved_rows(rows, head, out),
         }
-        Ok(())
     }
 
     /// Row `i < d/2` of a head lies at `2i`, row `i + d/2` at `2i + 1`: a head is read at once and
     /// its rows picked out.
-    fn read_interleaved<T: Element>(
+    fn interleaved_rows(
         &self,
         rows: Range<usize>,
         head: usize,
-        out: &mut [T],
+        out: &mut [u8],
     ) -> Result<(), Error> {
         let row_bytes = self.row_bytes();
         let mut bytes = vec![0; head * row_bytes];
         let mut held = None;
-        for (row, out) in rows.zip(out.chunks_mut(self.row_len())) {
+        for (row, out) in rows.zip(out.chunks_exact_mut(row_bytes)) {
             let first = row / head * head;
             if held != Some(first) {
                 self.read_rows_at(first, &mut bytes)?;
                 held = Some(first);
             }
             let (half, within) = ((row - first) / (head / 2), (row - first) % (head / 2));
-            let at = (2 * within + half) * row_bytes;
-            self.stored.dtype.decode(&bytes[at..at + row_bytes], out);
+            out.copy_from_slice(&bytes[(2 * within + half) * row_bytes..][..row_bytes]);
         }
         Ok(())
     }

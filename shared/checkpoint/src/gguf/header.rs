@@ -193,8 +193,14 @@ fn dtype(code: u32) -> Option<Dtype> {
     match code {
         0 => Some(Dtype::F32),
         1 => Some(Dtype::F16),
+        2 => Some(Dtype::Q4_0),
         3 => Some(Dtype::Q4_1),
+        6 => Some(Dtype::Q5_0),
+        7 => Some(Dtype::Q5_1),
         8 => Some(Dtype::Q8_0),
+        12 => Some(Dtype::Q4_K),
+        13 => Some(Dtype::Q5_K),
+        14 => Some(Dtype::Q6_K),
         30 => Some(Dtype::BF16),
         _ => None,
     }
@@ -203,14 +209,8 @@ fn dtype(code: u32) -> Option<Dtype> {
 /// ggml's names of the types one is most likely to bring, for the refusal.
 fn type_name(code: u32) -> String {
     let known = match code {
-        2 => "Q4_0",
-        6 => "Q5_0",
-        7 => "Q5_1",
         10 => "Q2_K",
         11 => "Q3_K",
-        12 => "Q4_K",
-        13 => "Q5_K",
-        14 => "Q6_K",
         15 => "Q8_K",
         20 => "IQ4_NL",
         23 => "IQ4_XS",
