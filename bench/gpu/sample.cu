@@ -44,7 +44,7 @@ double reference_uniform(uint64_t seed, uint32_t index) {
 struct Case {
   std::vector<float> logits;
   SampleRow row{};
-  std::vector<SamplePenalty> penalties;
+  std::vector<SampleAdjusted> adjusted;
   std::vector<uint32_t> mask;
 };
 
@@ -72,10 +72,14 @@ Expected expect(const Case& c) {
                       return raw[a] != raw[b] ? raw[a] > raw[b] : a < b;
                     });
   e.adjusted = raw;
-  for (const SamplePenalty& p : c.penalties) {
-    double& x = e.adjusted[p.id];
-    x = x > 0 ? x / c.row.repetition : x * c.row.repetition;
-    x -= double(c.row.frequency) * p.count + (p.count ? c.row.presence : 0.f);
+  for (const SampleAdjusted& a : c.adjusted) {
+    double& x = e.adjusted[a.id];
+    x += a.bias;
+    if (x == -INFINITY) continue;
+    if (a.seen) {
+      x = x > 0 ? x / c.row.repetition : x * c.row.repetition;
+      x -= double(c.row.frequency) * (a.seen - 1) + (a.seen > 1 ? c.row.presence : 0.f);
+    }
     x = std::clamp(x, -3.402823466e38, 3.402823466e38);
   }
   for (size_t i = 0; i < n && !c.mask.empty(); ++i) {
@@ -204,9 +208,12 @@ Case make_case(std::mt19937& random, unsigned vocab, bool bf16) {
     std::sort(ids.begin(), ids.end());
     ids.erase(std::unique(ids.begin(), ids.end()), ids.end());
     std::shuffle(ids.begin(), ids.end(), random);
-    for (unsigned id : ids) c.penalties.push_back({id, unsigned(random() % 4)});
+    for (unsigned id : ids) {
+      const float bias = chance(0.7) ? 0 : chance(0.2) ? -INFINITY : between(-5, 5);
+      c.adjusted.push_back({id, unsigned(random() % 5), bias});
+    }
   }
-  r.penalties_len = unsigned(c.penalties.size());
+  r.adjusted_len = unsigned(c.adjusted.size());
   if (chance(0.2)) {
     c.mask.resize((vocab + 31) / 32);
     const bool narrow = chance(0.5);
@@ -312,15 +319,15 @@ bool check_group(const Group& g, const std::vector<Kernel>& kernels) {
   std::vector<float> wide(n * g.stride, 1e30f);  // past the vocabulary: must not be looked at
   std::vector<uint16_t> narrow(wide.size());
   std::vector<SampleRow> rows(n);
-  std::vector<Device<SamplePenalty>*> lists;
+  std::vector<Device<SampleAdjusted>*> lists;
   std::vector<Device<uint32_t>*> masks;
   for (size_t i = 0; i < n; ++i) {
     const Case& c = g.cases[i];
     std::copy(g.raw[i].begin(), g.raw[i].end(), wide.begin() + i * g.stride);
     rows[i] = c.row;
-    lists.push_back(new Device<SamplePenalty>(c.penalties));
+    lists.push_back(new Device<SampleAdjusted>(c.adjusted));
     masks.push_back(new Device<uint32_t>(c.mask));
-    rows[i].penalties = lists[i]->data;
+    rows[i].adjusted = lists[i]->data;
     rows[i].mask = c.mask.empty() ? nullptr : masks[i]->data;
   }
   for (size_t i = 0; i < wide.size(); ++i) {
@@ -364,8 +371,8 @@ bool check_group(const Group& g, const std::vector<Kernel>& kernels) {
           if (why.empty()) continue;
           const SampleRow& r = g.cases[i].row;
           if (wrong++ < 3) {
-            printf("FAIL %s: T %g p %g k %u min %g top %u penalties %u mask %d\n", why.c_str(),
-                   r.temperature, r.top_p, r.top_k, r.min_p, r.top_n, r.penalties_len,
+            printf("FAIL %s: T %g p %g k %u min %g top %u adjusted %u mask %d\n", why.c_str(),
+                   r.temperature, r.top_p, r.top_k, r.min_p, r.top_n, r.adjusted_len,
                    int(!g.cases[i].mask.empty()));
           }
         }
@@ -428,7 +435,7 @@ struct Timing {
   Device<SampleRow> rows{256};
   Device<unsigned> next{256};
   Device<SampleResult> results{256};
-  Device<SamplePenalty> penalties{1000};
+  Device<SampleAdjusted> adjusted{1000};
   Device<uint32_t> mask{kVocab / 32};
 
   Timing() {
@@ -446,9 +453,9 @@ struct Timing {
       peaked.copy_from(a, size_t(r) * kVocab);
       flat.copy_from(b, size_t(r) * kVocab);
     }
-    std::vector<SamplePenalty> list(1000);
-    for (unsigned i = 0; i < 1000; ++i) list[i] = {i * 151, i % 3};
-    penalties.copy_from(list);
+    std::vector<SampleAdjusted> list(1000);
+    for (unsigned i = 0; i < 1000; ++i) list[i] = {i * 151, 1 + i % 3, 0};
+    adjusted.copy_from(list);
     std::vector<uint32_t> words(kVocab / 32);
     for (uint32_t& w : words) w = random();
     mask.copy_from(words);
@@ -519,7 +526,7 @@ void time_all(const std::vector<Kernel>& kernels) {
         rows[i].output_index = i;
         if (!kind.adjusted) continue;
         rows[i].repetition = 1.1f, rows[i].frequency = 0.1f;
-        rows[i].penalties = t.penalties.data, rows[i].penalties_len = 1000;
+        rows[i].adjusted = t.adjusted.data, rows[i].adjusted_len = 1000;
         rows[i].mask = t.mask.data;
       }
       t.rows.copy_from(rows);

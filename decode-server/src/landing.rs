@@ -7,6 +7,7 @@ use crate::flight::Flying;
 use crate::sequence::{Granted, Sequence};
 use crate::step::Decode;
 use kv_transfer::land;
+use model::sample::History;
 use shared::ids::{Epoch, TicketId};
 use shared::pool::Owned;
 use shared::ticket::Ended;
@@ -94,6 +95,7 @@ impl Decode {
         let written = request.tokens.len() as u32;
         let mut sequence = Sequence {
             key,
+            history: History::new(&request),
             request,
             cached_tokens,
             full: held,

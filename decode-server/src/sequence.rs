@@ -1,6 +1,7 @@
 //! The stages of a request at decode: [`Granted`] → (opened) → [`Sequence`] → gone.
 
 use crate::flight::Flying;
+use model::sample::History;
 use shared::ids::{Epoch, PageId, TokenId};
 use shared::pool::{Credit, Owned, Quarantined, Sealed};
 use shared::request::{Finish, Request, Token};
@@ -43,6 +44,8 @@ pub(crate) struct Sequence {
     /// Tokens made by this attempt, prefill's first included.
     pub(crate) made: Vec<TokenId>,
     pub(crate) written: u32,
+    /// How the next token is drawn.
+    pub(crate) history: History,
     /// Tokens beyond these that are being made.
     pub(crate) flying: Flying,
 }
@@ -53,9 +56,12 @@ impl Sequence {
         self.key.id.gateway()
     }
 
-    /// Whether tokens are left to be made when those in flight are there.
+    /// Whether tokens are left to be made when those in flight are there, and the next can be
+    /// asked for now. One whose draw depends on those in flight waits until they are collected: of
+    /// an engine that overlaps it gets every other step, where others get every one.
     pub(crate) fn has_more(&self) -> bool {
-        self.made.len() as u32 + self.flying.steps < self.request.max_tokens
+        let left = self.made.len() as u32 + self.flying.steps < self.request.max_tokens;
+        left && (self.flying.steps == 0 || self.history.foresees())
     }
 
     /// The token after the written ones.
@@ -77,6 +83,7 @@ impl Sequence {
     pub(crate) fn take(&mut self, token: &Token) -> Option<Finish> {
         let index = self.made.len() as u32;
         self.made.push(token.id);
+        self.history.push(token.id);
         if self.request.stops_at(token.id, index) {
             Some(Finish::Stop)
         } else {

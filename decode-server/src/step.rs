@@ -11,7 +11,7 @@ use crate::metrics::Meter;
 use crate::reserve::Retracted;
 use crate::sequence::{Granted, Sequence};
 use link::{SendError, Sender, StopPoint, Stops};
-use model::engine::{Batch, Engine, EngineError, IN_FLIGHT, Input, Row, Sample};
+use model::engine::{Batch, Engine, EngineError, IN_FLIGHT, Input, Row};
 use role::outbox::Outboxes;
 use role::turn::Turn;
 use shared::ids::{Epoch, TicketId};
@@ -257,7 +257,6 @@ impl Decode {
     fn row(&self, slot: usize) -> Row {
         let sequence = &self.sequences[slot];
         let ahead = sequence.flying.steps;
-        let made = sequence.made.len() as u32 + ahead;
         Row {
             input: match ahead {
                 0 => Input::Tokens(vec![sequence.last()]),
@@ -265,11 +264,7 @@ impl Decode {
             },
             start: sequence.written + ahead,
             pages: sequence.page_table(),
-            sample: Some(Sample {
-                sampling: sequence.request.sampling,
-                output_index: sequence.request.output_index() + made,
-                logprobs: sequence.request.logprobs,
-            }),
+            sample: Some(sequence.history.sample(ahead)),
         }
     }
 

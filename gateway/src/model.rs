@@ -47,6 +47,8 @@ pub struct Defaults {
     pub top_k: Option<u32>,
     /// Least probability relative to the best.
     pub min_p: Option<f32>,
+    /// Factor against what prompt or output have.
+    pub repetition_penalty: Option<f32>,
     /// Output tokens.
     pub max_tokens: Option<u32>,
 }
@@ -97,13 +99,6 @@ impl Model {
         let checkpoint = Checkpoint::open(&config.model)?;
         let tokenizer = Tokenizer::from_json(&checkpoint.tokenizer_json()?)?;
         let generation = checkpoint.generation_config();
-        if generation.repetition_penalty.is_some_and(|penalty| penalty != 1.0) {
-            tracing::warn!(
-                repetition_penalty = generation.repetition_penalty,
-                "generation_config.json asks for a repetition penalty; penalties are not supported \
-                 yet, it is left out"
-            );
-        }
         let (template, source) = template(config, &checkpoint)?.unzip();
         let calls = config.tool_call_parser.format(source.as_deref());
         let thoughts = config.reasoning_parser.style(source.as_deref());
@@ -202,6 +197,7 @@ fn defaults(generation: &GenerationConfig) -> Result<Defaults, LoadError> {
             top_p: generation.top_p.map(|value| value as f32),
             top_k: generation.top_k,
             min_p: generation.min_p.map(|value| value as f32),
+            repetition_penalty: generation.repetition_penalty.map(|value| value as f32),
             max_tokens: generation.max_new_tokens.and_then(|tokens| u32::try_from(tokens).ok()),
         }),
     }

@@ -3,7 +3,7 @@
 use crate::error::Invalid;
 use crate::fields::Fields;
 use crate::openai::completions::prompts;
-use crate::openai::knobs::strings;
+use crate::openai::knobs::{logit_bias, strings};
 use crate::openai::{finish_reason, finite, text};
 use crate::pieces::Pieces;
 use crate::ring::Limits;
@@ -41,10 +41,6 @@ const NOT_YET: &[(&str, Neutral)] = &[
 /// Known sampling parameters, and not implemented.
 const SAMPLING_NOT_YET: &[(&str, Neutral)] = &[
     ("n", Neutral::Number(1.0)),
-    ("presence_penalty", Neutral::Number(0.0)),
-    ("frequency_penalty", Neutral::Number(0.0)),
-    ("repetition_penalty", Neutral::Number(1.0)),
-    ("logit_bias", Neutral::Empty),
     ("json_schema", Neutral::Absent),
     ("regex", Neutral::Absent),
     ("ebnf", Neutral::Absent),
@@ -123,6 +119,10 @@ fn sampling_knobs(sampling: &mut Fields) -> Result<Knobs, Invalid> {
         top_p: sampling.take("top_p")?,
         top_k: sampling.take("top_k")?,
         min_p: sampling.take("min_p")?,
+        presence_penalty: sampling.take("presence_penalty")?,
+        frequency_penalty: sampling.take("frequency_penalty")?,
+        repetition_penalty: sampling.take("repetition_penalty")?,
+        logit_bias: logit_bias(sampling)?,
         seed: sampling.take("sampling_seed")?,
         max_tokens: sampling.take("max_new_tokens")?,
         min_tokens: sampling.take_or("min_new_tokens", 0)?,

@@ -16,6 +16,7 @@ use serde_json::Value;
 use shared::ids::TokenId;
 use shared::request::{BadRequest, MAX_SALT, MAX_STOP_IDS, MAX_TOP_LOGPROBS};
 use shared::request::{Request, RequestParts, Sampling};
+use std::collections::BTreeMap;
 
 /// Most prompts of one call.
 pub const MAX_PROMPTS: usize = 512;
@@ -57,6 +58,14 @@ pub struct Knobs {
     pub top_k: Option<i64>,
     /// Least probability relative to the best.
     pub min_p: Option<f32>,
+    /// Off the logit of what the output has.
+    pub presence_penalty: Option<f32>,
+    /// Off a logit for every time that the output has the token.
+    pub frequency_penalty: Option<f32>,
+    /// Factor against what prompt or output have.
+    pub repetition_penalty: Option<f32>,
+    /// Added to single logits, by token id.
+    pub logit_bias: BTreeMap<u32, f32>,
     /// Seed; -1 is as absent.
     pub seed: Option<i64>,
     /// Most output tokens.
@@ -125,6 +134,7 @@ pub struct Ask {
     max_tokens: Option<u32>,
     default_tokens: Option<u32>,
     min_tokens: u32,
+    logit_bias: Vec<(TokenId, f32)>,
     stop: Vec<String>,
     stop_ids: Vec<TokenId>,
     knobs: Knobs,
@@ -157,6 +167,12 @@ impl Ask {
                 top_p: knobs.top_p.or(defaults.top_p).unwrap_or(1.0),
                 top_k: top_k(knobs.top_k, limits, dialect)?.or(defaults.top_k).unwrap_or(0),
                 min_p: knobs.min_p.or(defaults.min_p).unwrap_or(0.0),
+                presence_penalty: knobs.presence_penalty.unwrap_or(0.0),
+                frequency_penalty: knobs.frequency_penalty.unwrap_or(0.0),
+                repetition_penalty: knobs
+                    .repetition_penalty
+                    .or(defaults.repetition_penalty)
+                    .unwrap_or(1.0),
                 seed: knobs
                     .seed
                     .filter(|&seed| seed != -1)
@@ -165,6 +181,7 @@ impl Ask {
             max_tokens: knobs.max_tokens,
             default_tokens: defaults.max_tokens.or(dialect.default_tokens),
             min_tokens: knobs.min_tokens,
+            logit_bias: logit_bias(&knobs, limits, dialect)?,
             stop,
             stop_ids: stop_ids(&knobs, model, limits, dialect)?,
             knobs,
@@ -207,6 +224,7 @@ impl Ask {
             max_tokens,
             min_tokens: self.min_tokens,
             sampling: self.sampling,
+            logit_bias: self.logit_bias.clone(),
             stop_ids: self.stop_ids.clone(),
             logprobs: self.knobs.logprobs.map(|n| n.min(u32::from(u8::MAX)) as u8),
             salt: self.knobs.cache_salt.clone(),
@@ -274,6 +292,18 @@ fn top_k(asked: Option<i64>, limits: Limits, dialect: Dialect) -> Result<Option<
             dialect.invalid("top_k", &format!("must be -1, 0 (all) or at least 1, got {k}"))
         }),
     }
+}
+
+fn logit_bias(
+    knobs: &Knobs,
+    limits: Limits,
+    dialect: Dialect,
+) -> Result<Vec<(TokenId, f32)>, Invalid> {
+    let biased = knobs.logit_bias.iter().map(|(&id, &bias)| {
+        let id = vocabulary_id(u64::from(id), limits, || dialect.field("logit_bias"))?;
+        Ok((id, bias))
+    });
+    biased.collect()
 }
 
 fn stop_ids(

@@ -3,7 +3,7 @@
 //
 // A cluster of blocks shares a row. 1. Each reads its slice once, for the best logit and the sum of
 // exponentials (log-probabilities are of the logits as they came); greedy rows end there. 2. Other
-// rows keep the slice in shared memory: penalties and mask change it there, then it becomes terms
+// rows keep the slice in shared memory: biases, penalties and mask change it there, then it becomes terms
 // e^((x - best) / temperature). 3. `min_p` removes terms as they are made. For `top_k` and `top_p`
 // a bound is known below which no term can stay; if few are above it, the first block sorts those
 // and draws. Otherwise a radix search over the bits of the terms finds the border. 4. One uniform
@@ -191,19 +191,21 @@ __device__ void merge_tops(const Block& block, unsigned n, SampleResult* result)
   }
 }
 
-/// Penalties and mask, in place; what remains of the best is returned.
+/// Biases, penalties and mask, in place; what remains of the best is returned.
 __device__ Summary adjust(Block& block, const Slice& slice, const SampleRow& row) {
   float* const x = reinterpret_cast<float*>(slice.terms);
   __syncthreads();
-  for (unsigned i = threadIdx.x; i < row.penalties_len; i += kThreads) {
-    const SamplePenalty seen = row.penalties[i];
-    const unsigned at = seen.id - slice.begin;  // wraps if below
+  for (unsigned i = threadIdx.x; i < row.adjusted_len; i += kThreads) {
+    const SampleAdjusted token = row.adjusted[i];
+    const unsigned at = token.id - slice.begin;  // wraps if below
     if (at >= slice.len) continue;
-    float y = x[at];
-    y = y > 0 ? y / row.repetition : y * row.repetition;
-    y -= row.frequency * float(seen.count);
-    if (seen.count) y -= row.presence;
-    x[at] = clean(y);
+    float y = x[at] + token.bias;
+    if (token.seen) {
+      y = y > 0 ? y / row.repetition : y * row.repetition;
+      y -= row.frequency * float(token.seen - 1);
+      if (token.seen > 1) y -= row.presence;
+    }
+    x[at] = token.bias < -kMax ? negative_infinity() : clean(y);
   }
   __syncthreads();
   u64 key = 0;
@@ -323,7 +325,7 @@ __device__ void sample_row(const T* logits, const SampleRow& source, unsigned vo
   __syncthreads();
   cluster_arrive();  // once all have, memory of other blocks may be written
 
-  const bool greedy = row.temperature == 0.f, adjusted = row.penalties_len || row.mask;
+  const bool greedy = row.temperature == 0.f, adjusted = row.adjusted_len || row.mask;
   const unsigned top_n = min(row.top_n, kTopMax);
   const bool kept = !greedy || adjusted || top_n;
   const Scan mine = greedy ? scan<true>(logits, slice, kept) : scan<false>(logits, slice, kept);

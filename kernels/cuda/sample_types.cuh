@@ -10,11 +10,13 @@
 constexpr unsigned kTopMax = 20;                // most alternatives reported beside a token
 constexpr unsigned kSampleSharedBytes = 18432;  // of the sampler itself; the slice follows
 
-/// A token that the request has already seen.
-struct SamplePenalty {
-  unsigned id;     // below the vocabulary; no id twice in a row's list
-  unsigned count;  // times in the output; 0: in the prompt alone
+/// A token that is penalised or biased.
+struct SampleAdjusted {
+  unsigned id;    // below the vocabulary; no id twice in a row's list
+  unsigned seen;  // 0: nowhere, no penalty applies; else 1 + times in the output
+  float bias;     // added first; minus infinity: not allowed
 };
+static_assert(sizeof(SampleAdjusted) == 12, "mirrored by the launcher");
 
 /// How one row is drawn.
 struct alignas(16) SampleRow {
@@ -25,17 +27,17 @@ struct alignas(16) SampleRow {
   unsigned long long seed;
   unsigned output_index;    // the random counter
   unsigned top_n;           // alternatives to report, at most kTopMax
-  float repetition;         // 1: none. Of every listed token: x > 0 ? x / r : x * r
-  float frequency;          // then less this times the count
-  float presence;           // then less this if the count is above 0
-  unsigned penalties_len;   // 0: none of the three applies
-  const SamplePenalty* penalties;
+  float repetition;         // 1: none. Of every token seen: x > 0 ? x / r : x * r
+  float frequency;          // then less this times those in the output
+  float presence;           // then less this if there are any
+  unsigned adjusted_len;
+  const SampleAdjusted* adjusted;
   const unsigned* mask;     // bit `id % 32` of word `id / 32` set: allowed. Null: all are
 };
 static_assert(sizeof(SampleRow) == 64, "mirrored by the launcher");
 
 /// What was drawn. Log-probabilities are those of the logits as they came: no temperature, filter,
-/// penalty or mask.
+/// penalty, bias or mask.
 struct alignas(16) SampleResult {
   unsigned token;
   float logprob;

@@ -9,7 +9,8 @@ use crate::job::{Job, Queued, Route};
 use crate::metrics::Meter;
 use kv_transfer::OpId;
 use link::{StopPoint, Stops};
-use model::engine::{Batch, Engine, EngineError, Input, Row, Sample};
+use model::engine::{Batch, Engine, EngineError, Input, Row};
+use model::sample::History;
 use role::outbox::Outboxes;
 use role::turn::Turn;
 use shared::ids::Epoch;
@@ -311,11 +312,7 @@ impl Prefill {
             input: Input::Tokens(job.chunk(tokens)),
             start: job.computed,
             pages: job.page_table(),
-            sample: last.then(|| Sample {
-                sampling: job.request.sampling,
-                output_index: job.request.output_index(),
-                logprobs: job.request.logprobs,
-            }),
+            sample: last.then(|| History::new(&job.request).sample(0)),
         }
     }
 

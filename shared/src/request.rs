@@ -13,6 +13,8 @@ pub const MAX_SEQUENCE: u32 = 1 << 20;
 pub const MAX_STOP_IDS: usize = 1024;
 /// Most alternatives reported beside a sampled token.
 pub const MAX_TOP_LOGPROBS: u8 = 20;
+/// Most tokens with a bias of their own.
+pub const MAX_LOGIT_BIAS: usize = 300;
 /// Longest cache salt, bytes.
 pub const MAX_SALT: usize = 256;
 
@@ -27,6 +29,13 @@ pub struct Sampling {
     pub top_k: u32,
     /// In [0, 1]: drop tokens less probable than `min_p` times the best.
     pub min_p: f32,
+    /// -2 to 2: taken from the logit of every token that the output has.
+    pub presence_penalty: f32,
+    /// -2 to 2: taken from a token's logit for every time that the output has it.
+    pub frequency_penalty: f32,
+    /// Above 0: logits of tokens that prompt or output have are divided by it where positive,
+    /// multiplied where negative. 1 changes nothing.
+    pub repetition_penalty: f32,
     /// Effective seed, drawn by the gateway if the client gave none. Token number `i` of the
     /// output depends on (seed, i) alone, so a replay continues exactly.
     pub seed: u64,
@@ -34,7 +43,48 @@ pub struct Sampling {
 
 impl Sampling {
     /// Takes the most probable token.
-    pub const GREEDY: Self = Self { temperature: 0.0, top_p: 1.0, top_k: 0, min_p: 0.0, seed: 0 };
+    pub const GREEDY: Self = Self {
+        temperature: 0.0,
+        top_p: 1.0,
+        top_k: 0,
+        min_p: 0.0,
+        presence_penalty: 0.0,
+        frequency_penalty: 0.0,
+        repetition_penalty: 1.0,
+        seed: 0,
+    };
+
+    /// Whether what the output has changes what comes next beyond the model's own view of it.
+    pub fn penalises(&self) -> bool {
+        let Self { presence_penalty, frequency_penalty, repetition_penalty, .. } = *self;
+        presence_penalty != 0.0 || frequency_penalty != 0.0 || repetition_penalty != 1.0
+    }
+
+    /// # Errors
+    /// The first value out of range.
+    fn check(&self) -> Result<(), BadRequest> {
+        let bad =
+            |field, value: f32, want| Err(BadRequest { field, value: value.to_string(), want });
+        if !(0.0..=2.0).contains(&self.temperature) {
+            return bad("temperature", self.temperature, "0 to 2");
+        }
+        if !(self.top_p > 0.0 && self.top_p <= 1.0) {
+            return bad("top_p", self.top_p, "above 0, at most 1");
+        }
+        if !(0.0..=1.0).contains(&self.min_p) {
+            return bad("min_p", self.min_p, "0 to 1");
+        }
+        if !(-2.0..=2.0).contains(&self.presence_penalty) {
+            return bad("presence_penalty", self.presence_penalty, "-2 to 2");
+        }
+        if !(-2.0..=2.0).contains(&self.frequency_penalty) {
+            return bad("frequency_penalty", self.frequency_penalty, "-2 to 2");
+        }
+        if !(self.repetition_penalty.is_normal() && self.repetition_penalty > 0.0) {
+            return bad("repetition_penalty", self.repetition_penalty, "a number above 0");
+        }
+        Ok(())
+    }
 }
 
 /// A request as it crosses the wire; see [`Request`] for the checked form.
@@ -46,10 +96,12 @@ pub struct RequestParts {
     pub prompt_len: u32,
     /// Tokens still to make, at least 1.
     pub max_tokens: u32,
-    /// Tokens still to make before a stop id may end the request.
+    /// Tokens still to make before a stop id can be drawn.
     pub min_tokens: u32,
     /// How tokens are drawn.
     pub sampling: Sampling,
+    /// What is added to single tokens' logits: -100 to 100, ids ascending.
+    pub logit_bias: Vec<(TokenId, f32)>,
     /// Any of these ends the request; empty under `ignore_eos` without own stop ids.
     pub stop_ids: Vec<TokenId>,
     /// Report log-probabilities, with this many alternatives.
@@ -123,7 +175,6 @@ impl TryFrom<RequestParts> for Request {
     type Error = BadRequest;
 
     fn try_from(parts: RequestParts) -> Result<Self, BadRequest> {
-        let s = &parts.sampling;
         let bad = |field, value: String, want| Err(BadRequest { field, value, want });
         let len = parts.tokens.len();
         if len == 0 || len >= MAX_SEQUENCE as usize {
@@ -138,14 +189,18 @@ impl TryFrom<RequestParts> for Request {
         if parts.min_tokens > parts.max_tokens {
             return bad("min_tokens", parts.min_tokens.to_string(), "at most max_tokens");
         }
-        if !(0.0..=2.0).contains(&s.temperature) {
-            return bad("temperature", s.temperature.to_string(), "0 to 2");
+        parts.sampling.check()?;
+        if parts.logit_bias.len() > MAX_LOGIT_BIAS {
+            let len = parts.logit_bias.len();
+            return bad("logit_bias", format!("{len} tokens"), "at most 300 tokens");
         }
-        if !(s.top_p > 0.0 && s.top_p <= 1.0) {
-            return bad("top_p", s.top_p.to_string(), "above 0, at most 1");
+        if let Some((_, bias)) =
+            parts.logit_bias.iter().find(|(_, bias)| !(-100.0..=100.0).contains(bias))
+        {
+            return bad("logit_bias", bias.to_string(), "-100 to 100");
         }
-        if !(0.0..=1.0).contains(&s.min_p) {
-            return bad("min_p", s.min_p.to_string(), "0 to 1");
+        if !parts.logit_bias.is_sorted_by(|(a, _), (b, _)| a < b) {
+            return bad("logit_bias", "unsorted".to_owned(), "every token once, ids ascending");
         }
         if parts.stop_ids.len() > MAX_STOP_IDS {
             return bad("stop_ids", format!("{} ids", parts.stop_ids.len()), "at most 1024 ids");

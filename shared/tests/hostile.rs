@@ -27,6 +27,7 @@ fn request() -> Request {
         max_tokens: 30,
         min_tokens: 2,
         sampling: Sampling::GREEDY,
+        logit_bias: vec![(TokenId::new(7), -1.5)],
         stop_ids: ids(2..4),
         logprobs: Some(2),
         salt: "tenant".to_owned(),

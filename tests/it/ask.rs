@@ -24,6 +24,9 @@ pub struct Ask {
     pub prompt: Vec<u32>,
     pub max_tokens: u32,
     pub sampling: Sampling,
+    pub min_tokens: u32,
+    /// Ids ascending.
+    pub logit_bias: Vec<(u32, f32)>,
     pub stop_ids: Vec<u32>,
     pub stream: bool,
     pub salt: String,
@@ -43,9 +46,16 @@ pub struct Outcome {
 
 impl Ask {
     pub fn greedy(prompt: &[u32], max_tokens: u32) -> Self {
-        let (prompt, sampling) = (prompt.to_vec(), Sampling::GREEDY);
-        let (stop_ids, stream, salt) = (vec![], false, String::new());
-        Self { prompt, max_tokens, sampling, stop_ids, stream, salt }
+        Self {
+            prompt: prompt.to_vec(),
+            max_tokens,
+            sampling: Sampling::GREEDY,
+            min_tokens: 0,
+            logit_bias: vec![],
+            stop_ids: vec![],
+            stream: false,
+            salt: String::new(),
+        }
     }
 
     pub fn streamed(self) -> Self {
@@ -54,6 +64,7 @@ impl Ask {
 
     pub fn body(&self) -> Value {
         let sampling = &self.sampling;
+        let bias = self.logit_bias.iter().map(|(id, bias)| (id.to_string(), json!(bias)));
         json!({
             "input_ids": self.prompt,
             "stream": self.stream,
@@ -64,6 +75,11 @@ impl Ask {
                 "top_p": f64::from(sampling.top_p),
                 "top_k": if sampling.top_k == 0 { -1 } else { i64::from(sampling.top_k) },
                 "min_p": f64::from(sampling.min_p),
+                "presence_penalty": f64::from(sampling.presence_penalty),
+                "frequency_penalty": f64::from(sampling.frequency_penalty),
+                "repetition_penalty": f64::from(sampling.repetition_penalty),
+                "logit_bias": bias.collect::<serde_json::Map<_, _>>(),
+                "min_new_tokens": self.min_tokens,
                 "sampling_seed": sampling.seed,
                 "stop_token_ids": self.stop_ids,
                 "ignore_eos": true,
@@ -80,10 +96,14 @@ impl Ask {
     pub fn reference(&self, engine: &mut impl Observed) -> Vec<Drawn> {
         let ids = |ids: &[u32]| ids.iter().map(|&id| TokenId::new(id)).collect::<Vec<_>>();
         let (prompt, stop_ids) = (ids(&self.prompt), ids(&self.stop_ids));
+        let bias: Vec<_> =
+            self.logit_bias.iter().map(|&(id, bias)| (TokenId::new(id), bias)).collect();
         let ask = reference::Ask {
             prompt: &prompt,
             max_tokens: self.max_tokens,
             sampling: self.sampling,
+            min_tokens: self.min_tokens,
+            logit_bias: &bias,
             stop_ids: &stop_ids,
             logprobs: None,
             chunk: 0,

@@ -28,6 +28,13 @@ fn with_reference(engine: &mut CpuEngine, asks: Vec<Ask>) -> Vec<(Ask, Vec<Drawn
         };
         let stop = drawn[stop].token.id;
         ask.stop_ids = vec![stop.get()];
+        if random.percent(30) {
+            // It would have come: until then the tokens are others.
+            ask.min_tokens = 1 + random.below(ask.max_tokens);
+            let drawn = ask.reference(engine);
+            assert!(drawn.iter().take(ask.min_tokens as usize).all(|d| d.token.id != stop));
+            return (ask, drawn);
+        }
         let first = drawn.iter().position(|drawn| drawn.token.id == stop).unwrap();
         drawn.truncate(first + 1);
         (ask, drawn)

@@ -2,6 +2,7 @@
 
 use crate::ask::Ask;
 use shared::request::Sampling;
+use std::collections::BTreeMap;
 
 /// SplitMix64.
 pub struct Random(u64);
@@ -65,9 +66,20 @@ impl Shape {
             }
             let max_tokens = if random.percent(15) { 1 } else { 1 + random.below(self.output) };
             let ask = Ask { sampling: sampling(random), ..Ask::greedy(&prompt, max_tokens) };
-            asks.push(Ask { stream: random.percent(50), ..ask });
+            let logit_bias = self.logit_bias(random);
+            asks.push(Ask { stream: random.percent(50), logit_bias, ..ask });
         }
         asks
+    }
+
+    /// None for nine in ten.
+    fn logit_bias(&self, random: &mut Random) -> Vec<(u32, f32)> {
+        let count = if random.percent(10) { 1 + random.below(40) } else { 0 };
+        let biased = (0..count).map(|_| {
+            let bias = random.pick(&[-100.0, -1.5, 0.5, 2.0]);
+            (random.below(self.vocab), bias)
+        });
+        biased.collect::<BTreeMap<_, _>>().into_iter().collect()
     }
 
     /// Half of them beside a border between pages.
@@ -80,8 +92,18 @@ impl Shape {
     }
 }
 
-/// Greedy for two in three.
+/// Greedy for two in three; penalties for one in four of each.
 fn sampling(random: &mut Random) -> Sampling {
+    let mut sampling = filters(random);
+    if random.percent(25) {
+        sampling.presence_penalty = random.pick(&[0.0, 0.7, -0.5]);
+        sampling.frequency_penalty = random.pick(&[0.0, 0.4, -0.2]);
+        sampling.repetition_penalty = random.pick(&[1.0, 1.3, 0.8]);
+    }
+    sampling
+}
+
+fn filters(random: &mut Random) -> Sampling {
     if !random.percent(33) {
         return Sampling::GREEDY;
     }
@@ -91,5 +113,6 @@ fn sampling(random: &mut Random) -> Sampling {
         top_k: random.pick(&[0, 0, 1, 20]),
         min_p: random.pick(&[0.0, 0.0, 0.05]),
         seed: random.next() >> 1,
+        ..Sampling::GREEDY
     }
 }

@@ -84,15 +84,7 @@ impl Drawing {
             Self::Greedy => (0.0, 1.0),
             Self::TopP => (1.0, 0.95),
         };
-        let draw = |row| Draw {
-            temperature,
-            top_p,
-            top_k: 0,
-            min_p: 0.0,
-            seed: row,
-            output_index: 0,
-            top: 0,
-        };
+        let draw = |row| Draw { temperature, top_p, seed: row, ..Draw::best() };
         (0..rows as u64).map(draw).collect()
     }
 }

@@ -175,7 +175,7 @@ fn sampling(kind: Kind, seed: u64) -> Sampling {
 }
 
 fn body(case: &Case) -> Value {
-    let Sampling { temperature, top_p, top_k, min_p, seed } = case.sampling;
+    let Sampling { temperature, top_p, top_k, min_p, seed, .. } = case.sampling;
     let ids: Vec<u32> = case.prompt.iter().map(|id| id.get()).collect();
     let mut parameters = json!({
         "temperature": temperature, "top_p": top_p, "min_p": min_p, "sampling_seed": seed,

@@ -158,7 +158,7 @@ impl Sides {
     fn step(&mut self, start: usize, new: usize) -> anyhow::Result<()> {
         let pages = (start + new).div_ceil(PAGE_TOKENS as usize) as u32;
         let tokens = prompt(&mut self.random, new).into_iter().map(TokenId::new).collect();
-        let sample = Sample { sampling: Sampling::GREEDY, output_index: 0, logprobs: None };
+        let sample = Sample::new(Sampling::GREEDY, 0);
         let pages = (0..pages).map(PageId::new).collect();
         let input = Input::Tokens(tokens);
         let row = SequenceRow { input, start: start as u32, pages, sample: Some(sample) };

@@ -149,6 +149,7 @@ mod tests {
             max_tokens: 4,
             min_tokens: 0,
             sampling: Sampling::GREEDY,
+            logit_bias: vec![],
             stop_ids: vec![],
             logprobs: None,
             salt: String::new(),

@@ -4,6 +4,7 @@ use crate::error::Invalid;
 use crate::fields::Fields;
 use crate::validate::{Knobs, Neutral, refuse_unless_neutral};
 use serde_json::Value;
+use std::collections::BTreeMap;
 
 /// Known to OpenAI, vLLM or SGLang, and refused where they would change the result.
 const NOT_YET: &[(&str, Neutral)] = &[
@@ -11,10 +12,6 @@ const NOT_YET: &[(&str, Neutral)] = &[
     ("best_of", Neutral::Number(1.0)),
     ("use_beam_search", Neutral::False),
     ("length_penalty", Neutral::Number(1.0)),
-    ("presence_penalty", Neutral::Number(0.0)),
-    ("frequency_penalty", Neutral::Number(0.0)),
-    ("repetition_penalty", Neutral::Number(1.0)),
-    ("logit_bias", Neutral::Empty),
     ("bad_words", Neutral::Empty),
     ("allowed_token_ids", Neutral::Absent),
     ("logits_processors", Neutral::Empty),
@@ -72,6 +69,10 @@ pub fn read(fields: &mut Fields) -> Result<Knobs, Invalid> {
         top_p: fields.take("top_p")?,
         top_k: fields.take("top_k")?,
         min_p: fields.take("min_p")?,
+        presence_penalty: fields.take("presence_penalty")?,
+        frequency_penalty: fields.take("frequency_penalty")?,
+        repetition_penalty: fields.take("repetition_penalty")?,
+        logit_bias: logit_bias(fields)?,
         seed: fields.take("seed")?,
         max_tokens: None,
         min_tokens: fields.take_or("min_tokens", 0)?,
@@ -113,6 +114,19 @@ pub fn strings(fields: &mut Fields, name: &str) -> Result<Vec<String>, Invalid> 
         Some(Value::String(_)) => Ok(fields.take(name)?.into_iter().collect()),
         _ => fields.take_or(name, Vec::new()),
     }
+}
+
+/// `logit_bias`: an object with token ids as keys, as OpenAI has it.
+///
+/// # Errors
+/// A key that is no id, or a value that is no number, by key.
+pub fn logit_bias(fields: &mut Fields) -> Result<BTreeMap<u32, f32>, Invalid> {
+    let by_key: BTreeMap<String, f32> = fields.take_or("logit_bias", BTreeMap::new())?;
+    let biased = by_key.into_iter().map(|(key, bias)| match key.parse() {
+        Ok(id) => Ok((id, bias)),
+        Err(_) => Err(fields.wrong(&format!("logit_bias.{key}"), "must be a token id in quotes")),
+    });
+    biased.collect()
 }
 
 /// Fields whose neutral value is nested or a word.

@@ -2,6 +2,7 @@
 
 use crate::support::Gateway;
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 
 async fn check(gateway: &Gateway, path: &str, body: &Value, status: u16, param: Value) {
     let answer = gateway.post(path, &body.to_string()).await;
@@ -12,6 +13,7 @@ async fn check(gateway: &Gateway, path: &str, body: &Value, status: u16, param: 
 
 #[tokio::test]
 async fn completions_name_the_field() {
+    let many: BTreeMap<String, i32> = (0..301).map(|id| (id.to_string(), 1)).collect();
     let gateway = Gateway::start(|_| {}).await;
     let cases = [
         (json!({}), "prompt"),
@@ -54,10 +56,17 @@ async fn completions_name_the_field() {
         (json!({"prompt": "a", "best_of": 2}), "best_of"),
         (json!({"prompt": "a", "echo": true}), "echo"),
         (json!({"prompt": "a", "suffix": "b"}), "suffix"),
-        (json!({"prompt": "a", "logit_bias": {"5": 1}}), "logit_bias"),
-        (json!({"prompt": "a", "presence_penalty": 0.5}), "presence_penalty"),
-        (json!({"prompt": "a", "frequency_penalty": 0.5}), "frequency_penalty"),
-        (json!({"prompt": "a", "repetition_penalty": 1.1}), "repetition_penalty"),
+        (json!({"prompt": "a", "logit_bias": {"5": 101}}), "logit_bias"),
+        (json!({"prompt": "a", "logit_bias": {"512": 1}}), "logit_bias"),
+        (json!({"prompt": "a", "logit_bias": {"five": 1}}), "logit_bias.five"),
+        (json!({"prompt": "a", "logit_bias": {"5": "1"}}), "logit_bias.5"),
+        (json!({"prompt": "a", "logit_bias": [5]}), "logit_bias"),
+        (json!({"prompt": "a", "logit_bias": many}), "logit_bias"),
+        (json!({"prompt": "a", "presence_penalty": 2.5}), "presence_penalty"),
+        (json!({"prompt": "a", "frequency_penalty": -2.5}), "frequency_penalty"),
+        (json!({"prompt": "a", "frequency_penalty": "x"}), "frequency_penalty"),
+        (json!({"prompt": "a", "repetition_penalty": 0}), "repetition_penalty"),
+        (json!({"prompt": "a", "repetition_penalty": 1e300}), "repetition_penalty"),
         (json!({"prompt": "a", "response_format": {"type": "json_object"}}), "response_format"),
     ];
     for (body, param) in cases {
@@ -114,6 +123,18 @@ async fn chat_and_generate_name_the_field() {
             "sampling_params.temperature",
         ),
         (json!({"text": "a", "sampling_params": {"top_k": -2}}), "sampling_params.top_k"),
+        (
+            json!({"text": "a", "sampling_params": {"presence_penalty": 3}}),
+            "sampling_params.presence_penalty",
+        ),
+        (
+            json!({"text": "a", "sampling_params": {"logit_bias": {"5": -101}}}),
+            "sampling_params.logit_bias",
+        ),
+        (
+            json!({"text": "a", "sampling_params": {"max_new_tokens": 2, "min_new_tokens": 3}}),
+            "sampling_params.min_new_tokens",
+        ),
         (json!({"text": "a", "sampling_params": {"stop": [""]}}), "sampling_params.stop[0]"),
         (json!({"text": "a", "return_logprob": true, "top_logprobs_num": 21}), "top_logprobs_num"),
         (json!({"text": "a", "return_logprob": true, "logprob_start_len": 0}), "logprob_start_len"),

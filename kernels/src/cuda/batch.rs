@@ -8,7 +8,7 @@
 use super::device::{Device, DeviceMemory, Event, Pinned};
 use super::heads::Heads;
 use super::plan::{self, Plan};
-use super::sample::Draw;
+use super::sample::{Adjusted, Draw};
 use crate::ops::{HostBatch, OpError, Segment};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -18,6 +18,8 @@ pub const ROWS_MAX: usize = 256;
 pub const DRAWN: u32 = 1 << 31;
 /// Position of a row that is none.
 const PADDING: u32 = u32::MAX;
+/// Adjusted tokens of all rows together that a [`Frame`] has room for.
+const FRAME_ADJUSTED: usize = 1 << 16;
 /// Query rows of a work item of `cuda/prefill_attention.cu`.
 pub(super) const QUERY_TILE: usize = 128;
 
@@ -46,7 +48,8 @@ struct Counts {
     tiles: usize,
 }
 
-/// Where each array begins, in words; tokens begin at 0, page tables come last.
+/// Where each array begins, in words; tokens begin at 0, page tables and then the lists of adjusted
+/// tokens come last.
 #[derive(Clone, Copy, Debug)]
 struct Layout {
     positions: usize,
@@ -123,12 +126,13 @@ impl Writer {
         (Work::Prefill { tiles }, Counts { segments: segments.len(), tiles, ..none })
     }
 
-    /// Writes `host` to `words` as `layout` has it; rows up to `rows` that it has not are padding.
+    /// Writes `host` to `words`, which will be at `address`, as `layout` has it; rows up to `rows`
+    /// that it has not are padding.
     fn write(
         &mut self,
         (host, draws): (&HostBatch, &[Draw]),
         (layout, work, rows): (&Layout, Work, usize),
-        words: &mut [u32],
+        (words, address): (&mut [u32], u64),
     ) {
         let tokens = host.tokens.len();
         words[..tokens].copy_from_slice(&host.tokens);
@@ -148,14 +152,24 @@ impl Writer {
         assert!(host.sampled.iter().all(|&i| (i as usize) < tokens), "sampled tokens exist");
         words[layout.sampled..][..host.sampled.len()].copy_from_slice(&host.sampled);
         let into = words[layout.draws..layout.workers].chunks_exact_mut(Draw::WORDS);
-        let draws = draws.iter().map(Draw::words).chain(std::iter::repeat(Draw::NONE.words()));
-        into.zip(draws).for_each(|(into, draw)| into.copy_from_slice(&draw));
+        let mut list = layout.tables + host.pages.len();
+        let rows_of = draws.iter().map(|draw| {
+            let at = list;
+            list += adjusted_words(std::slice::from_ref(draw));
+            draw.words(address + 4 * at as u64)
+        });
+        let rows_of = rows_of.chain(std::iter::repeat(Draw::best().words(0)));
+        into.zip(rows_of).for_each(|(into, row)| into.copy_from_slice(&row));
         match work {
             Work::Decode => self.write_plan(&host.segments, layout, words),
             Work::Prefill { .. } => write_tiles(&host.segments, layout, words),
             Work::Any => {}
         }
-        words[layout.tables..][..host.pages.len()].copy_from_slice(&host.pages);
+        let (tables, lists) = words[layout.tables..].split_at_mut(host.pages.len());
+        tables.copy_from_slice(&host.pages);
+        let adjusted = draws.iter().flat_map(|draw| draw.adjusted.iter());
+        let lists = lists.chunks_exact_mut(Adjusted::WORDS).zip(adjusted);
+        lists.for_each(|(into, adjusted)| into.copy_from_slice(&adjusted.words()));
     }
 
     fn write_plan(&mut self, segments: &[Segment], layout: &Layout, words: &mut [u32]) {
@@ -192,6 +206,11 @@ fn write_tiles(segments: &[Segment], layout: &Layout, words: &mut [u32]) {
     for (into, (_, index, tile)) in into.zip(tiles) {
         into.copy_from_slice(&[index as u32, tile as u32]);
     }
+}
+
+/// Words of the draws' lists.
+fn adjusted_words(draws: &[Draw]) -> usize {
+    draws.iter().map(|draw| draw.adjusted.len() * Adjusted::WORDS).sum()
 }
 
 /// Memory that a batch is filled in and copied to.
@@ -242,17 +261,17 @@ impl CudaBatch {
     ) -> Result<Self, OpError> {
         let (work, counts) = writer.counts(&host);
         let layout = Layout::new(&counts);
-        let words = layout.tables + host.pages.len();
+        let words = layout.tables + host.pages.len() + adjusted_words(draws);
         let mut slots = spare.lock().unwrap_or_else(PoisonError::into_inner);
         let fits = slots.iter().position(|slot| slot.host.len() >= 4 * words);
         let slot = fits.map(|at| slots.swap_remove(at));
         drop(slots);
         let slot = slot.map_or_else(|| Slot::new(device, words.next_power_of_two()), Ok);
         let mut slot = slot?;
-        slot.fill(words, |words| {
-            writer.write((&host, draws), (&layout, work, counts.tokens), words);
-        })?;
         let address = slot.device.address();
+        slot.fill(words, |words| {
+            writer.write((&host, draws), (&layout, work, counts.tokens), (words, address));
+        })?;
         Ok(Self { host, work, layout, address, slot: Some((slot, Arc::clone(spare))) })
     }
 
@@ -328,9 +347,15 @@ pub struct Frame {
 }
 
 impl Frame {
+    /// Whether it has room for what the draws adjust.
+    pub fn takes(&self, draws: &[Draw]) -> bool {
+        adjusted_words(draws) <= FRAME_ADJUSTED * Adjusted::WORDS
+    }
+
     /// For up to [`ROWS_MAX`] rows with `pages` pages in all.
     pub(super) fn new(device: &Device, writer: &Writer, pages: usize) -> Result<Self, OpError> {
-        let bytes = 4 * (Layout::new(&writer.decode_counts(ROWS_MAX)).tables + pages);
+        let arrays = Layout::new(&writer.decode_counts(ROWS_MAX)).tables;
+        let bytes = 4 * (arrays + pages + FRAME_ADJUSTED * Adjusted::WORDS);
         let host = || Ok::<_, OpError>((Pinned::new(device, bytes)?, Event::new(device)?));
         Ok(Self { memory: device.allocate(bytes)?, hosts: [host()?, host()?], turn: 0 })
     }
@@ -353,7 +378,8 @@ impl Frame {
     /// Fills in what a step recorded with `rows` rows will read, and enqueues the copy.
     ///
     /// # Panics
-    /// If `host` has more rows, or is no batch of single tokens that are all sampled.
+    /// If `host` has more rows, or is no batch of single tokens that are all sampled, or the frame
+    /// does not take the draws.
     pub(super) fn fill(
         &mut self,
         writer: &mut Writer,
@@ -362,15 +388,18 @@ impl Frame {
     ) -> Result<(), OpError> {
         let count = host.segments.len();
         assert!(count <= rows && host.sampled.len() == count, "{count} rows of {rows}");
+        assert!(self.takes(draws), "room for adjusted tokens");
         let layout = Layout::new(&writer.decode_counts(rows));
         self.turn ^= 1;
         let (pinned, copied) = &mut self.hosts[self.turn];
         copied.wait()?;
         let words = pinned.words();
-        writer.write((host, draws), (&layout, Work::Decode, rows), words);
+        let at = (&mut *words, self.memory.address());
+        writer.write((host, draws), (&layout, Work::Decode, rows), at);
         (0..rows as u32).zip(&mut words[layout.sampled..]).for_each(|(row, word)| *word = row);
+        let used = layout.tables + host.pages.len() + adjusted_words(draws);
         // SAFETY: this half is written again only after `copied`.
-        unsafe { self.memory.fill(pinned, 4 * (layout.tables + host.pages.len())) }?;
+        unsafe { self.memory.fill(pinned, 4 * used) }?;
         copied.record()
     }
 }
@@ -430,11 +459,24 @@ mod tests {
         let (mut writer, mut random) = (writer(), Random(72));
         for (count, rows) in [(0, 1), (1, 1), (3, 8), (8, 8), (200, ROWS_MAX)] {
             let host = single(&mut random, count);
-            let draws: Vec<_> =
-                (0..count).map(|row| Draw { seed: row as u64 + 1, ..Draw::NONE }).collect();
+            let list = Arc::new(vec![Adjusted { token: 7, seen: 2, bias: -1.5 }]);
+            let draw = |row| Draw {
+                seed: row as u64 + 1,
+                adjusted: if row % 2 == 1 { Arc::clone(&list) } else { Arc::default() },
+                ..Draw::best()
+            };
+            let draws: Vec<_> = (0..count).map(draw).collect();
             let layout = Layout::new(&writer.decode_counts(rows));
-            let mut words = vec![0xdead_beef; layout.tables + host.pages.len()];
-            writer.write((&host, &draws), (&layout, Work::Decode, rows), &mut words);
+            let lists = layout.tables + host.pages.len();
+            let mut words = vec![0xdead_beef; lists + adjusted_words(&draws)];
+            let at = (&mut words[..], 1 << 40);
+            writer.write((&host, &draws), (&layout, Work::Decode, rows), at);
+            for (place, row) in (1..count).step_by(2).enumerate() {
+                let word = lists + place * Adjusted::WORDS;
+                let draw = &words[layout.draws + row * Draw::WORDS..];
+                assert_eq!(draw[11..14], [1, 4 * word as u32, 1 << 8], "length and address");
+                assert_eq!(words[word..][..Adjusted::WORDS], [7, 2, (-1.5_f32).to_bits()]);
+            }
             assert_eq!(words[..count], host.tokens);
             assert!(words[count..rows].iter().all(|&token| token == 0), "a token that exists");
             let positions = &words[layout.positions..][..rows];
@@ -462,7 +504,7 @@ mod tests {
             // By the plan a head, or two at once, of each row's chunks.
             let all: u32 = chunks.sum();
             assert!(tokens == 2 * all || tokens == all, "{tokens} of {all}");
-            assert_eq!(words[layout.tables..], host.pages);
+            assert_eq!(words[layout.tables..lists], host.pages);
         }
     }
 
@@ -480,7 +522,7 @@ mod tests {
         assert_eq!(work, Work::Prefill { tiles: 4 });
         let layout = Layout::new(&counts);
         let mut words = vec![0; layout.tables + host.pages.len()];
-        writer.write((&host, &[]), (&layout, work, 301), &mut words);
+        writer.write((&host, &[]), (&layout, work, 301), (&mut words, 0));
         assert_eq!(words[layout.segments..][..8], [0, 1, 40, 0, 1, 300, 16, 3]);
         assert_eq!(words[layout.tiles..][..8], [1, 2, 1, 1, 1, 0, 0, 0]);
         assert_eq!(words[layout.positions..][300], 315, "16 + 299");

@@ -48,4 +48,4 @@ pub use device::Device;
 pub use heads::Heads;
 pub use pages::{CudaPages, PagePool};
 pub use project::ROWS_MAX as PROJECT_ROWS_MAX;
-pub use sample::{Draw, DrawnToken, Fetch, TOP_MAX};
+pub use sample::{Adjusted, Draw, DrawnToken, Fetch, TOP_MAX};

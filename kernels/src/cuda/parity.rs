@@ -140,7 +140,7 @@ fn cuda_draws() {
             let sampled = (0..count as u32).collect();
             let batch = HostBatch { tokens, segments, pages: vec![0; count], sampled };
             let top = vocab.min(5);
-            let draws = vec![Draw { top: top as u32, ..Draw::NONE }; count];
+            let draws = vec![Draw { top: top as u32, ..Draw::best() }; count];
             let batch = cuda.step(batch, &draws).unwrap();
             cuda.draw(&logits, &batch).unwrap();
             let mut results = cuda.results().unwrap();

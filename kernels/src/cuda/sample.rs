@@ -7,6 +7,7 @@ use super::compile::Arch;
 use super::device::{Device, DeviceMemory, Event, Pinned};
 use super::module::{Arg, Entry, Kernel, Shape};
 use crate::ops::OpError;
+use std::sync::Arc;
 
 /// Most alternatives reported beside a token: `kTopMax` of `cuda/sample_types.cuh`.
 pub const TOP_MAX: usize = 20;
@@ -17,8 +18,37 @@ const SHARED: usize = 18_432;
 /// Words of a `SampleResult` of `cuda/sample_types.cuh`.
 const RESULT_WORDS: usize = 4 + 2 * TOP_MAX;
 
-/// How one row's token is drawn.
+/// A token whose logit is changed before a row's token is drawn: `SampleAdjusted` of
+/// `cuda/sample_types.cuh`. A row's list has no token twice.
 #[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Adjusted {
+    /// Its id.
+    pub token: u32,
+    /// 0: neither prompt nor output has it, so that no penalty applies. Otherwise
+    /// [`Self::IN_PROMPT`] more than the times that the output has it.
+    pub seen: u32,
+    /// Added to its logit; minus infinity rules it out.
+    pub bias: f32,
+}
+
+impl Adjusted {
+    /// What [`Self::seen`] is of a token that is in the prompt alone.
+    pub const IN_PROMPT: u32 = 1;
+    /// Words of an entry on the device.
+    pub(super) const WORDS: usize = 3;
+
+    /// Whether penalties apply, and how often the output has the token.
+    pub fn times(&self) -> Option<u32> {
+        self.seen.checked_sub(Self::IN_PROMPT)
+    }
+
+    pub(super) fn words(&self) -> [u32; Self::WORDS] {
+        [self.token, self.seen, self.bias.to_bits()]
+    }
+}
+
+/// How one row's token is drawn.
+#[derive(Clone, Debug, PartialEq)]
 pub struct Draw {
     /// 0 takes the best.
     pub temperature: f32,
@@ -34,32 +64,51 @@ pub struct Draw {
     pub output_index: u32,
     /// Alternatives to report, at most [`TOP_MAX`].
     pub top: u32,
+    /// Above 0; 1 is none.
+    pub repetition: f32,
+    /// A time in the output; 0 is none.
+    pub frequency: f32,
+    /// Once, of what is in the output; 0 is none.
+    pub presence: f32,
+    /// Tokens that the three penalties or a bias apply to.
+    pub adjusted: Arc<Vec<Adjusted>>,
 }
 
 impl Draw {
     /// Words of a `SampleRow` of `cuda/sample_types.cuh`.
     pub(super) const WORDS: usize = 16;
-    /// Takes the best.
-    pub(super) const NONE: Self = Self {
-        temperature: 0.0,
-        top_p: 1.0,
-        top_k: 0,
-        min_p: 0.0,
-        seed: 0,
-        output_index: 0,
-        top: 0,
-    };
 
-    /// As the kernel reads it. Penalties and masks are not used yet: the last eight words.
-    pub(super) fn words(&self) -> [u32; Self::WORDS] {
-        let one = 1.0_f32.to_bits();
+    /// Takes the best, and reports no other.
+    pub fn best() -> Self {
+        Self {
+            temperature: 0.0,
+            top_p: 1.0,
+            top_k: 0,
+            min_p: 0.0,
+            seed: 0,
+            output_index: 0,
+            top: 0,
+            repetition: 1.0,
+            frequency: 0.0,
+            presence: 0.0,
+            adjusted: Arc::default(),
+        }
+    }
+
+    /// As the kernel reads it, with its list at the address `adjusted`. Masks are not used yet: the
+    /// last two words.
+    pub(super) fn words(&self, adjusted: u64) -> [u32; Self::WORDS] {
+        let penalties = [self.repetition, self.frequency, self.presence].map(f32::to_bits);
         let seed = [self.seed as u32, (self.seed >> 32) as u32];
         let filters = [self.temperature.to_bits(), self.top_p.to_bits(), self.top_k];
         let mut words = [0; Self::WORDS];
         words[..3].copy_from_slice(&filters);
         words[3] = self.min_p.to_bits();
         words[4..6].copy_from_slice(&seed);
-        words[6..9].copy_from_slice(&[self.output_index, self.top, one]);
+        words[6..8].copy_from_slice(&[self.output_index, self.top]);
+        words[8..11].copy_from_slice(&penalties);
+        words[11] = self.adjusted.len() as u32;
+        words[12..14].copy_from_slice(&[adjusted as u32, (adjusted >> 32) as u32]);
         words
     }
 }

@@ -92,7 +92,7 @@ fn batch((rows, start, new): Shape, drawn: bool) -> Batch {
         start,
         // Scattered: 2,731 has no factor in common with the number of pages.
         pages: (row * each..(row + 1) * each).map(|i| PageId::new(i * 2731 % PAGES)).collect(),
-        sample: Some(Sample { sampling: Sampling::GREEDY, output_index: 0, logprobs: None }),
+        sample: Some(Sample::new(Sampling::GREEDY, 0)),
     };
     Batch { rows: (0..rows).map(row).collect() }
 }

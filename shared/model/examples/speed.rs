@@ -90,7 +90,7 @@ fn step(
         input: Input::Tokens((0..new as u32).map(|i| TokenId::new(100 + i)).collect()),
         start,
         pages: (row * each..(row + 1) * each).map(PageId::new).collect(),
-        sample: Some(Sample { sampling: Sampling::GREEDY, output_index: 0, logprobs: None }),
+        sample: Some(Sample::new(Sampling::GREEDY, 0)),
     };
     engine.launch(&Batch { rows: (0..rows).map(row).collect() })?;
     black_box(engine.collect()?);

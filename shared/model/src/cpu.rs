@@ -146,9 +146,9 @@ impl CpuEngine {
         self.cpu.download(&self.scratch.logits, step.sampled, &mut self.logits).map_err(device)?;
         let logits = self.logits.chunks_exact(self.limits.vocab as usize);
         let sampled = batch.rows.iter().zip(&mut drawn);
-        let wanted = sampled.filter_map(|(row, drawn)| Some((row.sample?, drawn)));
-        let draw_one = |((sample, drawn), logits): ((Sample, &mut Option<Drawn>), &[f32])| {
-            *drawn = Some(draw(self.softmax, logits, &sample));
+        let wanted = sampled.filter_map(|(row, drawn)| Some((row.sample.as_ref()?, drawn)));
+        let draw_one = |((sample, drawn), logits): ((&Sample, &mut Option<Drawn>), &[f32])| {
+            *drawn = Some(draw(self.softmax, logits, sample));
         };
         self.cpu.pool().for_each(wanted.zip(logits), draw_one);
         Ok(drawn)

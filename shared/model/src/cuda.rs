@@ -214,6 +214,7 @@ impl CudaEngine {
         if let Some(decode) = &mut self.decode
             && single
             && step.sampled == step.tokens
+            && decode.frame.takes(draws)
             && let Some(recorded) = decode.steps.iter().find(|s| s.rows() >= step.tokens)
         {
             let at = (&mut decode.frame, recorded);
@@ -334,6 +335,10 @@ fn to_draw(sample: &Sample) -> Draw {
         seed: sampling.seed,
         output_index: sample.output_index,
         top: sample.logprobs.unwrap_or(0).into(),
+        repetition: sampling.repetition_penalty,
+        frequency: sampling.frequency_penalty,
+        presence: sampling.presence_penalty,
+        adjusted: Arc::clone(&sample.adjusted),
     }
 }
 
@@ -401,7 +406,7 @@ impl Engine for CudaEngine {
         let results = self.spare.pop();
         let mut results = results
             .ok_or_else(|| EngineError(format!("{IN_FLIGHT} steps are launched already")))?;
-        let samples: Vec<_> = batch.rows.iter().map(|row| row.sample).collect();
+        let samples: Vec<_> = batch.rows.iter().map(|row| row.sample.clone()).collect();
         let draws: Vec<_> = samples.iter().flatten().map(to_draw).collect();
         let mut recorded = false;
         if step.tokens > 0 {
@@ -409,7 +414,8 @@ impl Engine for CudaEngine {
         }
         self.cuda.fetch(step.sampled, &mut results).map_err(device)?;
         let mut next = 0..;
-        self.last = samples.iter().map(|sample| sample.and_then(|_| next.next())).collect();
+        self.last =
+            samples.iter().map(|sample| sample.as_ref().and_then(|_| next.next())).collect();
         self.launched.push_back(Launched { samples, results, recorded });
         Ok(())
     }
@@ -423,6 +429,6 @@ impl Engine for CudaEngine {
         let (Launched { samples, results, .. }, drawn) = self.finish()?;
         self.spare.push(results);
         let mut drawn = drawn.into_iter().map(to_token);
-        Ok(samples.iter().map(|sample| sample.and_then(|_| drawn.next())).collect())
+        Ok(samples.iter().map(|sample| sample.as_ref().and_then(|_| drawn.next())).collect())
     }
 }

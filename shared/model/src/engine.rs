@@ -7,8 +7,8 @@
 //!    row of the step before draws. At most [`IN_FLIGHT`] steps are launched and not collected.
 //! 3. Pages named in a launched batch stay untouched by anyone else until that step is collected.
 
-use kernels::cuda::PagePool;
 use kernels::cuda::stream::Mark;
+use kernels::cuda::{Adjusted, PagePool};
 use shared::ids::{PageId, TokenId};
 use shared::kv::PageStore;
 use shared::request::{Sampling, Token};
@@ -56,7 +56,7 @@ pub struct Row {
 }
 
 /// How a row's next token is drawn.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Sample {
     /// Temperature and filters.
     pub sampling: Sampling,
@@ -64,6 +64,15 @@ pub struct Sample {
     pub output_index: u32,
     /// Alternatives to report.
     pub logprobs: Option<u8>,
+    /// Tokens that are penalised or biased, ids ascending; see [`crate::sample::History`].
+    pub adjusted: Arc<Vec<Adjusted>>,
+}
+
+impl Sample {
+    /// No adjustments, nothing to report.
+    pub fn new(sampling: Sampling, output_index: u32) -> Self {
+        Self { sampling, output_index, logprobs: None, adjusted: Arc::default() }
+    }
 }
 
 /// One step's work: prompt chunks and single decode tokens may be mixed.

@@ -40,7 +40,7 @@ fn golden(name: &str) -> Golden {
 /// Launches one row and returns the logits after its last token.
 fn logits_after(engine: &mut impl Observed, prompt: &[u32], start: usize) -> Vec<f32> {
     let pages = (0..prompt.len().div_ceil(16) as u32).map(PageId::new).collect();
-    let sample = Some(Sample { sampling: Sampling::GREEDY, output_index: 0, logprobs: None });
+    let sample = Some(Sample::new(Sampling::GREEDY, 0));
     let input = Input::Tokens(tokens(&prompt[start..]));
     let row = Row { input, start: start as u32, pages, sample };
     engine.launch(&Batch { rows: vec![row] }).unwrap();
@@ -132,7 +132,7 @@ fn generate_together(
             let end = text.len().min(done[i] + 13 + 7 * i);
             let pages = (0..end.div_ceil(16) as u32).map(|n| PageId::new(n * stride + i as u32));
             let output_index = made as u32;
-            let sample = Sample { sampling, output_index, logprobs: None };
+            let sample = Sample::new(sampling, output_index);
             batch.rows.push(Row {
                 input: Input::Tokens(text[done[i]..end].to_vec()),
                 start: done[i] as u32,
@@ -166,7 +166,7 @@ fn generate_ahead(
                 _ => Input::Drawn(0),
             };
             let pages = (0..(start + input.len() as u32).div_ceil(16)).map(PageId::new).collect();
-            let sample = Some(Sample { sampling, output_index: index, logprobs: None });
+            let sample = Some(Sample::new(sampling, index));
             engine.launch(&Batch { rows: vec![Row { input, start, pages, sample }] }).unwrap();
         }
         if index > 0 {
@@ -178,8 +178,8 @@ fn generate_ahead(
 
 const SAMPLED: [Sampling; 3] = [
     Sampling::GREEDY,
-    Sampling { temperature: 0.9, top_p: 0.9, top_k: 0, min_p: 0.0, seed: 7 },
-    Sampling { temperature: 1.3, top_p: 1.0, top_k: 20, min_p: 0.05, seed: 1 << 40 },
+    Sampling { temperature: 0.9, top_p: 0.9, seed: 7, ..Sampling::GREEDY },
+    Sampling { temperature: 1.3, top_k: 20, min_p: 0.05, seed: 1 << 40, ..Sampling::GREEDY },
 ];
 
 #[test]

@@ -1,5 +1,8 @@
 //! Draws a token from a row of logits.
 //!
+//! 0. Biases and penalties change single logits, as the request's [`History`] has them: the bias
+//!    is added, then the repetition penalty divides what is positive and multiplies what is not,
+//!    then frequency and presence penalties are taken off (vLLM's order).
 //! 1. Greedy (`temperature == 0`) takes the best; the lowest id among equals.
 //! 2. Otherwise logits are divided by the temperature; `min_p`, then `top_k`, then `top_p` remove
 //!    tokens (vLLM's order; `top_p` sees what the others left, renormalised).
@@ -7,12 +10,17 @@
 //!    cumulative distribution in the order of their ids, so that near-equal probabilities that
 //!    swap places move nothing.
 //!
-//! Log-probabilities are those of the unscaled, unfiltered logits. NaN counts as minus infinity.
+//! Log-probabilities are those of the unscaled, unfiltered, unadjusted logits. NaN counts as
+//! minus infinity.
 
+mod history;
 mod philox;
+
+pub use history::History;
 
 use crate::engine::Sample;
 use kernels::cpu::Softmax;
+use kernels::cuda::Adjusted;
 use shared::ids::TokenId;
 use shared::request::{Sampling, Token};
 
@@ -21,9 +29,9 @@ use shared::request::{Sampling, Token};
 pub struct Drawn {
     /// The token.
     pub token: Token,
-    /// Greedy: the gap of the two best logits. Sampled: the distance of the uniform number to the
-    /// token's interval borders, or of a filter to the nearest token it would treat otherwise,
-    /// whichever is less.
+    /// Greedy: the gap of the two best adjusted logits. Sampled: the distance of the uniform number
+    /// to the token's interval borders, or of a filter to the nearest token it would treat
+    /// otherwise, whichever is less.
     pub margin: f32,
 }
 
@@ -43,11 +51,14 @@ pub fn draw(softmax: Softmax, logits: &[f32], sample: &Sample) -> Drawn {
     }
     let log_total = total.ln();
     let logprob = |logit: f32| (f64::from(logit) - f64::from(max) - log_total) as f32;
+    let adjusted = adjusted(logits, sample);
+    let changed = adjusted.as_deref().unwrap_or(logits);
+    let best_changed = if adjusted.is_some() { softmax.max(changed) } else { max };
     let (index, margin) = if sample.sampling.temperature == 0.0 {
-        greedy(softmax, logits, max)
+        greedy(softmax, changed, best_changed)
     } else {
         let scale = 1.0 / sample.sampling.temperature;
-        softmax.exp_sum(logits, (max, scale), &mut terms);
+        softmax.exp_sum(changed, (best_changed, scale), &mut terms);
         let uniform = philox::uniform(sample.sampling.seed, sample.output_index);
         Filtered::new(&terms, &sample.sampling).pick(uniform)
     };
@@ -55,6 +66,34 @@ pub fn draw(softmax: Softmax, logits: &[f32], sample: &Sample) -> Drawn {
     let top = best.into_iter().map(|id| (TokenId::new(id), logprob(logits[id as usize]))).collect();
     let token = Token { id: TokenId::new(index as u32), logprob: logprob(logits[index]), top };
     Drawn { token, margin }
+}
+
+/// The logits with biases and penalties, where there are any.
+fn adjusted(logits: &[f32], sample: &Sample) -> Option<Vec<f32>> {
+    if sample.adjusted.is_empty() {
+        return None;
+    }
+    let mut changed = logits.to_vec();
+    for adjusted in sample.adjusted.iter() {
+        if let Some(logit) = changed.get_mut(adjusted.token as usize) {
+            *logit = adjust(*logit, adjusted, &sample.sampling);
+        }
+    }
+    Some(changed)
+}
+
+fn adjust(logit: f32, adjusted: &Adjusted, sampling: &Sampling) -> f32 {
+    if adjusted.bias == f32::NEG_INFINITY {
+        return adjusted.bias;
+    }
+    let mut logit = logit + adjusted.bias;
+    if let Some(times) = adjusted.times() {
+        let penalty = sampling.repetition_penalty;
+        logit = if logit > 0.0 { logit / penalty } else { logit * penalty };
+        logit -= sampling.frequency_penalty * times as f32;
+        logit -= if times > 0 { sampling.presence_penalty } else { 0.0 };
+    }
+    logit.clamp(f32::MIN, f32::MAX)
 }
 
 fn greedy(softmax: Softmax, logits: &[f32], max: f32) -> (usize, f32) {
@@ -91,7 +130,9 @@ struct Filtered {
 impl Filtered {
     fn new(terms: &[f32], sampling: &Sampling) -> Self {
         let mut left = Self { survivors: Vec::new(), total: 0.0, margin: f64::INFINITY };
-        left.survivors = (0..).zip(terms.iter().copied()).collect();
+        // What has no probability, ruled out or not, comes no nearer by being sorted.
+        let likely = (0..).zip(terms.iter().copied()).filter(|&(_, term)| term > 0.0);
+        left.survivors = likely.collect();
         left.min_p(sampling.min_p);
         left.top_k(sampling.top_k as usize);
         left.sum();

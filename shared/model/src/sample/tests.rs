@@ -3,15 +3,30 @@ use super::*;
 const PLAIN: Sampling = Sampling { temperature: 1.0, ..Sampling::GREEDY };
 
 fn draw_with(logits: &[f32], sampling: Sampling, output_index: u32) -> Drawn {
-    draw(Softmax::detect(), logits, &Sample { sampling, output_index, logprobs: Some(3) })
+    draw_adjusted(logits, sampling, &[], output_index)
+}
+
+fn draw_adjusted(logits: &[f32], sampling: Sampling, list: &[Adjusted], index: u32) -> Drawn {
+    let adjusted = std::sync::Arc::new(list.to_vec());
+    let sample = Sample { logprobs: Some(3), adjusted, ..Sample::new(sampling, index) };
+    draw(Softmax::detect(), logits, &sample)
 }
 
 /// Draws many tokens and holds their counts against the exact distribution by χ².
 fn check(what: &str, logits: &[f32], sampling: Sampling, exact: &[f64]) {
+    check_adjusted(what, logits, (sampling, &[]), exact);
+}
+
+fn check_adjusted(
+    what: &str,
+    logits: &[f32],
+    (sampling, list): (Sampling, &[Adjusted]),
+    exact: &[f64],
+) {
     const DRAWS: u32 = 20_000;
     let mut counts = vec![0_u32; logits.len()];
     for index in 0..DRAWS {
-        counts[draw_with(logits, sampling, index).token.id.get() as usize] += 1;
+        counts[draw_adjusted(logits, sampling, list, index).token.id.get() as usize] += 1;
     }
     let total: f64 = exact.iter().sum();
     let (mut chi, mut classes) = (0.0, 0);
@@ -47,6 +62,79 @@ fn draws_follow_the_filtered_distribution() {
     let both = Sampling { min_p: 0.25, top_p: 0.75, seed: 7, ..PLAIN };
     check("min_p, then top_p", &logits, both, &keep(&|w| w >= 0.15));
     check("all of one", &logits, Sampling { min_p: 1.0, seed: 8, ..PLAIN }, &keep(&|w| w >= 0.3));
+}
+
+#[test]
+fn draws_follow_the_penalised_distribution() {
+    let weights = [0.30, 0.05, 0.20, 0.10, 0.15, 0.02, 0.08, 0.06, 0.04];
+    // Logits of both signs: the repetition penalty treats them differently.
+    let exact = weights.map(|w: f64| w.ln() + 2.0);
+    let logits = exact.map(|x| x as f32);
+    let seen = |token, seen| Adjusted { token, seen, bias: 0.0 };
+    let biased = |token, bias| Adjusted { token, seen: 0, bias };
+    let none = f32::NEG_INFINITY;
+    let list = [seen(0, 3), seen(1, 2), seen(2, 1), biased(3, 1.5), biased(4, none), seen(6, 5)];
+    let expected = |sampling: &Sampling, list: &[Adjusted]| {
+        let (temperature, repetition) = (sampling.temperature, sampling.repetition_penalty);
+        let (frequency, presence) = (sampling.frequency_penalty, sampling.presence_penalty);
+        let mut x = exact;
+        for a in list {
+            let x = &mut x[a.token as usize];
+            *x += f64::from(a.bias);
+            if a.seen > 0 {
+                let r = f64::from(repetition);
+                *x = if *x > 0.0 { *x / r } else { *x * r };
+                *x -= f64::from(frequency) * f64::from(a.seen - 1);
+                *x -= if a.seen > 1 { f64::from(presence) } else { 0.0 };
+            }
+        }
+        x.map(|x| (x / f64::from(temperature)).exp())
+    };
+    let cases = [
+        ("bias and forbidden", PLAIN),
+        ("presence", Sampling { presence_penalty: 0.8, ..PLAIN }),
+        ("negative presence", Sampling { presence_penalty: -0.8, ..PLAIN }),
+        ("frequency", Sampling { frequency_penalty: 0.4, ..PLAIN }),
+        ("repetition", Sampling { repetition_penalty: 1.7, ..PLAIN }),
+        ("repetition below 1", Sampling { repetition_penalty: 0.6, ..PLAIN }),
+        (
+            "all of them, hot",
+            Sampling {
+                temperature: 1.5,
+                presence_penalty: 0.3,
+                frequency_penalty: 0.2,
+                repetition_penalty: 1.3,
+                ..PLAIN
+            },
+        ),
+    ];
+    for (seed, (what, sampling)) in (10..).zip(cases) {
+        let sampling = Sampling { seed, ..sampling };
+        check_adjusted(what, &logits, (sampling, &list), &expected(&sampling, &list));
+    }
+    // Filters see what penalties left: of the unpenalised logits token 0 is the best.
+    let sampling = Sampling { frequency_penalty: 2.0, top_k: 2, seed: 20, ..PLAIN };
+    let mut kept = expected(&sampling, &list);
+    let mut order: Vec<f64> = kept.to_vec();
+    order.sort_by(|a, b| b.total_cmp(a));
+    kept = kept.map(|w| if w >= order[1] { w } else { 0.0 });
+    assert_eq!(kept[0], 0.0);
+    check_adjusted("penalty, then top_k", &logits, (sampling, &list), &kept);
+}
+
+#[test]
+fn adjustments_move_greedy_draws_and_leave_logprobs_alone() {
+    let logits = [3.0, 2.0, 1.0];
+    let forbidden = |token| Adjusted { token, seen: 0, bias: f32::NEG_INFINITY };
+    let plain = draw_with(&logits, Sampling::GREEDY, 0).token;
+    for sampling in [Sampling::GREEDY, Sampling { top_k: 1, ..PLAIN }] {
+        let drawn = draw_adjusted(&logits, sampling, &[forbidden(0)], 0).token;
+        assert_eq!(drawn.id.get(), 1);
+        assert_eq!(drawn.top, plain.top);
+        assert_eq!(drawn.logprob, plain.top[1].1);
+        let list = [forbidden(0), forbidden(1), forbidden(2)];
+        assert!(draw_adjusted(&logits, sampling, &list, 0).token.id.get() < 3);
+    }
 }
 
 #[test]
