@@ -28,6 +28,32 @@ pub enum Weights {
     F32(Vec<f32>),
     /// bfloat16.
     Bf16(Vec<bf16>),
+    /// Quantised, in groups of inputs.
+    Blocks(Blocks),
+}
+
+/// A quantised weight matrix: element `i` is `scales[g] * values[i] + mins[g]`, where `g` is
+/// `i / group`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Blocks {
+    /// Neighbouring inputs that share a scale and a minimum: a multiple of 8 that divides a row.
+    pub group: usize,
+    /// One a group.
+    pub scales: Vec<f32>,
+    /// One a group.
+    pub mins: Vec<f32>,
+    /// One an element. The CPU backend keeps them in 4 bits if all are in `0..=15`.
+    pub values: Vec<i8>,
+}
+
+impl Blocks {
+    /// All elements; product and sum are each rounded.
+    pub fn widened(&self) -> impl Iterator<Item = f32> + '_ {
+        let groups = self.values.chunks_exact(self.group).zip(self.scales.iter().zip(&self.mins));
+        groups.flat_map(|(values, (scale, min))| {
+            values.iter().map(move |&value| scale * f32::from(value) + min)
+        })
+    }
 }
 
 /// A weight matrix in host memory, `[rows][cols]`.
@@ -67,27 +93,40 @@ impl<E: Send> Pieces<'_, E> {
         begin: impl Fn() -> Result<T, E> + Sync,
         each: impl Fn(&mut T, W) -> Result<(), E> + Sync,
     ) -> Result<(), E> {
-        let work = Mutex::new(work);
-        let next = || work.lock().unwrap_or_else(PoisonError::into_inner).next();
-        let run = || {
-            let mut own = begin()?;
-            while let Some(item) = next() {
-                each(&mut own, item)?;
-            }
-            Ok(())
-        };
-        let threads = self.threads.clamp(1, self.lens.len().max(1));
-        if threads == 1 {
-            return run();
-        }
-        thread::scope(|scope| {
-            let threads: Vec<_> = (0..threads).map(|_| scope.spawn(run)).collect();
-            let join = |thread: thread::ScopedJoinHandle<'_, _>| {
-                thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-            };
-            threads.into_iter().try_for_each(join)
-        })
+        share(self.threads.min(self.lens.len()), work, begin, each)
     }
+}
+
+/// Hands all of `work` out to `threads` threads; the first error ends it. A thread keeps what
+/// `begin` made for it.
+///
+/// # Errors
+/// The first of `begin` or `each`.
+pub fn share<W: Send, T, E: Send>(
+    threads: usize,
+    work: impl Iterator<Item = W> + Send,
+    begin: impl Fn() -> Result<T, E> + Sync,
+    each: impl Fn(&mut T, W) -> Result<(), E> + Sync,
+) -> Result<(), E> {
+    let work = Mutex::new(work);
+    let next = || work.lock().unwrap_or_else(PoisonError::into_inner).next();
+    let run = || {
+        let mut own = begin()?;
+        while let Some(item) = next() {
+            each(&mut own, item)?;
+        }
+        Ok(())
+    };
+    if threads <= 1 {
+        return run();
+    }
+    thread::scope(|scope| {
+        let threads: Vec<_> = (0..threads).map(|_| scope.spawn(run)).collect();
+        let join = |thread: thread::ScopedJoinHandle<'_, _>| {
+            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        };
+        threads.into_iter().try_for_each(join)
+    })
 }
 
 /// One sequence's share of a step.

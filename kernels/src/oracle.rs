@@ -87,6 +87,7 @@ impl Ops for Oracle {
         let data = match host.weights {
             Weights::F32(data) => data,
             Weights::Bf16(data) => data.into_iter().map(bf16::to_f32).collect(),
+            Weights::Blocks(blocks) => blocks.widened().collect(),
         };
         Ok(Rows { data, width: host.cols })
     }

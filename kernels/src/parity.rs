@@ -25,6 +25,20 @@ impl Random {
     pub fn vec(&mut self, len: usize) -> Vec<f32> {
         (0..len).map(|_| (self.next() >> 40) as f32 / (1 << 23) as f32 - 1.0).collect()
     }
+    /// Elements mostly between -1 and 1; scales are halves, some of them subnormal, or are not.
+    fn blocks(&mut self, len: usize, group: usize, narrow: bool, half: bool) -> Blocks {
+        let step = if narrow { 8.0 } else { 128.0 };
+        let mut scales: Vec<f32> = self.vec(len / group).iter().map(|x| x / step).collect();
+        let mut mins: Vec<f32> = scales.iter().map(|scale| scale * -7.7).collect();
+        (scales[0], mins[0]) = (3e-7, -0.0);
+        if half {
+            let round = |x: &mut f32| *x = half::f16::from_f32(*x).to_f32();
+            scales.iter_mut().chain(&mut mins).for_each(round);
+        }
+        let value = |n| if narrow { n as i8 & 15 } else { n as i8 };
+        let values = (0..len).map(|_| value(self.next() >> 20)).collect();
+        Blocks { group, scales, mins, values }
+    }
 }
 
 /// Backends under test: what this CPU can do, and the portable code, on one thread and on several.
@@ -167,6 +181,39 @@ fn linear_layers() {
             }
         }
     }
+}
+
+/// Values of 4 and of 8 bits, in groups of 16 and 32, with scales that are halves and that are not.
+#[test]
+fn linear_layers_that_stay_quantised() {
+    let mut random = Random(11);
+    let shapes = [(1, 32, 1), (1, 576, 70), (2, 96, 17), (3, 64, 16), (5, 32, 48), (6, 32, 8)];
+    let more = [(7, 128, 100), (8, 576, 96), (13, 64, 33), (64, 96, 129), (300, 64, 31)];
+    for (count, inputs, outputs) in shapes.into_iter().chain(more) {
+        for (group, narrow, half) in
+            [(32, true, true), (32, true, false), (16, false, true), (32, false, false)]
+        {
+            let x = random.vec(count * inputs);
+            let blocks = random.blocks(outputs * inputs, group, narrow, half);
+            let host = HostMatrix { rows: outputs, cols: inputs, weights: Weights::Blocks(blocks) };
+            let (bias, onto) = (random.vec(outputs), random.vec(count * outputs));
+            let what = format!("{count}x{inputs}x{outputs} by {group}, narrow {narrow}, {half}");
+            parity!(what, 4e-5, |ops| linear(ops, &x, &host, None, None));
+            parity!(what, 4e-5, |ops| linear(ops, &x, &host, Some(&bias), Some(&onto)));
+            parity!(what, 0.0, |ops| embed_all(ops, &host));
+        }
+    }
+}
+
+/// Every row of a matrix, as an embedding.
+fn embed_all<O: Ops>(ops: &O, host: &HostMatrix) -> Vec<f32> {
+    let table = ops.matrix(host.clone()).unwrap();
+    let segments = vec![Segment { first: 0, len: host.rows, start: 0, table: 0 }];
+    let tokens = (0..host.rows as u32).collect();
+    let batch = ops.batch(HostBatch { tokens, segments, ..Default::default() }).unwrap();
+    let mut out = ops.tensor(host.rows, host.cols).unwrap();
+    ops.embed(Embed { table: &table, batch: &batch, out: &mut out }).unwrap();
+    rows(ops, &out, host.rows)
 }
 
 pub(crate) fn rms_norm<O: Ops>(ops: &O, x: &[f32], gain: &[f32]) -> Vec<f32> {

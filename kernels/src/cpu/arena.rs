@@ -6,7 +6,7 @@
 //! **Invariant:** regions never overlap: a chunk only ever moves its border forward.
 #![expect(unsafe_code, reason = "fence: typed, disjoint views of one allocation")]
 
-use super::element::Element;
+use super::element::Plain;
 use super::memory::HostMemory;
 use crate::ops::OpError;
 use std::marker::PhantomData;
@@ -36,17 +36,17 @@ pub struct Region<E> {
     memory: Arc<HostMemory>,
 }
 
-// SAFETY: a region owns its elements as a `Vec` does, and `Element` is `Send`.
-unsafe impl<E: Element> Send for Region<E> {}
-// SAFETY: `&Region` gives `&[E]` and no more, and `Element` is `Sync`.
-unsafe impl<E: Element> Sync for Region<E> {}
+// SAFETY: a region owns its elements as a `Vec` does, and `Plain` is `Send`.
+unsafe impl<E: Plain> Send for Region<E> {}
+// SAFETY: `&Region` gives `&[E]` and no more, and `Plain` is `Sync`.
+unsafe impl<E: Plain> Sync for Region<E> {}
 
 impl Arena {
     /// `len` zeros.
     ///
     /// # Errors
     /// [`OpError::Memory`] if the system has not that much.
-    pub fn zeroed<E: Element>(&self, len: usize) -> Result<Region<E>, OpError> {
+    pub fn zeroed<E: Plain>(&self, len: usize) -> Result<Region<E>, OpError> {
         let bytes = len.checked_mul(size_of::<E>()).and_then(|n| n.checked_next_multiple_of(LINE));
         let bytes = bytes.ok_or(OpError::Memory { bytes: usize::MAX })?;
         let mut newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
@@ -61,7 +61,7 @@ impl Arena {
     }
 }
 
-impl<E: Element> Deref for Region<E> {
+impl<E: Plain> Deref for Region<E> {
     type Target = [E];
 
     fn deref(&self) -> &[E] {
@@ -71,7 +71,7 @@ impl<E: Element> Deref for Region<E> {
     }
 }
 
-impl<E: Element> DerefMut for Region<E> {
+impl<E: Plain> DerefMut for Region<E> {
     fn deref_mut(&mut self) -> &mut [E] {
         // SAFETY: as for `deref`; `&mut self` makes the borrow exclusive.
         unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.len) }

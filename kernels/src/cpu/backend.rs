@@ -10,6 +10,7 @@ use super::memory::PageMemory;
 use super::norm::Norm;
 use super::packed::Packed;
 use super::pool::Pool;
+use super::quantised::Quantised;
 use super::rope::{Gains, Run};
 use super::simd::Level;
 use super::tile::Tile;
@@ -40,6 +41,8 @@ pub enum Matrix {
     F32(Packed<f32>),
     /// bfloat16.
     Bf16(Packed<bf16>),
+    /// As a file has it, in 4 or 8 bits.
+    Quantised(Quantised),
 }
 
 /// Activations: rows of `width` f32.
@@ -133,6 +136,7 @@ impl Ops for Cpu {
         Ok(match weights {
             Weights::F32(w) => Matrix::F32(Packed::pack(at, (rows, cols), &w)?),
             Weights::Bf16(w) => Matrix::Bf16(Packed::pack(at, (rows, cols), &w)?),
+            Weights::Blocks(w) => Matrix::Quantised(Quantised::pack(at, (rows, cols), &w)?),
         })
     }
 
@@ -160,6 +164,7 @@ impl Ops for Cpu {
         self.pool.for_each(out, |(out, &token)| match args.table {
             Matrix::F32(table) => table.row(token as usize, out),
             Matrix::Bf16(table) => table.row(token as usize, out),
+            Matrix::Quantised(table) => table.row(token as usize, out),
         });
         Ok(())
     }
@@ -179,12 +184,12 @@ impl Ops for Cpu {
         let (x, width) = (args.x.rows(args.rows), args.out.width);
         let (bias, add) = (args.bias.map(Vec::as_slice), args.add);
         let out = Tile::new(args.out.rows_mut(args.rows), width);
+        let (pool, level) = (&self.pool, self.level);
         match args.weight {
-            Matrix::F32(weight) => {
-                linear(&self.pool, self.level, &Product { x, weight, bias, add }, out);
-            }
-            Matrix::Bf16(weight) => {
-                linear(&self.pool, self.level, &Product { x, weight, bias, add }, out);
+            Matrix::F32(weight) => linear(pool, level, &Product { x, weight, bias, add }, out),
+            Matrix::Bf16(weight) => linear(pool, level, &Product { x, weight, bias, add }, out),
+            Matrix::Quantised(weight) => {
+                linear(pool, level, &Product { x, weight, bias, add }, out);
             }
         }
         Ok(())

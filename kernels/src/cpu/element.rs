@@ -1,4 +1,4 @@
-//! The two element types of weights and pages, and how kernels read them.
+//! What lies in memory, and how kernels read the two element types of weights and pages.
 
 use super::simd::{LANES, Simd};
 use half::bf16;
@@ -7,14 +7,22 @@ use half::bf16;
 pub const GROUP: usize = 2 * LANES;
 
 mod sealed {
-    /// Only types for which every bit pattern is a value and that hold no padding.
-    pub trait Plain {}
-    impl Plain for f32 {}
-    impl Plain for half::bf16 {}
+    pub trait Sealed {}
+    impl Sealed for f32 {}
+    impl Sealed for half::bf16 {}
+    impl Sealed for u32 {}
 }
 
-/// f32 or bf16. Sealed: [`super::memory`] relies on every bit pattern being a value.
-pub trait Element: sealed::Plain + Copy + Default + Send + Sync + 'static {
+/// Types for which every bit pattern is a value and that hold no padding. Sealed: the memory fences
+/// rely on it.
+pub trait Plain: sealed::Sealed + Copy + Default + Send + Sync + 'static {}
+
+impl Plain for f32 {}
+impl Plain for bf16 {}
+impl Plain for u32 {}
+
+/// f32 or bf16.
+pub trait Element: Plain {
     /// Rounded to nearest even.
     fn from_f32(x: f32) -> Self;
     /// Exact.

@@ -4,12 +4,12 @@
 
 use super::backend::Matrix;
 use super::element::{Element, GROUP};
-use super::packed::Packed;
 use super::pool::Pool;
+use super::quantised::Line;
 use super::simd::{Kernel, Level, Simd};
 use std::sync::Mutex;
 
-/// Groups of one work item: 128 KiB of bf16.
+/// Groups or lines of one work item: 128 KiB of bf16.
 const ITEM: usize = 4096;
 
 struct Sum<'a, E>(&'a [[E; GROUP]]);
@@ -33,14 +33,36 @@ impl<E: Element> Kernel for Sum<'_, E> {
     }
 }
 
-fn sum<E: Element>(pool: &Pool, level: Level, matrix: &Packed<E>) -> f64 {
+/// Adds up what `kernel` makes of runs of lines.
+fn sum<'a, T: Sync + 'a, K: Kernel<Output = f32>>(
+    (pool, level): (&Pool, Level),
+    lines: &'a [T],
+    kernel: impl Fn(&'a [T]) -> K + Sync,
+) -> f64 {
     let total = Mutex::new(0.0);
-    let groups = matrix.groups(0..matrix.rows.div_ceil(GROUP));
-    pool.for_each(groups.chunks(ITEM), |groups| {
-        let sum = f64::from(level.run(Sum(groups)));
+    pool.for_each(lines.chunks(ITEM), |lines| {
+        let sum = f64::from(level.run(kernel(lines)));
         *total.lock().unwrap_or_else(std::sync::PoisonError::into_inner) += sum;
     });
     total.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// Of words there is no sum that means anything; wrapping ones are as cheap.
+struct SumLines<'a>(&'a [Line]);
+
+impl Kernel for SumLines<'_> {
+    type Output = f32;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) -> f32 {
+        let mut sums = [[0_u32; GROUP]; 4];
+        for four in self.0.as_chunks::<4>().0 {
+            for (sums, line) in sums.iter_mut().zip(four) {
+                sums.iter_mut().zip(line).for_each(|(sum, word)| *sum = sum.wrapping_add(*word));
+            }
+        }
+        sums.into_iter().flatten().fold(0_u32, u32::wrapping_add) as f32
+    }
 }
 
 impl Matrix {
@@ -49,13 +71,16 @@ impl Matrix {
         match self {
             Self::F32(m) => size_of_val(m.groups(0..m.rows.div_ceil(GROUP))),
             Self::Bf16(m) => size_of_val(m.groups(0..m.rows.div_ceil(GROUP))),
+            Self::Quantised(m) => size_of_val(m.lines()),
         }
     }
 
     pub(super) fn sum(&self, pool: &Pool, level: Level) -> f64 {
+        let at = (pool, level);
         match self {
-            Self::F32(m) => sum(pool, level, m),
-            Self::Bf16(m) => sum(pool, level, m),
+            Self::F32(m) => sum(at, m.groups(0..m.rows.div_ceil(GROUP)), Sum),
+            Self::Bf16(m) => sum(at, m.groups(0..m.rows.div_ceil(GROUP)), Sum),
+            Self::Quantised(m) => sum(at, m.lines(), SumLines),
         }
     }
 }

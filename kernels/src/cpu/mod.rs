@@ -1,8 +1,9 @@
-//! The CPU backend: f32 arithmetic over weights and pages in f32 or bf16.
+//! The CPU backend: f32 arithmetic over weights in f32, bf16 or quantised, and pages in
+//! f32 or bf16.
 //!
 //! One file an op; what they share: [`simd`] (eight lanes, chosen at run time), [`pool`]
-//! (fork-join), [`memory`] (pages), `packed` and `gemm` (weights in panels and the inner product).
-//! Calls return when the work is done.
+//! (fork-join), [`memory`] (pages), `packed` and `quantised` (weights in panels), `gemm` (the inner
+//! product). Calls return when the work is done.
 
 pub mod memory;
 pub mod pool;
@@ -19,6 +20,7 @@ mod gemm;
 mod linear;
 mod norm;
 mod packed;
+mod quantised;
 mod rope;
 mod softmax;
 mod tile;

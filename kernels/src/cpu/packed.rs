@@ -6,7 +6,9 @@
 
 use super::arena::{Arena, Region};
 use super::element::{Element, GROUP};
+use super::gemm::{Panels, RowBlock, Sums, block};
 use super::pool::Pool;
+use super::simd::Simd;
 use crate::ops::OpError;
 
 /// A matrix in panels.
@@ -63,6 +65,27 @@ impl<E: Element> Packed<E> {
         for (x, group) in out.iter_mut().zip(self.groups(panel..panel + 1)) {
             *x = group[slot].to_f32();
         }
+    }
+}
+
+impl<E: Element> Panels for Packed<E> {
+    fn shape(&self) -> (usize, usize) {
+        (self.rows, self.cols)
+    }
+
+    fn panel_bytes(&self) -> usize {
+        self.cols * size_of::<[E; GROUP]>()
+    }
+
+    #[inline(always)]
+    fn block<S: Simd, const M: usize, const U: usize>(
+        &self,
+        simd: S,
+        panel: usize,
+        rows: RowBlock<'_>,
+    ) -> Sums<S::V, M> {
+        let groups = self.groups(panel..panel + 1);
+        block::<S, E, M, U>(simd, rows.x.as_chunks::<M>().0, groups)
     }
 }
 

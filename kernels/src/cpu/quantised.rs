@@ -33,30 +33,17 @@ pub struct Quantised {
     data: Region<u32>,
 }
 
-/// Bits of a value.
-trait Width {
-    /// Values of a word.
-    const INPUTS: usize;
-    /// The top value of each lane, and the rest moved up.
-    fn take<S: Simd>(simd: S, words: S::I) -> (S::V, S::I);
-}
+/// Values of 4 bits in a word.
+const NIBBLES: usize = 8;
+/// Values of 8 bits in a word.
+const BYTES: usize = 4;
 
-struct Four;
-struct Eight;
-
-impl Width for Four {
-    const INPUTS: usize = 8;
-    #[inline(always)]
-    fn take<S: Simd>(simd: S, words: S::I) -> (S::V, S::I) {
-        (simd.top_nibble(words), simd.shift_left::<4>(words))
-    }
-}
-
-impl Width for Eight {
-    const INPUTS: usize = 4;
-    #[inline(always)]
-    fn take<S: Simd>(simd: S, words: S::I) -> (S::V, S::I) {
-        (simd.top_byte(words), simd.shift_left::<8>(words))
+/// The top value of each word, of which there are `N`, and the rest moved up.
+#[inline(always)]
+fn take<S: Simd, const N: usize>(simd: S, words: S::I) -> (S::V, S::I) {
+    match N {
+        NIBBLES => (simd.top_nibble(words), simd.shift_left::<4>(words)),
+        _ => (simd.top_byte(words), simd.shift_left::<8>(words)),
     }
 }
 
@@ -113,7 +100,7 @@ impl Quantised {
     }
 
     fn group_lines(&self) -> usize {
-        self.heads() + self.group / if self.narrow { Four::INPUTS } else { Eight::INPUTS }
+        self.heads() + self.group / if self.narrow { NIBBLES } else { BYTES }
     }
 
     fn panel_lines(&self) -> usize {
@@ -166,7 +153,7 @@ impl Quantised {
     fn scales<S: Simd>(&self, simd: S, heads: &[Line]) -> [[S::V; 2]; 2] {
         if let [scales, mins] = heads {
             let (scales, mins) = (load(simd, scales), load(simd, mins));
-            return [scales.map(|x| simd.from_bits(x)), mins.map(|x| simd.from_bits(x))];
+            return [scales.map(|x| simd.as_floats(x)), mins.map(|x| simd.as_floats(x))];
         }
         let [low, high] = load(simd, &heads[0]);
         let ((low_scale, low_min), (high_scale, high_min)) = (simd.halves(low), simd.halves(high));
@@ -174,7 +161,7 @@ impl Quantised {
     }
 
     #[inline(always)]
-    fn product<S: Simd, W: Width, const M: usize, const U: usize>(
+    fn product<S: Simd, const N: usize, const M: usize, const U: usize>(
         &self,
         simd: S,
         panel: usize,
@@ -187,14 +174,14 @@ impl Quantised {
             let (heads, values) = lines.split_at(self.heads());
             heads.iter().for_each(|line| simd.prefetch(line, AHEAD));
             let mut chains = [[[simd.splat(0.0); 2]; M]; U];
-            for (line, xs) in values.iter().zip(xs.chunks_exact(W::INPUTS)) {
+            for (line, xs) in values.iter().zip(xs.as_chunks::<N>().0) {
                 simd.prefetch(line, AHEAD);
                 let [mut low, mut high] = load(simd, line);
-                for (k, x) in xs.iter().enumerate() {
+                for k in 0..N {
                     let (first, second);
-                    (first, low) = W::take(simd, low);
-                    (second, high) = W::take(simd, high);
-                    for (sum, &x) in chains[k % U].iter_mut().zip(x) {
+                    (first, low) = take::<S, N>(simd, low);
+                    (second, high) = take::<S, N>(simd, high);
+                    for (sum, &x) in chains[k % U].iter_mut().zip(&xs[k]) {
                         let x = simd.splat(x);
                         *sum = [simd.fma(x, first, sum[0]), simd.fma(x, second, sum[1])];
                     }
@@ -217,17 +204,22 @@ impl Quantised {
     }
 
     #[inline(always)]
-    fn widen_as<S: Simd, W: Width>(&self, simd: S, panel: usize, out: &mut Vec<[f32; GROUP]>) {
+    fn widen_as<S: Simd, const N: usize>(
+        &self,
+        simd: S,
+        panel: usize,
+        out: &mut Vec<[f32; GROUP]>,
+    ) {
         for lines in self.panel(panel).chunks_exact(self.group_lines()) {
             let (heads, values) = lines.split_at(self.heads());
             let [scales, mins] = self.scales(simd, heads);
             for line in values {
                 let mut words = load(simd, line);
-                for _ in 0..W::INPUTS {
+                for _ in 0..N {
                     let mut group = [0.0; GROUP];
                     for (half, to) in group.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
                         let value;
-                        (value, words[half]) = W::take(simd, words[half]);
+                        (value, words[half]) = take::<S, N>(simd, words[half]);
                         simd.store(simd.fma(value, scales[half], mins[half]), to);
                     }
                     out.push(group);
@@ -258,8 +250,8 @@ impl Panels for Quantised {
         rows: RowBlock<'_>,
     ) -> Sums<S::V, M> {
         match self.narrow {
-            true => self.product::<S, Four, M, U>(simd, panel, rows),
-            false => self.product::<S, Eight, M, U>(simd, panel, rows),
+            true => self.product::<S, NIBBLES, M, U>(simd, panel, rows),
+            false => self.product::<S, BYTES, M, U>(simd, panel, rows),
         }
     }
 
@@ -268,8 +260,8 @@ impl Panels for Quantised {
         let mut out = Vec::with_capacity(panels.len() * self.cols);
         for panel in panels {
             match self.narrow {
-                true => self.widen_as::<S, Four>(simd, panel, &mut out),
-                false => self.widen_as::<S, Eight>(simd, panel, &mut out),
+                true => self.widen_as::<S, NIBBLES>(simd, panel, &mut out),
+                false => self.widen_as::<S, BYTES>(simd, panel, &mut out),
             }
         }
         Some(out)
@@ -284,16 +276,13 @@ fn load<S: Simd>(simd: S, line: &Line) -> [S::I; 2] {
 
 fn scale_words(wide: bool, scale: f32, min: f32) -> impl Iterator<Item = u32> {
     let half = |x: f32| u32::from(f16::from_f32(x).to_bits());
-    let words = if wide {
-        [scale.to_bits(), min.to_bits()]
-    } else {
-        [half(scale) | half(min) << 16, 0]
-    };
+    let words =
+        if wide { [scale.to_bits(), min.to_bits()] } else { [half(scale) | half(min) << 16, 0] };
     words.into_iter().take(1 + usize::from(wide))
 }
 
 fn words_of(narrow: bool, values: &[i8]) -> impl Iterator<Item = u32> {
-    let (inputs, bits) = if narrow { (Four::INPUTS, 4) } else { (Eight::INPUTS, 8) };
+    let (inputs, bits) = if narrow { (NIBBLES, 4) } else { (BYTES, 8) };
     values.chunks_exact(inputs).map(move |values| {
         let word = |word: u32, &value: &i8| word << bits | u32::from(value.cast_unsigned());
         values.iter().fold(0, word)

@@ -8,7 +8,7 @@
 //! rests on that proof.
 #![expect(unsafe_code, reason = "the SIMD fence: intrinsics behind a proof of their features")]
 
-use half::bf16;
+use half::{bf16, f16};
 
 /// Lanes of a vector.
 pub const LANES: usize = 8;
@@ -17,6 +17,8 @@ pub const LANES: usize = 8;
 pub trait Simd: Copy + Send + Sync {
     /// Eight f32.
     type V: Copy;
+    /// Eight words of 32 bits.
+    type I: Copy;
     /// All lanes `x`.
     fn splat(self, x: f32) -> Self::V;
     /// From memory.
@@ -49,6 +51,18 @@ pub trait Simd: Copy + Send + Sync {
     fn exp2i(self, n: Self::V) -> Self::V;
     /// Sum of the lanes.
     fn sum(self, v: Self::V) -> f32;
+    /// From memory.
+    fn load_words(self, from: &[u32; LANES]) -> Self::I;
+    /// The f32 of the same bits.
+    fn as_floats(self, words: Self::I) -> Self::V;
+    /// Each word's low and high half as a finite f16, widened.
+    fn halves(self, words: Self::I) -> (Self::V, Self::V);
+    /// Each word's top four bits, unsigned.
+    fn top_nibble(self, words: Self::I) -> Self::V;
+    /// Each word's top eight bits, signed.
+    fn top_byte(self, words: Self::I) -> Self::V;
+    /// Each word moved up.
+    fn shift_left<const N: i32>(self, words: Self::I) -> Self::I;
     /// Hints that the cache line `ahead` bytes after `from` is read soon.
     fn prefetch<T>(self, from: &T, ahead: usize);
 
@@ -127,6 +141,7 @@ fn zip(a: [f32; LANES], b: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> [f32; L
 
 impl Simd for Portable {
     type V = [f32; LANES];
+    type I = [u32; LANES];
     #[inline(always)]
     fn splat(self, x: f32) -> Self::V {
         [x; LANES]
@@ -193,6 +208,31 @@ impl Simd for Portable {
         ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]))
     }
     #[inline(always)]
+    fn load_words(self, from: &[u32; LANES]) -> Self::I {
+        *from
+    }
+    #[inline(always)]
+    fn as_floats(self, words: Self::I) -> Self::V {
+        words.map(f32::from_bits)
+    }
+    #[inline(always)]
+    fn halves(self, words: Self::I) -> (Self::V, Self::V) {
+        let half = |bits: u32| f16::from_bits(bits as u16).to_f32();
+        (words.map(half), words.map(|word| half(word >> 16)))
+    }
+    #[inline(always)]
+    fn top_nibble(self, words: Self::I) -> Self::V {
+        words.map(|word| (word >> 28) as f32)
+    }
+    #[inline(always)]
+    fn top_byte(self, words: Self::I) -> Self::V {
+        words.map(|word| (word.cast_signed() >> 24) as f32)
+    }
+    #[inline(always)]
+    fn shift_left<const N: i32>(self, words: Self::I) -> Self::I {
+        words.map(|word| word << N)
+    }
+    #[inline(always)]
     fn prefetch<T>(self, _: &T, _: usize) {}
 }
 
@@ -219,6 +259,7 @@ mod x86 {
 
     impl Simd for Avx2 {
         type V = __m256;
+        type I = __m256i;
         #[inline(always)]
         fn splat(self, x: f32) -> __m256 {
             intrinsic!(_mm256_set1_ps(x))
@@ -310,6 +351,43 @@ mod x86 {
                 let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
                 _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
             })
+        }
+        #[inline(always)]
+        fn load_words(self, from: &[u32; LANES]) -> __m256i {
+            // SAFETY: AVX2 is proven; `from` is 32 readable bytes; the load needs no alignment.
+            unsafe { _mm256_loadu_si256(from.as_ptr().cast()) }
+        }
+        #[inline(always)]
+        fn as_floats(self, words: __m256i) -> __m256 {
+            intrinsic!(_mm256_castsi256_ps(words))
+        }
+        #[inline(always)]
+        fn halves(self, words: __m256i) -> (__m256, __m256) {
+            // Exponent and mantissa moved into place; a factor mends the exponent's bias.
+            let widen = |top: __m256i| {
+                intrinsic!({
+                    let sign = _mm256_and_si256(top, _mm256_set1_epi32(i32::MIN));
+                    let rest = _mm256_srli_epi32::<3>(_mm256_andnot_si256(sign, top));
+                    let bias = _mm256_set1_ps(f32::from_bits((127 + 112) << 23));
+                    let size = _mm256_mul_ps(_mm256_castsi256_ps(rest), bias);
+                    _mm256_or_ps(size, _mm256_castsi256_ps(sign))
+                })
+            };
+            let high =
+                intrinsic!(_mm256_and_si256(words, _mm256_set1_epi32(0xffff_0000_u32 as i32)));
+            (widen(self.shift_left::<16>(words)), widen(high))
+        }
+        #[inline(always)]
+        fn top_nibble(self, words: __m256i) -> __m256 {
+            intrinsic!(_mm256_cvtepi32_ps(_mm256_srli_epi32::<28>(words)))
+        }
+        #[inline(always)]
+        fn top_byte(self, words: __m256i) -> __m256 {
+            intrinsic!(_mm256_cvtepi32_ps(_mm256_srai_epi32::<24>(words)))
+        }
+        #[inline(always)]
+        fn shift_left<const N: i32>(self, words: __m256i) -> __m256i {
+            intrinsic!(_mm256_slli_epi32::<N>(words))
         }
         #[inline(always)]
         fn prefetch<T>(self, from: &T, ahead: usize) {

@@ -340,6 +340,9 @@ impl Ops for Cuda {
             Weights::F32(weights) => {
                 self.device.upload(&weights.into_iter().map(bf16::from_f32).collect::<Vec<_>>())
             }
+            Weights::Blocks(blocks) => {
+                self.device.upload(&blocks.widened().map(bf16::from_f32).collect::<Vec<_>>())
+            }
         }?;
         assert_eq!(memory.len(), rows * cols * size_of::<bf16>(), "{rows} × {cols}");
         Ok(CudaMatrix { memory, rows, cols })
