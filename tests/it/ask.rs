@@ -9,7 +9,7 @@ use model::equal::{Agreement, judge};
 use model::reference;
 use model::reference::Observed;
 use model::sample::Drawn;
-use model::{CpuEngine, EngineConfig};
+use model::{CpuEngine, EngineConfig, WeightFormat};
 use serde_json::{Value, json};
 use shared::ids::TokenId;
 use shared::kv::KvDtype;
@@ -184,6 +184,7 @@ pub fn engine(model: &Path, tokens: u32) -> CpuEngine {
     let checkpoint = Checkpoint::open(model).unwrap();
     let config = EngineConfig {
         dtype: KvDtype::F32,
+        weights: WeightFormat::Bf16,
         pages: tokens.div_ceil(16),
         page_tokens: 16,
         threads: Some(1),

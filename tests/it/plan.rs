@@ -33,13 +33,15 @@ pub fn long() -> bool {
 }
 
 impl Plan {
-    /// One of each role, in f32, one computing thread a server, every page checksummed. Servers
-    /// may be silent for so long that a busy machine is not taken for a dead peer.
+    /// One of each role, in f32 with the weights of the golden data, one computing thread a server,
+    /// every page checksummed. Servers may be silent for so long that a busy machine is not taken
+    /// for a dead peer.
     pub fn new(model: PathBuf) -> Self {
         let (prefill_settings, decode_settings) = (Table::new(), Table::new());
         let gateway_settings = Table::new();
         Self { model, prefill: 1, decode: 1, prefill_settings, decode_settings, gateway_settings }
             .servers("dtype", "f32")
+            .servers("weights", "bf16")
             .servers("threads", 1)
             .servers("max_total_tokens", 8192)
             .servers("page_checksums", true)

@@ -121,6 +121,13 @@ fn pages_of_another_type_are_refused_at_join() {
     check_mismatch(&Plan::tiny("tiny-qwen3").on_prefill("dtype", "bf16"), &["F32", "Bf16"]);
 }
 
+/// The same file, but not the same numbers.
+#[test]
+fn weights_kept_otherwise_are_refused_at_join() {
+    let plan = Plan::tiny("tiny-qwen3").on_prefill("weights", "q8_0");
+    check_mismatch(&plan, &["model"]);
+}
+
 #[test]
 fn pages_of_another_size_are_refused_at_join() {
     let plan = Plan::tiny("tiny-qwen3").on_prefill("page_size", 32);

@@ -48,7 +48,7 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// One prefill and one decode server.
+    /// One prefill and one decode server, with the weights of the golden data: bf16.
     pub fn new(model: &Path, dtype: &str) -> Self {
         let plan = Self {
             model: model.to_owned(),
@@ -58,7 +58,7 @@ impl Plan {
             logs: "info".to_owned(),
             environment: vec![],
         };
-        plan.set("dtype", dtype)
+        plan.set("dtype", dtype).set("weights", "bf16")
     }
 
     #[must_use]

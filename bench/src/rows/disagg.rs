@@ -14,7 +14,7 @@ use checkpoint::Checkpoint;
 use model::equal::{Agreement, judge};
 use model::reference::{Ask, generate};
 use model::sample::Drawn;
-use model::{CpuEngine, EngineConfig};
+use model::{CpuEngine, EngineConfig, WeightFormat};
 use serde_json::{Value, json};
 use shared::ids::TokenId;
 use shared::kv::KvDtype;
@@ -138,7 +138,9 @@ fn compare(
 /// The cases, with what the plain loop makes of them.
 fn cases(model: &Path, count: usize, (from, span): (u32, u32)) -> anyhow::Result<Vec<Case>> {
     let (dtype, page_tokens) = (KvDtype::F32, PAGE as u32);
-    let config = EngineConfig { dtype, pages: 64, page_tokens, threads: None, memory: None };
+    let weights = WeightFormat::Bf16;
+    let config =
+        EngineConfig { dtype, weights, pages: 64, page_tokens, threads: None, memory: None };
     let mut engine = CpuEngine::load(&Checkpoint::open(model)?, config, &mut |_, _| {})?;
     let mut random = Random::new(u64::from(span));
     let mut prompt: Vec<TokenId> = Vec::new();

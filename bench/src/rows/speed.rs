@@ -12,7 +12,7 @@ use crate::row::{Bar, Findings, Group, Row};
 use anyhow::{Context, ensure};
 use checkpoint::Checkpoint;
 use model::engine::{Batch, Engine, Input, Row as SequenceRow, Sample};
-use model::{CpuEngine, EngineConfig};
+use model::{CpuEngine, EngineConfig, WeightFormat};
 use serde_json::{Value, json};
 use shared::ids::{PageId, TokenId};
 use shared::kv::KvDtype;
@@ -91,7 +91,9 @@ fn measure(place: &Place) -> anyhow::Result<Findings> {
     let fleet = Fleet::start(place, &Plan::new(place.demo()?, "bf16"))?;
     let checkpoint = Checkpoint::open(place.demo()?)?;
     let (dtype, page_tokens) = (KvDtype::Bf16, PAGE_TOKENS);
-    let config = EngineConfig { dtype, pages: 64, page_tokens, threads: None, memory: None };
+    let weights = WeightFormat::Bf16;
+    let config =
+        EngineConfig { dtype, weights, pages: 64, page_tokens, threads: None, memory: None };
     let engine = CpuEngine::load(&checkpoint, config, &mut |_, _| {})?;
     let mut sides = Sides { fleet, engine, random: Random::new(64) };
     sides.round()?; // touches everything for the first time

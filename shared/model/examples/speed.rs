@@ -1,10 +1,10 @@
-//! Speed of the bare engine beside the machine's floor, in one run.
+//! Speed of the bare engine beside the machine's floor, for some weight formats in one run.
 //!
-//! `cargo run --release -p model --example speed -- MODEL [ROUNDS]`
+//! `cargo run --release -p model --example speed -- MODEL [ROUNDS] [WEIGHTS,..]`
 //!
-//! Each round times, in alternation: one plain parallel sum of all weight bytes (the floor), decode
-//! steps of one sequence, decode steps of eight, and the prefill of 256 tokens. Medians of rounds;
-//! other load on the machine moves both sides, so read the ratio.
+//! Each round times, for each format in alternation: one plain parallel sum of all weight bytes
+//! (the floor), decode steps of one sequence, decode steps of eight, and the prefill of 256 tokens.
+//! Medians of rounds; other load on the machine moves both sides, so read the ratio.
 #![expect(clippy::print_stdout, reason = "a measurement prints")]
 
 use checkpoint::Checkpoint;
@@ -25,46 +25,73 @@ const LONG: u32 = 1500;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut args = std::env::args().skip(1);
-    let model = args.next().ok_or("usage: speed MODEL [ROUNDS]")?;
+    let model = args.next().ok_or("usage: speed MODEL [ROUNDS] [WEIGHTS,..]")?;
     let rounds = args.next().map_or(Ok(15), |n| n.parse())?;
-    let begun = Instant::now();
+    let formats = args.next().unwrap_or_else(|| "bf16,auto".to_owned());
     let checkpoint = Checkpoint::open(&model)?;
-    let config = EngineConfig {
-        dtype: KvDtype::Bf16,
-        pages: 1024,
-        page_tokens: PAGE_TOKENS,
-        threads: None,
-        memory: None,
-    };
-    let mut engine = CpuEngine::load(&checkpoint, config, &mut |_, _| {})?;
-    println!("load: {:.2} s", begun.elapsed().as_secs_f64());
-
-    let bytes = engine.weight_bytes() as f64;
-    let [mut floor, mut one, mut long, mut eight, mut prefill] = [const { Vec::new() }; 5];
+    let sides = formats.split(',').map(|name| Side::load(&checkpoint, name));
+    let mut sides = sides.collect::<Result<Vec<_>, _>>()?;
     for round in 0..=rounds {
-        let times = [
+        for side in &mut sides {
+            let times = side.round()?;
+            if round > 0 {
+                side.times.iter_mut().zip(times).for_each(|(all, time)| all.push(time));
+            }
+        }
+    }
+    sides.into_iter().for_each(Side::report);
+    Ok(())
+}
+
+/// An engine, and the seconds that its rounds took: floor, batch 1, batch 1 after a long text,
+/// batch 8, prefill.
+struct Side {
+    name: String,
+    engine: CpuEngine,
+    times: [Vec<f64>; 5],
+}
+
+impl Side {
+    fn load(checkpoint: &Checkpoint, name: &str) -> Result<Self, Box<dyn Error>> {
+        let config = EngineConfig {
+            dtype: KvDtype::Bf16,
+            weights: name.parse()?,
+            pages: 1024,
+            page_tokens: PAGE_TOKENS,
+            threads: None,
+            memory: None,
+        };
+        let begun = Instant::now();
+        let engine = CpuEngine::load(checkpoint, config, &mut |_, _| {})?;
+        println!("{name}: loaded in {:.2} s", begun.elapsed().as_secs_f64());
+        Ok(Self { name: name.to_owned(), engine, times: Default::default() })
+    }
+
+    fn round(&mut self) -> Result<[f64; 5], Box<dyn Error>> {
+        let engine = &mut self.engine;
+        Ok([
             timed(1, || {
                 black_box(engine.sum_weights());
                 Ok(())
             })?,
-            timed(STEPS, || step(&mut engine, 1, (SHORT, 1)))?,
-            timed(STEPS, || step(&mut engine, 1, (LONG, 1)))?,
-            timed(STEPS, || step(&mut engine, 8, (SHORT, 1)))?,
-            timed(1, || step(&mut engine, 1, (0, PREFILL)))?,
-        ];
-        if round > 0 {
-            let all = [&mut floor, &mut one, &mut long, &mut eight, &mut prefill];
-            all.into_iter().zip(times).for_each(|(all, time)| all.push(time));
-        }
+            timed(STEPS, || step(engine, 1, (SHORT, 1)))?,
+            timed(STEPS, || step(engine, 1, (LONG, 1)))?,
+            timed(STEPS, || step(engine, 8, (SHORT, 1)))?,
+            timed(1, || step(engine, 1, (0, PREFILL)))?,
+        ])
     }
-    let [floor, one, long, eight, prefill] = [floor, one, long, eight, prefill].map(median);
-    println!("weights: {:.1} MB a token", bytes / 1e6);
-    println!("floor: {:.2} GB/s, {:.2} ms", bytes / floor / 1e9, floor * 1e3);
-    println!("decode, batch 1: {:.1} tok/s, {:.2} of the floor", 1.0 / one, floor / one);
-    println!("decode after {LONG} tokens: {:.1} tok/s", 1.0 / long);
-    println!("decode, batch 8: {:.1} tok/s, step {:.2} x batch 1", 8.0 / eight, eight / one);
-    println!("prefill, {PREFILL} tokens: {:.0} tok/s", PREFILL as f64 / prefill);
-    Ok(())
+
+    fn report(self) {
+        let bytes = self.engine.weight_bytes() as f64;
+        let [floor, one, long, eight, prefill] = self.times.map(median);
+        println!("{}: {:.1} MB of weights a token", self.name, bytes / 1e6);
+        println!("  floor: {:.2} GB/s, {:.2} ms", bytes / floor / 1e9, floor * 1e3);
+        println!("  decode, batch 1: {:.1} tok/s, {:.2} of the floor", 1.0 / one, floor / one);
+        println!("  decode after {LONG} tokens: {:.1} tok/s", 1.0 / long);
+        let rate = 8.0 / eight;
+        println!("  decode, batch 8: {rate:.1} tok/s, {:.2} x batch 1", 8.0 * one / eight);
+        println!("  prefill, {PREFILL} tokens: {:.0} tok/s", PREFILL as f64 / prefill);
+    }
 }
 
 /// Seconds of one call, averaged over `times`.

@@ -5,6 +5,7 @@ use crate::engine::{Batch, Engine, EngineError, Sample};
 use crate::forward::{Model, Pass, Scratch};
 use crate::kv::KvMemory;
 use crate::load::{LoadError, LoadPlan, Progress, load};
+use crate::quantised::WeightFormat;
 use crate::reference::Observed;
 use crate::sample::{Drawn, draw};
 use checkpoint::{Checkpoint, ModelConfig};
@@ -20,6 +21,8 @@ use std::sync::Arc;
 pub struct EngineConfig {
     /// Element of keys and values; f32 also keeps the weights of an f32 checkpoint exact.
     pub dtype: KvDtype,
+    /// How matrices are kept in memory.
+    pub weights: WeightFormat,
     /// Pages of the pool.
     pub pages: u32,
     /// Tokens of a page.
@@ -83,7 +86,7 @@ impl CpuEngine {
         config: EngineConfig,
         progress: Progress<'_>,
     ) -> Result<Self, LoadError> {
-        let EngineConfig { dtype, pages, page_tokens, threads, memory } = config;
+        let EngineConfig { dtype, weights, pages, page_tokens, threads, memory } = config;
         let model_config = checkpoint.config();
         let geometry = geometry(model_config, page_tokens, dtype)?;
         if pages == 0 {
@@ -96,9 +99,9 @@ impl CpuEngine {
         let cpu = Cpu::new(threads);
         let room = pages as usize * page_tokens as usize;
         let positions = model_config.max_positions.min(room);
-        let plan = LoadPlan { ops: &cpu, dtype, positions, threads };
+        let plan = LoadPlan { ops: &cpu, dtype, weights, positions, threads };
         let loaded = load(checkpoint, plan, progress)?;
-        tracing::info!(threads, pages, page_tokens, ?dtype, "model loaded");
+        tracing::info!(threads, pages, page_tokens, ?dtype, ?weights, "model loaded");
         let vocab = model_config.vocab as u32;
         let scratch = Scratch::new(&cpu, &loaded.model.sizes, 1, 1)?;
         Ok(Self {

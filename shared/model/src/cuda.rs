@@ -9,6 +9,7 @@ use crate::cpu::geometry;
 use crate::engine::{Batch, Engine, EngineError, IN_FLIGHT, Sample, StepPart};
 use crate::forward::{Model, Pass, Scratch, Step};
 use crate::load::{LoadError, LoadPlan, Progress, load};
+use crate::quantised::WeightFormat;
 use crate::reference::Observed;
 use crate::sample::{Drawn, draw};
 use checkpoint::Checkpoint;
@@ -159,8 +160,8 @@ impl CudaEngine {
         let threads = threads
             .or_else(|| std::thread::available_parallelism().ok().map(usize::from))
             .unwrap_or(1);
-        let positions = model_config.max_positions;
-        let plan = LoadPlan { ops: &cuda, dtype: KvDtype::Bf16, positions, threads };
+        let (weights, positions) = (WeightFormat::Bf16, model_config.max_positions);
+        let plan = LoadPlan { ops: &cuda, dtype: KvDtype::Bf16, weights, positions, threads };
         let loaded = load(checkpoint, plan, progress)?;
         stage.end("weights")?;
         let sizes = &loaded.model.sizes;

@@ -18,6 +18,7 @@ pub mod load;
 pub mod sample;
 
 mod batch;
+mod quantised;
 pub mod cpu;
 pub mod cuda;
 pub mod reference;
@@ -29,3 +30,4 @@ mod golden;
 pub use cpu::{CpuEngine, EngineConfig};
 pub use cuda::{CudaConfig, CudaEngine};
 pub use load::LoadError;
+pub use quantised::WeightFormat;

@@ -1,11 +1,13 @@
 //! From a checkpoint to a model on a device: tensors read, fused, hashed, uploaded.
 //!
-//! Matrices stay in bf16, or in f32 where the file holds more than bf16 and f32 was asked for;
-//! quantised ones become bf16. Gains and biases are f32. What is read is hashed as it passes, in
-//! pieces of fixed size, so that the fingerprint depends on neither threads nor timing.
+//! Matrices stay quantised as a [`WeightFormat`] says; the others are in bf16, or in f32 where the
+//! file holds more than bf16 and f32 was asked for. Gains and biases are f32. What is read is
+//! hashed as it passes, in pieces of fixed size, so that the fingerprint depends on neither threads
+//! nor timing.
 
 use crate::family;
 use crate::forward::{Model, Sizes};
+use crate::quantised::WeightFormat;
 use checkpoint::{Checkpoint, Dtype, Element, ModelConfig, Tensor};
 use half::bf16;
 use kernels::ops::{HostMatrix, OpError, Ops, Pieces, Weights};
@@ -45,7 +47,7 @@ pub type Progress<'a> = &'a mut dyn FnMut(u64, u64);
 pub struct Loaded<O: Ops> {
     /// The model.
     pub model: Model<O>,
-    /// blake3 over the configuration and every element as loaded.
+    /// blake3 over the configuration and every element as the model computes with it.
     pub fingerprint: [u8; 32],
 }
 
@@ -55,6 +57,8 @@ pub struct LoadPlan<'a, O> {
     pub ops: &'a O,
     /// Whether matrices may be f32.
     pub dtype: KvDtype,
+    /// How matrices are kept.
+    pub weights: WeightFormat,
     /// Positions that the rotary table covers.
     pub positions: usize,
     /// Threads that read and hash.
@@ -142,13 +146,19 @@ impl<O: Ops> Loader<'_, O> {
         let tensors: Vec<_> = tensors.collect::<Result<_, _>>()?;
         let rows = tensors.iter().map(Tensor::rows).sum();
         let cols = tensors.first().map_or(0, Tensor::row_len);
+        if let Some(plan) = self.plan.weights.plan(&tensors) {
+            let (blocks, digests) = plan.read(&tensors, self.plan.threads)?;
+            self.passed(&tensors, digests.into_iter());
+            let weights = Weights::Blocks(blocks);
+            return Ok(self.plan.ops.matrix(HostMatrix { rows, cols, weights })?);
+        }
         let exact = |tensor: &Tensor<'_>| matches!(tensor.dtype(), Dtype::F32 | Dtype::F16);
         if self.plan.dtype == KvDtype::F32 && tensors.iter().all(exact) {
             let weights = Weights::F32(self.read(&tensors)?);
             return Ok(self.plan.ops.matrix(HostMatrix { rows, cols, weights })?);
         }
         let parts: Vec<_> = tensors.iter().flat_map(pieces_of).collect();
-        let lens: Vec<_> = parts.iter().map(|piece| piece.rows.len() * cols).collect();
+        let lens: Vec<_> = parts.iter().map(Piece::len).collect();
         let digests = Mutex::new(vec![None; parts.len()]);
         let read = |index: usize, out: &mut [bf16]| -> Result<(), LoadError> {
             let digest = parts[index].read(out)?;
@@ -176,8 +186,7 @@ impl<O: Ops> Loader<'_, O> {
         let mut rest = &mut all[..];
         let mut digests = Vec::new();
         for piece in tensors.iter().flat_map(pieces_of) {
-            let len = piece.rows.len() * piece.tensor.row_len();
-            let (out, after) = rest.split_at_mut(len);
+            let (out, after) = rest.split_at_mut(piece.len());
             digests.push(piece.read(out)?);
             rest = after;
         }
@@ -196,18 +205,23 @@ impl<O: Ops> Loader<'_, O> {
 }
 
 /// Rows of a tensor that are read and hashed at once.
-struct Piece<'t> {
-    tensor: Tensor<'t>,
-    rows: Range<usize>,
+pub(crate) struct Piece<'t> {
+    pub tensor: Tensor<'t>,
+    pub rows: Range<usize>,
 }
 
-fn pieces_of<'t>(tensor: &Tensor<'t>) -> impl Iterator<Item = Piece<'t>> + use<'t> {
+pub(crate) fn pieces_of<'t>(tensor: &Tensor<'t>) -> impl Iterator<Item = Piece<'t>> + use<'t> {
     let (tensor, rows) = (*tensor, tensor.rows());
     let step = (PIECE / tensor.row_len().max(1)).max(1);
     (0..rows).step_by(step).map(move |at| Piece { tensor, rows: at..rows.min(at + step) })
 }
 
 impl Piece<'_> {
+    /// Elements.
+    pub fn len(&self) -> usize {
+        self.rows.len() * self.tensor.row_len()
+    }
+
     fn read<E: Read>(&self, out: &mut [E]) -> Result<blake3::Hash, LoadError> {
         self.tensor.read(self.rows.clone(), out)?;
         Ok(digest(out))

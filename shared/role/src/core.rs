@@ -241,7 +241,14 @@ impl Sized {
             let config = CudaConfig { pool, page_tokens, threads, decode_rows, step_tokens };
             return Ok(Box::new(CudaEngine::load(&gpu, &checkpoint, &config, &mut progress)?));
         }
-        let config = EngineConfig { dtype: config.dtype, pages, page_tokens, threads, memory };
+        let config = EngineConfig {
+            dtype: config.dtype,
+            weights: config.weights,
+            pages,
+            page_tokens,
+            threads,
+            memory,
+        };
         let engine = CpuEngine::load(&checkpoint, config, &mut progress)?;
         Ok(Box::new(Worker::new(engine)?))
     }

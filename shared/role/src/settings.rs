@@ -3,6 +3,7 @@
 use clap::Args;
 use kv_transfer::select::Choice;
 use link::{Stops, Timing};
+use model::WeightFormat;
 use serde::Deserialize;
 use shared::eviction::EvictionPolicy;
 use shared::ids::ServerId;
@@ -48,6 +49,9 @@ settings! {
     device: String,
     /// Keys, values and arithmetic: bf16 or f32 [default: bf16].
     dtype: String,
+    /// Matrices in memory: auto (as the file has them; on a GPU bf16), bf16, or q8_0 (those in full
+    /// rounded to 8 bits, CPU only). Servers of a ring must agree [default: auto].
+    weights: String,
     /// Longest sequence, tokens [default: the model's].
     context_length: u32,
     /// Tokens of a page [default: 16].
@@ -182,6 +186,7 @@ pub struct Config {
     pub model: PathBuf,
     pub device: Device,
     pub dtype: KvDtype,
+    pub weights: WeightFormat,
     pub context_length: Option<u32>,
     pub page_size: u32,
     pub mem_fraction: f64,
@@ -242,6 +247,10 @@ impl Settings {
         if on_gpu && dtype == KvDtype::F32 {
             return Err(bad("dtype", "f32 does not run on a GPU; want bf16, or device cpu"));
         }
+        let weights = parse("weights", self.weights)?.unwrap_or_default();
+        if on_gpu && weights == WeightFormat::Q8_0 {
+            return Err(bad("weights", "q8_0 does not run on a GPU; want auto, or device cpu"));
+        }
         Ok(Config {
             id: ServerId::new(id).map_err(|e| bad("id", e.to_string()))?,
             listen,
@@ -250,6 +259,7 @@ impl Settings {
             model: self.model.ok_or_else(|| missing("model"))?,
             device,
             dtype,
+            weights,
             context_length: at_least_one("context_length", self.context_length)?,
             page_size: at_least_one("page_size", self.page_size)?.unwrap_or(16),
             mem_fraction,
@@ -362,6 +372,8 @@ mod tests {
         fails("ticket_seconds = 0", &["ticket_seconds", "at least 1"]);
         fails("dtype = \"int4\"", &["dtype", "int4", "bf16"]);
         fails("device = \"cuda:x\"", &["device", "cuda:x", "cuda:N"]);
+        fails("weights = \"q3\"", &["weights", "q3", "bf16", "q8_0"]);
+        fails("device = \"cuda\"\nweights = \"q8_0\"", &["weights", "q8_0", "auto"]);
         fails("device = \"cuda\"\ndtype = \"f32\"", &["dtype", "f32", "bf16"]);
         fails("mem_fraction = 1.5", &["mem_fraction", "1.5"]);
         fails("transport = \"rdma\"", &["transport", "rdma", "tcp"]);

@@ -7,6 +7,7 @@ mod cuda;
 mod demo;
 mod support;
 
+use crate::WeightFormat;
 use crate::engine::{Batch, Engine, Input, Row, Sample};
 use crate::equal::{Agreement, judge};
 use crate::reference::{Ask, Observed, generate};
@@ -14,7 +15,7 @@ use serde::Deserialize;
 use shared::ids::{PageId, TokenId};
 use shared::kv::KvDtype;
 use shared::request::Sampling;
-use support::{assert_close, engine, golden_path, tokens};
+use support::{assert_close, engine, engine_with, golden_path, tokens};
 
 const MODELS: [&str; 3] = ["tiny-qwen3", "tiny-llama3", "tiny-qwen2"];
 
@@ -230,4 +231,7 @@ fn fingerprints_name_weights_and_nothing_else() {
     let one = of("tiny-qwen3", KvDtype::F32, 4);
     assert_eq!(one, of("tiny-qwen3", KvDtype::Bf16, 9));
     assert_ne!(one, of("tiny-qwen2", KvDtype::F32, 4));
+    let kept = |weights| engine_with(&golden_path("tiny-qwen3"), KvDtype::F32, weights, 4);
+    assert_eq!(one, kept(WeightFormat::Auto).fingerprint(), "nothing in it is quantised");
+    assert_ne!(one, kept(WeightFormat::Q8_0).fingerprint());
 }

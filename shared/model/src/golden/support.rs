@@ -1,6 +1,6 @@
 //! What the golden tests share.
 
-use crate::{CpuEngine, EngineConfig};
+use crate::{CpuEngine, EngineConfig, WeightFormat};
 use checkpoint::Checkpoint;
 use shared::ids::TokenId;
 use shared::kv::KvDtype;
@@ -11,9 +11,14 @@ pub fn golden_path(name: &str) -> PathBuf {
 }
 
 pub fn engine(path: &Path, dtype: KvDtype, pages: u32) -> CpuEngine {
+    engine_with(path, dtype, WeightFormat::Bf16, pages)
+}
+
+pub fn engine_with(path: &Path, dtype: KvDtype, weights: WeightFormat, pages: u32) -> CpuEngine {
     let checkpoint = Checkpoint::open(path).unwrap();
     let (mut seen, mut total) = (0, 0);
-    let config = EngineConfig { dtype, pages, page_tokens: 16, threads: None, memory: None };
+    let config =
+        EngineConfig { dtype, weights, pages, page_tokens: 16, threads: None, memory: None };
     let engine = CpuEngine::load(&checkpoint, config, &mut |done, of| {
         assert!(done > seen && done <= of, "progress {done} of {of} after {seen}");
         (seen, total) = (done, of);
