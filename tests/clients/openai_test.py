@@ -144,6 +144,53 @@ class Chat(Case):
         self.assertEqual(len(texts), 1)
 
 
+class Tools(Case):
+    """The models here call no tools and think no thoughts: what they write is content."""
+
+    SUM = {"type": "function", "function": {
+        "name": "sum", "description": "Adds numbers.",
+        "parameters": {"type": "object", "properties": {"of": {"type": "array"}}}}}
+
+    def test_content_comes_unharmed_whole_and_streamed(self):
+        said = lambda **more: self.chat(max_tokens=40, tools=[self.SUM], **more)
+        plain = said(tool_choice="none").choices[0]
+        auto = said(tool_choice="auto", parallel_tool_calls=False).choices[0]
+        self.assertIsNone(auto.message.tool_calls)
+        self.assertEqual(auto.message.content, plain.message.content)
+        self.assertEqual(auto.finish_reason, plain.finish_reason)
+        deltas = [chunk.choices[0].delta for chunk in said(stream=True)]
+        self.assertEqual("".join(delta.content or "" for delta in deltas), plain.message.content)
+        self.assertFalse(any(delta.tool_calls for delta in deltas))
+
+    def test_the_prompt_is_what_the_template_makes_of_tools_and_turns(self):
+        call = {"id": "call_1", "type": "function",
+                "function": {"name": "sum", "arguments": '{"of": [1, 2]}'}}
+        messages = [*MESSAGES, {"role": "assistant", "content": None, "tool_calls": [call]},
+                    {"role": "tool", "tool_call_id": "call_1", "content": "3"}]
+        answer = self.chat(messages=messages, tools=[self.SUM])
+        _, tokens = post("/tokenize", {"messages": messages, "tools": [self.SUM]})
+        self.assertEqual(answer.usage.prompt_tokens, tokens["count"])
+
+    def test_a_choice_that_must_be_enforced_is_refused_by_name(self):
+        for choice in ("required", {"type": "function", "function": {"name": "sum"}}):
+            with self.assertRaises(openai.BadRequestError) as caught:
+                self.chat(tools=[self.SUM], tool_choice=choice)
+            self.assertEqual((caught.exception.param, caught.exception.code),
+                             ("tool_choice", "unsupported_parameter"))
+        with self.assertRaises(openai.BadRequestError) as caught:
+            self.chat(tools=[{"type": "function", "function": {}}])
+        self.assertEqual(caught.exception.param, "tools[0].function.name")
+
+    def test_thoughts_are_told_only_where_the_model_has_them(self):
+        plain = self.chat().choices[0].message.content
+        for separate in (True, False):
+            extra = {"separate_reasoning": separate,
+                     "chat_template_kwargs": {"enable_thinking": False}}
+            message = self.chat(extra_body=extra).choices[0].message
+            self.assertEqual(message.content, plain)
+            self.assertNotIn("reasoning_content", message.model_dump())
+
+
 class Completions(Case):
     def test_whole_and_stream(self):
         whole = self.complete()
