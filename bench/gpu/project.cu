@@ -113,35 +113,11 @@ __global__ void reference(Arguments a, bool gated, float* wanted) {
 
 struct Clock {
   cudaStream_t stream;
-  cudaEvent_t begin, end;
-  Clock() {
-    CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
-    CHECK(cudaEventCreate(&begin));
-    CHECK(cudaEventCreate(&end));
-  }
+  Clock() { CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking)); }
   /// Median microseconds of a replay of what `enqueue` launches.
   template <class F>
   double replay(int count, F enqueue) {
-    cudaGraph_t graph;
-    cudaGraphExec_t executable;
-    CHECK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
-    enqueue();
-    CHECK(cudaStreamEndCapture(stream, &graph));
-    CHECK(cudaGraphInstantiate(&executable, graph, 0));
-    std::vector<double> times;
-    for (int i = -2; i < count; ++i) {
-      CHECK(cudaEventRecord(begin, stream));
-      CHECK(cudaGraphLaunch(executable, stream));
-      CHECK(cudaEventRecord(end, stream));
-      CHECK(cudaStreamSynchronize(stream));
-      float ms;
-      CHECK(cudaEventElapsedTime(&ms, begin, end));
-      if (i >= 0) times.push_back(ms * 1e3);
-    }
-    CHECK(cudaGraphExecDestroy(executable));
-    CHECK(cudaGraphDestroy(graph));
-    std::sort(times.begin(), times.end());
-    return times[times.size() / 2];
+    return Recording(stream, enqueue).replay(stream, count);
   }
 };
 

@@ -382,39 +382,6 @@ __global__ void fill(Bits* to, size_t count, uint64_t seed) {
   }
 }
 
-struct Graph {
-  cudaGraph_t graph;
-  cudaGraphExec_t executable;
-  template <class F>
-  Graph(cudaStream_t stream, F enqueue) {
-    CHECK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
-    enqueue();
-    CHECK(cudaStreamEndCapture(stream, &graph));
-    CHECK(cudaGraphInstantiate(&executable, graph, 0));
-  }
-  ~Graph() { cudaGraphExecDestroy(executable), cudaGraphDestroy(graph); }
-  /// Median microseconds of a replay.
-  double replay(cudaStream_t stream, int count) const {
-    cudaEvent_t begin, end;
-    CHECK(cudaEventCreate(&begin));
-    CHECK(cudaEventCreate(&end));
-    std::vector<float> times;
-    for (int i = -2; i < count; ++i) {
-      CHECK(cudaEventRecord(begin, stream));
-      CHECK(cudaGraphLaunch(executable, stream));
-      CHECK(cudaEventRecord(end, stream));
-      CHECK(cudaStreamSynchronize(stream));
-      float ms;
-      CHECK(cudaEventElapsedTime(&ms, begin, end));
-      if (i >= 0) times.push_back(ms * 1e3f);
-    }
-    CHECK(cudaEventDestroy(begin));
-    CHECK(cudaEventDestroy(end));
-    std::sort(times.begin(), times.end());
-    return times[times.size() / 2];
-  }
-};
-
 constexpr unsigned kLayers = 28, kHidden = 1024, kInter = 3072, kVocab = 151936, kRowsMax = 32768;
 constexpr Heads kHeads{16, 8, 128, 16};
 
@@ -498,7 +465,7 @@ void time_all() {
   const Step s;
   cudaStream_t stream;
   CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
-  const Graph copy(stream, [&] {
+  const Recording copy(stream, [&] {
     CHECK(cudaMemcpyAsync(s.out.data, s.in.data, s.kArena * 2, cudaMemcpyDeviceToDevice, stream));
   });
   const double copy_us = copy.replay(stream, 9);
@@ -511,7 +478,7 @@ void time_all() {
         // Decode's rows are in L2, written by the kernel before; a prefill's are not.
         const size_t in_count = size_t(n) * kind.in_width, out_count = size_t(n) * kind.out_width;
         const size_t slots = n <= 256 ? 1 : std::min<size_t>(kLayers, s.kArena / in_count);
-        const Graph graph(stream, [&] {
+        const Recording graph(stream, [&] {
           for (unsigned layer = 0; layer < kLayers; ++layer) {
             kind.run({stream, overlapped != 0}, n, layer, halves(s.in, layer % slots * in_count),
                      halves(s.out, layer % slots * out_count));
@@ -566,7 +533,7 @@ bool same_bits(Checks& c) {
   const auto want = std::make_tuple(x.read(), gated.read(), pool.read());
   bool same = true;
   {
-    const Graph graph(stream, [&] { chain(true); });
+    const Recording graph(stream, [&] { chain(true); });
     for (int i = 0; i < 10; ++i) {
       reset();
       CHECK(cudaGraphLaunch(graph.executable, stream));

@@ -104,3 +104,69 @@ impl Sequence {
         self.full.extend(self.tail.drain(..newly).map(Owned::seal));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use shared::eviction::EvictionPolicy;
+    use shared::ids::{Attempt, RequestId};
+    use shared::pool::Pool;
+    use shared::radix::RadixCache;
+    use shared::request::{RequestParts, Sampling};
+
+    /// Whether a sequence that may make 3 tokens and has made one can be asked for another, with so
+    /// many in flight.
+    fn has_more(steps: u32, change: impl FnOnce(&mut RequestParts)) -> bool {
+        let mut parts = RequestParts {
+            tokens: vec![TokenId::new(5)],
+            prompt_len: 1,
+            max_tokens: 3,
+            min_tokens: 0,
+            sampling: Sampling::GREEDY,
+            logit_bias: vec![],
+            stop_ids: vec![TokenId::new(2)],
+            logprobs: None,
+            salt: String::new(),
+            priority: 0,
+        };
+        change(&mut parts);
+        let request: Request = parts.try_into().unwrap();
+        let id = RequestId::new(Epoch::new(1), 1);
+        let mut cache = RadixCache::new(16, EvictionPolicy::Lru.build());
+        let mut sequence = Sequence {
+            key: RequestKey { id, attempt: Attempt::new(0) },
+            cached_tokens: 0,
+            full: vec![],
+            tail: vec![],
+            credit: cache.reserve(&Pool::new(2), 1).unwrap(),
+            made: vec![],
+            written: 1,
+            history: History::new(&request),
+            flying: Flying::default(),
+            request,
+        };
+        sequence.take(&Token { id: TokenId::new(7), logprob: 0.0, top: vec![] });
+        sequence.flying.steps = steps;
+        sequence.has_more()
+    }
+
+    #[test]
+    fn tokens_in_flight_count() {
+        assert_eq!([0, 1, 2].map(|steps| has_more(steps, |_| {})), [true, true, false]);
+    }
+
+    #[test]
+    fn a_draw_that_depends_on_the_token_in_flight_waits_for_it() {
+        let changes: [fn(&mut RequestParts); 4] = [
+            |parts| parts.sampling.presence_penalty = 0.5,
+            |parts| parts.sampling.frequency_penalty = -0.5,
+            |parts| parts.sampling.repetition_penalty = 1.2,
+            |parts| parts.min_tokens = 3,
+        ];
+        for change in changes {
+            assert!(has_more(0, change) && !has_more(1, change));
+        }
+        let bias = |parts: &mut RequestParts| parts.logit_bias = vec![(TokenId::new(4), 1.0)];
+        assert!(has_more(1, bias), "a bias is the same for every token");
+    }
+}

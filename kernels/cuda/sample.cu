@@ -3,8 +3,8 @@
 //
 // A cluster of blocks shares a row. 1. Each reads its slice once, for the best logit and the sum of
 // exponentials (log-probabilities are of the logits as they came); greedy rows end there. 2. Other
-// rows keep the slice in shared memory: biases, penalties and mask change it there, then it becomes terms
-// e^((x - best) / temperature). 3. `min_p` removes terms as they are made. For `top_k` and `top_p`
+// rows keep the slice in shared memory: biases, penalties and mask change it there, then it becomes
+// terms e^((x - best) / temperature). 3. `min_p` removes terms as they are made. For `top_k` and `top_p`
 // a bound is known below which no term can stay; if few are above it, the first block sorts those
 // and draws. Otherwise a radix search over the bits of the terms finds the border. 4. One uniform
 // number, of (seed, output index), picks from the survivors in the order of their ids.

@@ -15,8 +15,7 @@
 //! Invariants, whatever the transport:
 //! - *Completion of a put* means that the source pages may be reused, **not** that the peer can
 //!   see them. *Completion of a flush* means that every put queued before it is visible at the
-//!   target. A Handoff is sent only after its flush. Puts to the same target bytes land in order
-//!   only if the event of a flush lies between them.
+//!   target. Puts to the same target bytes land in order only if a flush's event lies between.
 //! - *Dropping does not cancel.* A put owns its source pages ([`PutOp::owner`]) until its event;
 //!   the event gives them back, also when the link breaks, and then only once nothing can read
 //!   them any more.
@@ -39,6 +38,7 @@ mod push;
 mod queue;
 pub mod select;
 mod self_test;
+mod sessions;
 pub mod tcp;
 mod types;
 pub mod ucx;

@@ -326,7 +326,16 @@ impl Drop for Pinned {
     }
 }
 
-/// A point on the stream that can be waited for.
+/// Whether what was asked about is done: `NOT_READY` is an answer and no failure.
+pub(super) fn done(answer: Result<(), DriverError>) -> Result<bool, OpError> {
+    match answer {
+        Ok(()) => Ok(true),
+        Err(DriverError(sys::CUresult::CUDA_ERROR_NOT_READY)) => Ok(false),
+        Err(error) => Err(failed("asking whether the GPU is done", error)),
+    }
+}
+
+/// A point on a stream that can be waited for.
 pub(crate) struct Event {
     event: sys::CUevent,
     device: Device,
@@ -334,47 +343,70 @@ pub(crate) struct Event {
 
 // SAFETY: an event may be used from any thread that binds its context, as the methods do.
 unsafe impl Send for Event {}
+// SAFETY: as above, and the driver locks it.
+unsafe impl Sync for Event {}
 
 impl Event {
     pub fn new(device: &Device) -> Result<Self, OpError> {
+        Self::with(device, sys::CUevent_flags::CU_EVENT_DISABLE_TIMING)
+    }
+
+    /// One whose time can be read.
+    pub fn timed(device: &Device) -> Result<Self, OpError> {
+        Self::with(device, sys::CUevent_flags::CU_EVENT_DEFAULT)
+    }
+
+    fn with(device: &Device, flags: sys::CUevent_flags) -> Result<Self, OpError> {
         device.bind()?;
-        let flags = sys::CUevent_flags::CU_EVENT_DISABLE_TIMING;
         let event = result::event::create(flags).map_err(|e| failed("making an event", e))?;
         Ok(Self { event, device: device.clone() })
     }
 
-    /// Marks the end of all work queued so far.
+    /// For a stream that is to wait.
+    pub(super) fn handle(&self) -> sys::CUevent {
+        self.event
+    }
+
+    /// Marks the end of all work queued so far on the device's own stream.
     pub fn record(&self) -> Result<(), OpError> {
+        self.record_on(self.device.stream())
+    }
+
+    /// Marks the end of all work queued so far on `stream`, which is alive.
+    pub(super) fn record_on(&self, stream: sys::CUstream) -> Result<(), OpError> {
         self.device.bind()?;
         // SAFETY: event and stream are alive.
-        unsafe { result::event::record(self.event, self.device.stream()) }
+        unsafe { result::event::record(self.event, stream) }
             .map_err(|e| failed("recording an event", e))
     }
 
-    /// Whether what [`Self::record`] marked last is done; true if it never did.
+    /// Whether what was marked last is done; true if nothing ever was.
     pub fn is_passed(&self) -> Result<bool, OpError> {
         self.device.bind()?;
         // SAFETY: the event is alive.
-        match unsafe { result::event::query(self.event) } {
-            Ok(()) => Ok(true),
-            Err(DriverError(sys::CUresult::CUDA_ERROR_NOT_READY)) => Ok(false),
-            Err(error) => Err(failed("asking for a step's end", error)),
-        }
+        done(unsafe { result::event::query(self.event) })
     }
 
-    /// Waits for what [`Self::record`] marked last; at once if it never did.
+    /// Waits for what was marked last; at once if nothing ever was.
     pub fn wait(&self) -> Result<(), OpError> {
         self.device.bind()?;
         // SAFETY: the event is alive.
         unsafe { result::event::synchronize(self.event) }
             .map_err(|e| failed("waiting for the GPU", e))
     }
+
+    /// Time to another one, µs; both are timed and passed.
+    pub(super) fn micros_to(&self, later: &Self) -> Result<f64, OpError> {
+        // SAFETY: both events are alive.
+        let millis = unsafe { result::event::elapsed(self.event, later.event) };
+        millis.map(|millis| f64::from(millis) * 1e3).map_err(|e| failed("reading an event", e))
+    }
 }
 
 impl Drop for Event {
     fn drop(&mut self) {
         if self.device.bind().is_ok() {
-            // SAFETY: it is destroyed only here.
+            // SAFETY: it is destroyed only here; the driver keeps what waits.
             let _ = unsafe { result::event::destroy(self.event) };
         }
     }

@@ -1,9 +1,9 @@
 //! A stream of work beside the one that a forward pass goes to.
 #![expect(unsafe_code, reason = "the driver's API is C")]
 
-use super::device::{Device, DeviceMemory, Pinned, failed};
+use super::device::{Device, DeviceMemory, Event, Pinned, done, failed};
 use crate::ops::OpError;
-use cudarc::driver::result::{self, DriverError};
+use cudarc::driver::result;
 use cudarc::driver::sys;
 use std::time::{Duration, Instant};
 
@@ -24,24 +24,7 @@ unsafe impl Send for Stream {}
 unsafe impl Sync for Stream {}
 
 /// A place in a stream's work.
-pub struct Mark {
-    event: sys::CUevent,
-    device: Device,
-}
-
-// SAFETY: as of a stream.
-unsafe impl Send for Mark {}
-// SAFETY: as above.
-unsafe impl Sync for Mark {}
-
-/// Whether what was asked about is done: `NOT_READY` is an answer and no failure.
-fn done(answer: Result<(), DriverError>) -> Result<bool, OpError> {
-    match answer {
-        Ok(()) => Ok(true),
-        Err(DriverError(sys::CUresult::CUDA_ERROR_NOT_READY)) => Ok(false),
-        Err(error) => Err(failed("work beside the forward pass", error)),
-    }
-}
+pub struct Mark(Event);
 
 impl Stream {
     /// An idle stream.
@@ -83,7 +66,7 @@ impl Stream {
         self.device.bind()?;
         let flags = sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
         // SAFETY: stream and event are alive.
-        unsafe { result::stream::wait_event(self.stream, mark.event, flags) }
+        unsafe { result::stream::wait_event(self.stream, mark.0.handle(), flags) }
             .map_err(|e| failed("ordering streams", e))
     }
 
@@ -216,14 +199,9 @@ impl Mark {
     }
 
     fn behind(device: &Device, stream: sys::CUstream) -> Result<Self, OpError> {
-        device.bind()?;
-        let marking = |e| failed("marking a stream", e);
-        let untimed = sys::CUevent_flags::CU_EVENT_DISABLE_TIMING;
-        let event = result::event::create(untimed).map_err(marking)?;
-        let mark = Self { event, device: device.clone() };
-        // SAFETY: event and stream are alive.
-        unsafe { result::event::record(mark.event, stream) }.map_err(marking)?;
-        Ok(mark)
+        let event = Event::new(device)?;
+        event.record_on(stream)?;
+        Ok(Self(event))
     }
 
     /// Whether the work before it is done. Does not wait. Once it is, the host and whoever the host
@@ -233,9 +211,7 @@ impl Mark {
     /// # Errors
     /// [`OpError::Device`] with the error of whichever work failed.
     pub fn reached(&self) -> Result<bool, OpError> {
-        self.device.bind()?;
-        // SAFETY: the event is alive and was recorded when it was made.
-        done(unsafe { result::event::query(self.event) })
+        self.0.is_passed()
     }
 
     /// Waits until the work before it is done.
@@ -243,18 +219,6 @@ impl Mark {
     /// # Errors
     /// As [`Self::reached`].
     pub fn wait(&self) -> Result<(), OpError> {
-        self.device.bind()?;
-        // SAFETY: the event is alive and was recorded when it was made.
-        unsafe { result::event::synchronize(self.event) }
-            .map_err(|e| failed("waiting for a mark", e))
-    }
-}
-
-impl Drop for Mark {
-    fn drop(&mut self) {
-        if self.device.bind().is_ok() {
-            // SAFETY: made by `Stream::mark`, destroyed only here; the driver keeps what waits.
-            let _ = unsafe { result::event::destroy(self.event) };
-        }
+        self.0.wait()
     }
 }

@@ -2,10 +2,9 @@
 #![expect(unsafe_code, reason = "the driver's API is C")]
 
 use super::backend::Cuda;
-use super::device::{Device, failed};
+use super::device::Event;
 use super::graph::Graph;
 use crate::ops::OpError;
-use cudarc::driver::{result, sys};
 
 impl Cuda {
     /// Runs `enqueue` `rounds` times without a wait between them; µs of each by the device's clock.
@@ -20,7 +19,7 @@ impl Cuda {
         mut enqueue: impl FnMut() -> Result<(), OpError>,
     ) -> Result<Vec<f64>, OpError> {
         let device = self.device();
-        let ticks: Vec<_> = (0..=rounds).map(|_| Tick::new(device)).collect::<Result<_, _>>()?;
+        let ticks: Vec<_> = (0..=rounds).map(|_| Event::timed(device)).collect::<Result<_, _>>()?;
         ticks[0].record()?;
         for tick in &ticks[1..] {
             enqueue()?;
@@ -48,42 +47,5 @@ impl Cuda {
         // SAFETY: `enqueue` still borrows what the launches touch; `time` waits for them, or, if it
         // fails, the graph does when it is dropped, which is before `enqueue` is.
         self.time(rounds, || unsafe { graph.launch() })
-    }
-}
-
-/// A point on the stream whose time can be read.
-struct Tick {
-    event: sys::CUevent,
-    device: Device,
-}
-
-impl Tick {
-    fn new(device: &Device) -> Result<Self, OpError> {
-        device.bind()?;
-        let event = result::event::create(sys::CUevent_flags::CU_EVENT_DEFAULT);
-        let event = event.map_err(|e| failed("making an event", e))?;
-        Ok(Self { event, device: device.clone() })
-    }
-
-    fn record(&self) -> Result<(), OpError> {
-        // SAFETY: event and stream are alive.
-        unsafe { result::event::record(self.event, self.device.stream()) }
-            .map_err(|e| failed("recording an event", e))
-    }
-
-    /// Both have been passed.
-    fn micros_to(&self, later: &Self) -> Result<f64, OpError> {
-        // SAFETY: both events are alive.
-        let millis = unsafe { result::event::elapsed(self.event, later.event) };
-        millis.map(|millis| f64::from(millis) * 1e3).map_err(|e| failed("reading an event", e))
-    }
-}
-
-impl Drop for Tick {
-    fn drop(&mut self) {
-        if self.device.bind().is_ok() {
-            // SAFETY: it is destroyed only here.
-            let _ = unsafe { result::event::destroy(self.event) };
-        }
     }
 }

@@ -8,14 +8,14 @@
 
 use super::{SLOT_BYTES, SLOTS, check_pages, refused, unavailable};
 use crate::host::{BOOT_ID_BYTES, ProcessName, boot_id};
-use crate::offer::{Head, Reader, Writer, random, same_secret};
+use crate::offer::{Head, Reader, Writer, same_secret};
+use crate::sessions::{Probe, Sessions};
 use crate::{Kind, Offer, Proof, SessionId, Target, TransferError, WriterProcess};
 use kernels::cuda::PagePool;
 use kernels::cuda::ipc::HANDLE_BYTES;
 use kernels::cuda::stream::Stream;
 use shared::kv::KvGeometry;
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 /// What an offer says.
 pub(super) struct Terms {
@@ -65,19 +65,7 @@ pub struct CudaIpcTarget {
     handle: [u8; HANDLE_BYTES],
     uuid: [u8; 16],
     boot_id: [u8; BOOT_ID_BYTES],
-    sessions: Mutex<Sessions>,
-}
-
-struct Sessions {
-    last: u64,
-    open: HashMap<SessionId, Session>,
-    free_slots: Vec<u32>,
-}
-
-struct Session {
-    slot: u32,
-    nonce: u64,
-    writer: Option<WriterProcess>,
+    sessions: Sessions<()>,
 }
 
 impl CudaIpcTarget {
@@ -89,38 +77,28 @@ impl CudaIpcTarget {
     pub fn new(pool: &Arc<PagePool>, geometry: KvGeometry) -> Result<Self, TransferError> {
         check_pages(pool, &geometry)?;
         let device = pool.device();
-        let free_slots = (0..SLOTS as u32).rev().collect();
         Ok(Self {
             stream: Stream::new(device).map_err(unavailable)?,
             geometry,
             handle: pool.export().map_err(unavailable)?,
             uuid: device.uuid().map_err(unavailable)?,
             boot_id: boot_id(Kind::CudaIpc)?,
-            sessions: Mutex::new(Sessions { last: 0, open: HashMap::new(), free_slots }),
+            sessions: Sessions::new(Kind::CudaIpc, SLOTS),
             pool: Arc::clone(pool),
         })
     }
 
-    fn sessions(&self) -> MutexGuard<'_, Sessions> {
-        self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// The writer, if its reply is what it left in its slot.
-    fn check_reply(
-        &self,
-        slot: u32,
-        nonce: u64,
-        reply: &[u8],
-    ) -> Result<WriterProcess, TransferError> {
+    fn check_reply(&self, probe: Probe, reply: &[u8]) -> Result<WriterProcess, TransferError> {
         let mut reader = Reader(reply);
         let process = ProcessName::read(&mut reader)?;
         let uuid = reader.array("reply.uuid")?;
         let mut expected = [0; SLOT_BYTES];
-        expected[..8].copy_from_slice(&nonce.to_le_bytes());
+        expected[..8].copy_from_slice(&probe.nonce.to_le_bytes());
         expected[8..].copy_from_slice(&reader.array::<8>("reply.answer")?);
         reader.end()?;
         let mut found = [0; SLOT_BYTES];
-        let at = slot as usize * SLOT_BYTES;
+        let at = probe.slot * SLOT_BYTES;
         self.pool.read_margin(&self.stream, at, &mut found).map_err(unavailable)?;
         if same_secret(&found, &expected) {
             WriterProcess::watch_on_gpu(process, uuid)
@@ -136,17 +114,10 @@ impl Target for CudaIpcTarget {
     }
 
     fn accept(&self) -> Result<Offer, TransferError> {
-        let nonce = u64::from_le_bytes(random(Kind::CudaIpc)?);
-        let mut sessions = self.sessions();
-        let slot = sessions.free_slots.pop();
-        let slot =
-            slot.ok_or_else(|| unavailable(format!("{SLOTS} sessions are open, the most")))?;
-        sessions.last += 1;
-        let session = SessionId::new(sessions.last);
-        sessions.open.insert(session, Session { slot, nonce, writer: None });
-        let at = slot as usize * SLOT_BYTES;
+        let (session, Probe { slot, nonce }) = self.sessions.open(())?;
+        let at = slot * SLOT_BYTES;
         if let Err(error) = self.pool.write_margin(&self.stream, at, &[0; SLOT_BYTES]) {
-            sessions.end(session);
+            self.sessions.end(session);
             return Err(unavailable(error));
         }
         let terms = Terms {
@@ -159,40 +130,18 @@ impl Target for CudaIpcTarget {
             boot_id: self.boot_id,
             uuid: self.uuid,
             handle: self.handle,
-            slot,
+            slot: slot as u32,
             nonce,
         };
         Ok(Offer { session, bytes: terms.write() })
     }
 
     fn confirm(&self, session: SessionId, reply: &[u8]) -> Result<(), TransferError> {
-        let mut sessions = self.sessions();
-        let entry = sessions.open.get_mut(&session);
-        let entry = entry
-            .ok_or_else(|| TransferError::malformed("session", &session, "an open session"))?;
-        match self.check_reply(entry.slot, entry.nonce, reply) {
-            Ok(writer) => {
-                entry.writer = Some(writer);
-                Ok(())
-            }
-            Err(error) => {
-                sessions.end(session);
-                Err(error)
-            }
-        }
+        self.sessions.confirm(session, |probe| self.check_reply(probe, reply))
     }
 
     fn revoke(&self, session: SessionId) -> Proof {
-        let writer = self.sessions().end(session);
-        writer.map_or(Proof::Immediate, Proof::ProcessEnd)
-    }
-}
-
-impl Sessions {
-    fn end(&mut self, session: SessionId) -> Option<WriterProcess> {
-        let ended = self.open.remove(&session)?;
-        self.free_slots.push(ended.slot);
-        ended.writer
+        self.sessions.end(session)
     }
 }
 

@@ -12,12 +12,11 @@ use super::source::check_fits;
 use super::worker::Worker;
 use super::{refused, unavailable};
 use crate::host::{BOOT_ID_BYTES, boot_id};
-use crate::offer::{Head, Reader, Writer, random};
+use crate::offer::{Head, Reader, Writer};
 use crate::proof::Mapping;
+use crate::sessions::{Probe, Sessions};
 use crate::{Kind, Offer, Proof, SessionId, Target, TransferError, WriterProcess};
 use shared::kv::KvGeometry;
-use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// What an offer says.
 pub(super) struct Terms<'a> {
@@ -66,22 +65,9 @@ pub struct UcxTarget {
     key: Vec<u8>,
     boot_id: [u8; BOOT_ID_BYTES],
     mapping: Mapping,
-    sessions: Mutex<Sessions>,
-}
-
-struct Sessions {
-    last: u64,
-    open: HashMap<SessionId, Session>,
-    free_slots: Vec<usize>,
-}
-
-struct Session {
-    slot: usize,
-    nonce: u64,
-    /// Never progressed: puts over shared memory need nothing of the target.
-    #[expect(dead_code, reason = "the address in the offer is valid as long as this lives")]
-    worker: Worker,
-    writer: Option<WriterProcess>,
+    /// Each with a worker that is never progressed: puts over shared memory need nothing of the
+    /// target, and its address is valid as long as it lives.
+    sessions: Sessions<Worker>,
 }
 
 impl UcxTarget {
@@ -100,23 +86,19 @@ impl UcxTarget {
         let key = key.ok_or_else(|| unavailable("the pool lies in ordinary memory"))?;
         let mapping = Mapping::of_own(region.base())
             .ok_or_else(|| unavailable("the pool's memory is not a shared mapping"))?;
-        let free_slots = (0..SLOTS).rev().collect();
-        let sessions = Mutex::new(Sessions { last: 0, open: HashMap::new(), free_slots });
+        let sessions = Sessions::new(Kind::Ucx, SLOTS);
         let boot_id = boot_id(Kind::Ucx)?;
         Ok(Self { ucx: ucx.clone(), region, geometry, pages, key, boot_id, mapping, sessions })
     }
 
-    fn sessions(&self) -> MutexGuard<'_, Sessions> {
-        self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn check_reply(&self, slot: usize, nonce: u64, reply: &[u8]) -> Result<u32, TransferError> {
+    /// The writer, if its reply is what it left in its slot.
+    fn check_reply(&self, probe: Probe, reply: &[u8]) -> Result<WriterProcess, TransferError> {
         let mut reader = Reader(reply);
         let pid = reader.u32("reply.pid")?;
         let answer = reader.u64("reply.answer")?;
         reader.end()?;
-        if self.region.read_slot(slot) == [nonce, answer] {
-            Ok(pid)
+        if self.region.read_slot(probe.slot) == [probe.nonce, answer] {
+            WriterProcess::watch(pid, self.mapping.clone())
         } else {
             Err(refused("the writer's probe did not arrive in this pool"))
         }
@@ -129,17 +111,10 @@ impl Target for UcxTarget {
     }
 
     fn accept(&self) -> Result<Offer, TransferError> {
-        let nonce = u64::from_le_bytes(random(Kind::Ucx)?);
         let mut worker = Worker::new(&self.ucx)?;
         let address = worker.address()?;
-        let mut sessions = self.sessions();
-        let slot = sessions.free_slots.pop();
-        let slot =
-            slot.ok_or_else(|| unavailable(format!("{SLOTS} sessions are open, the most")))?;
+        let (session, Probe { slot, nonce }) = self.sessions.open(worker)?;
         self.region.clear_slot(slot);
-        sessions.last += 1;
-        let session = SessionId::new(sessions.last);
-        sessions.open.insert(session, Session { slot, nonce, worker, writer: None });
         let terms = Terms {
             head: Head { kind: Kind::Ucx, session, geometry: self.geometry, pages: self.pages },
             boot_id: self.boot_id,
@@ -153,35 +128,10 @@ impl Target for UcxTarget {
     }
 
     fn confirm(&self, session: SessionId, reply: &[u8]) -> Result<(), TransferError> {
-        let mut sessions = self.sessions();
-        let entry = sessions.open.get(&session);
-        let entry = entry
-            .ok_or_else(|| TransferError::malformed("session", &session, "an open session"))?;
-        let writer = self
-            .check_reply(entry.slot, entry.nonce, reply)
-            .and_then(|pid| WriterProcess::watch(pid, self.mapping.clone()));
-        match writer {
-            Ok(writer) => {
-                sessions.open.entry(session).and_modify(|entry| entry.writer = Some(writer));
-                Ok(())
-            }
-            Err(error) => {
-                sessions.end(session);
-                Err(error)
-            }
-        }
+        self.sessions.confirm(session, |probe| self.check_reply(probe, reply))
     }
 
     fn revoke(&self, session: SessionId) -> Proof {
-        let writer = self.sessions().end(session);
-        writer.map_or(Proof::Immediate, Proof::ProcessEnd)
-    }
-}
-
-impl Sessions {
-    fn end(&mut self, session: SessionId) -> Option<WriterProcess> {
-        let ended = self.open.remove(&session)?;
-        self.free_slots.push(ended.slot);
-        ended.writer
+        self.sessions.end(session)
     }
 }
