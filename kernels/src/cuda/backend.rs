@@ -287,6 +287,24 @@ impl Cuda {
         Shape::plain((width.div_ceil(EIGHT * THREADS), rows), THREADS)
     }
 
+    /// What a product of equal weights asks of the library; `None` if it does not go there.
+    ///
+    /// # Panics
+    /// If there are no weights, or shapes differ.
+    pub(super) fn library_product(
+        &self,
+        rows: usize,
+        weights: &[&CudaMatrix],
+        (x, out): (&CudaTensor, &CudaTensor),
+    ) -> Option<(&Products, Product)> {
+        let (outputs, inputs) = (weights[0].rows, weights[0].cols);
+        let equal = weights.iter().all(|weight| (weight.rows, weight.cols) == (outputs, inputs));
+        assert!(equal, "weights of one shape");
+        let projection = Projection { rows, outputs, inputs, gated: false };
+        let ours = !out.wide && Projections::take(&projection);
+        (!ours).then(|| (&self.products, product(rows, weights[0], (x, out))))
+    }
+
     /// `norm(x)·Wᵀ + bias` in one kernel, where it takes the shape.
     fn project_normed(
         &self,
@@ -320,6 +338,15 @@ fn threads_for(width: usize) -> usize {
 fn rope_blocks(tokens: usize, heads: usize, head_dim: usize) -> usize {
     let lanes = head_dim.div_ceil(EIGHT).next_power_of_two();
     if tokens > 256 { 1 } else { (heads * lanes).div_ceil(THREADS) }
+}
+
+/// What the library is asked for: many rows are rounded up where the tensors have them, so that
+/// there are few shapes to plan. What the rows behind hold is nobody's.
+fn product(rows: usize, weight: &CudaMatrix, (x, out): (&CudaTensor, &CudaTensor)) -> Product {
+    let more = rows.next_multiple_of(64);
+    let rounds = rows > project::ROWS_MAX && more <= x.rows.min(out.rows);
+    let rows = if rounds { more } else { rows };
+    Product { rows, outputs: weight.rows, inputs: weight.cols, wide: out.wide }
 }
 
 fn address_or_null(vector: Option<u64>) -> Arg<'static> {
@@ -450,7 +477,7 @@ impl Ops for Cuda {
             // SAFETY: shapes were checked above.
             return unsafe { self.projections.run(&projection, &operands) };
         }
-        let product = Product { rows, outputs: weight.rows, inputs: weight.cols, wide };
+        let product = product(rows, weight, (x, out));
         let operands = Operands { x: x.address(), weight: weight_at, out: y, add };
         // SAFETY: shapes were checked above.
         unsafe { self.products.run(product, operands) }?;

@@ -171,15 +171,20 @@ impl Drop for Program {
     }
 }
 
+/// A folder below `$XDG_CACHE_HOME/tandem` or `~/.cache/tandem`; none if there is no home.
+pub(super) fn user_cache(folder: &str) -> Option<PathBuf> {
+    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+    let home = || std::env::var_os("HOME").map(|home| Path::new(&home).join(".cache"));
+    Some(cache.or_else(home)?.join("tandem").join(folder))
+}
+
 /// Cubins on disk.
 pub struct Cache(Option<PathBuf>);
 
 impl Cache {
-    /// `$XDG_CACHE_HOME/tandem/cubin` or `~/.cache/tandem/cubin`; none if there is no home.
+    /// `cubin` of the user's cache; none if there is no home.
     pub fn of_user() -> Self {
-        let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
-        let home = || std::env::var_os("HOME").map(|home| Path::new(&home).join(".cache"));
-        Self(cache.or_else(home).map(|root| root.join("tandem/cubin")))
+        Self(user_cache("cubin"))
     }
 
     /// From the cache, or compiled and put there.

@@ -1,4 +1,5 @@
-//! Matrix products by cuBLASLt. Descriptors and algorithm are chosen once a shape.
+//! Matrix products by cuBLASLt. Descriptors and algorithm are chosen once a shape: the library's
+//! first proposal, until `tune` has measured them all.
 #![expect(unsafe_code, reason = "cuBLASLt's API is C")]
 
 use super::device::{Device, DeviceMemory};
@@ -7,6 +8,7 @@ use cudarc::cublaslt::{result as lt, sys};
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::ffi::c_void;
+use std::mem::MaybeUninit;
 
 /// Bytes that an algorithm may use beside its operands; NVIDIA's advice for Hopper.
 const WORKSPACE: usize = 32 << 20;
@@ -31,12 +33,17 @@ pub(super) struct Operands {
     pub add: bool,
 }
 
+/// Algorithms that the library is asked for.
+const PROPOSALS: usize = 8;
+
 struct Plan {
     desc: sys::cublasLtMatmulDesc_t,
     weight: sys::cublasLtMatrixLayout_t,
     x: sys::cublasLtMatrixLayout_t,
     out: sys::cublasLtMatrixLayout_t,
-    algo: sys::cublasLtMatmulAlgo_t,
+    /// What the library thinks fastest comes first.
+    proposals: Vec<sys::cublasLtMatmulAlgo_t>,
+    chosen: usize,
 }
 
 /// The library, and plans by shape; they live as long as the process needs them.
@@ -79,10 +86,7 @@ impl Products {
         }
         self.device.bind()?;
         let mut plans = self.plans.borrow_mut();
-        let plan = match plans.entry(product) {
-            std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
-            std::collections::hash_map::Entry::Vacant(entry) => entry.insert(self.plan(product)?),
-        };
+        let plan = self.planned(&mut plans, product)?;
         let Operands { x, weight, out, add } = operands;
         let (one, kept) = (1.0_f32, if add { 1.0_f32 } else { 0.0 });
         // SAFETY: the caller's promise; the plan's layouts are of this product's shapes; scalars
@@ -101,13 +105,44 @@ impl Products {
                 plan.out,
                 out as *mut c_void,
                 plan.out,
-                &raw const plan.algo,
+                &raw const plan.proposals[plan.chosen],
                 self.workspace.address() as *mut c_void,
                 WORKSPACE,
                 self.device.stream().cast(),
             )
         }
         .map_err(|e| failed(&format!("{product:?}"), &e))
+    }
+
+    /// Algorithms that the library proposes for a product.
+    pub fn proposals(&self, product: Product) -> Result<usize, OpError> {
+        Ok(self.planned(&mut self.plans.borrow_mut(), product)?.proposals.len())
+    }
+
+    /// Has later runs of a product take the `index`-th of them, or the last.
+    pub fn choose(&self, product: Product, index: usize) -> Result<(), OpError> {
+        let mut plans = self.plans.borrow_mut();
+        let plan = self.planned(&mut plans, product)?;
+        plan.chosen = index.min(plan.proposals.len() - 1);
+        Ok(())
+    }
+
+    /// What the proposals depend on, beside the product.
+    pub fn version(&self) -> String {
+        // SAFETY: the library was found when this was made.
+        let version = unsafe { sys::cublasLtGetVersion() };
+        format!("{PROPOSALS} of cuBLASLt {version} on {}", self.device.name())
+    }
+
+    fn planned<'p>(
+        &self,
+        plans: &'p mut HashMap<Product, Plan>,
+        product: Product,
+    ) -> Result<&'p mut Plan, OpError> {
+        Ok(match plans.entry(product) {
+            std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
+            std::collections::hash_map::Entry::Vacant(entry) => entry.insert(self.plan(product)?),
+        })
     }
 
     /// Column-major to the library: `outᵀ = (wᵀ)ᵀ · xᵀ`.
@@ -125,8 +160,12 @@ impl Products {
         let out = matrix(if wide { single } else { half }, outputs, rows).map_err(failed)?;
         let preference = lt::create_matmul_pref().map_err(failed)?;
         let (transposed, workspace) = (1_i32, WORKSPACE);
-        // SAFETY: all descriptors are alive; attributes are read from values of their sizes.
-        let heuristic = unsafe {
+        let mut results =
+            [MaybeUninit::<sys::cublasLtMatmulHeuristicResult_t>::uninit(); PROPOSALS];
+        let mut count = 0;
+        // SAFETY: all descriptors are alive; attributes are read from values of their sizes; the
+        // library writes `count` results, at most as many as there is room for.
+        unsafe {
             lt::set_matmul_desc_attribute(
                 desc,
                 sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_TRANSA,
@@ -141,11 +180,34 @@ impl Products {
                 size_of_val(&workspace),
             )
             .map_err(failed)?;
-            lt::get_matmul_algo_heuristic(self.handle, desc, weight, x, out, out, preference)
-                .map_err(failed)?
-        };
+            let into = results.as_mut_ptr().cast();
+            let most = PROPOSALS as i32;
+            sys::cublasLtMatmulAlgoGetHeuristic(
+                self.handle,
+                desc,
+                weight,
+                x,
+                out,
+                out,
+                preference,
+                most,
+                into,
+                &raw mut count,
+            )
+            .result()
+            .map_err(failed)?;
+        }
         // SAFETY: it is destroyed only here.
         unsafe { lt::destroy_matmul_pref(preference) }.map_err(failed)?;
-        Ok(Plan { desc, weight, x, out, algo: heuristic.algo })
+        // SAFETY: the library wrote so many.
+        let results =
+            results[..count as usize].iter().map(|result| unsafe { result.assume_init() });
+        let usable = results.filter(|result| result.state.result().is_ok());
+        let proposals: Vec<_> = usable.map(|result| result.algo).collect();
+        if proposals.is_empty() {
+            let text = format!("cuBLASLt has no algorithm for {product:?}");
+            return Err(OpError::Device(text));
+        }
+        Ok(Plan { desc, weight, x, out, proposals, chosen: 0 })
     }
 }

@@ -38,6 +38,7 @@ mod project;
 mod sample;
 mod stage;
 mod timing;
+mod tune;
 
 #[cfg(test)]
 mod parity;
@@ -49,3 +50,4 @@ pub use heads::Heads;
 pub use pages::{CudaPages, PagePool};
 pub use project::ROWS_MAX as PROJECT_ROWS_MAX;
 pub use sample::{Adjusted, Draw, DrawnToken, Fetch, TOP_MAX};
+pub use tune::Tune;

@@ -7,7 +7,7 @@
 use crate::batch::Limits;
 use crate::cpu::geometry;
 use crate::engine::{Batch, Engine, EngineError, IN_FLIGHT, Sample, StepPart};
-use crate::forward::{Model, Pass, Scratch, Step};
+use crate::forward::{LayerProduct, Model, Pass, Scratch, Step};
 use crate::load::{LoadError, LoadPlan, Progress, load};
 use crate::quantised::WeightFormat;
 use crate::reference::Observed;
@@ -18,7 +18,7 @@ use kernels::cuda::device::GPU_LOST;
 use kernels::cuda::stream::Mark;
 use kernels::cuda::{
     Cuda, CudaPages, CudaShape, DRAWN, Device, Draw, DrawnToken, Fetch, Frame, Heads, PagePool,
-    ROWS_MAX, Recorded,
+    ROWS_MAX, Recorded, Tune,
 };
 use kernels::ops::{HostBatch, KvShape, OpError, Ops};
 use shared::ids::{PageId, TokenId};
@@ -311,6 +311,9 @@ impl Decode {
     ) -> Result<(), OpError> {
         for bucket in BUCKETS.into_iter().take_while(|&bucket| bucket <= self::bucket(rows)) {
             let (step, scratch) = (Step { tokens: bucket, sampled: bucket }, &mut self.scratch);
+            model.products(scratch, |LayerProduct { x, weights, add, out }| {
+                cuda.tune(Tune { rows: bucket, x, weights: &weights, add, out })
+            })?;
             let recorded = cuda.record(&mut self.frame, bucket, |batch| {
                 model.forward(cuda, &Pass { batch, step, pages }, scratch, |_| Ok(()))?;
                 cuda.draw(&scratch.logits, batch)

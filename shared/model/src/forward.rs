@@ -155,7 +155,42 @@ pub struct Step {
     pub sampled: usize,
 }
 
+/// The same product in every layer.
+pub struct LayerProduct<'a, O: Ops> {
+    /// What is multiplied.
+    pub x: &'a O::Tensor,
+    /// A layer's weights each.
+    pub weights: Vec<&'a O::Matrix>,
+    /// Whether `out` is added to.
+    pub add: bool,
+    /// Where it goes.
+    pub out: &'a mut O::Tensor,
+}
+
 impl<O: Ops> Model<O> {
+    /// Hands every product of a pass to `each`, that of all layers at once, as the pass runs it
+    /// where nothing is fused: for who wants to find out how it is best done.
+    ///
+    /// # Errors
+    /// What `each` returns.
+    pub fn products<E>(
+        &self,
+        s: &mut Scratch<O>,
+        mut each: impl FnMut(LayerProduct<'_, O>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let of = |weight: fn(&Layer<O>) -> &O::Matrix| self.layers.iter().map(weight).collect();
+        let weights = of(|layer| &layer.attention.qkv);
+        each(LayerProduct { x: &s.normed, weights, add: false, out: &mut s.qkv })?;
+        let weights = of(|layer| &layer.attention.out);
+        each(LayerProduct { x: &s.attended, weights, add: true, out: &mut s.x })?;
+        let weights = of(|layer| &layer.mlp.gate_up);
+        each(LayerProduct { x: &s.normed, weights, add: false, out: &mut s.gate_up })?;
+        let weights = of(|layer| &layer.mlp.down);
+        each(LayerProduct { x: &s.gated, weights, add: true, out: &mut s.x })?;
+        let weights = vec![self.head.as_ref().unwrap_or(&self.embedding)];
+        each(LayerProduct { x: &s.last_normed, weights, add: false, out: &mut s.logits })
+    }
+
     /// Every matrix that a step of one token reads, once each.
     pub fn matrices(&self) -> impl Iterator<Item = &O::Matrix> {
         let layers = self.layers.iter().flat_map(|layer| {
