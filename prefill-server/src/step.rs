@@ -25,6 +25,7 @@ use shared::wire::messages::{Emitted, Load, PrefillToDecode, PrefillToGateway, R
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tracing::Level;
 
 /// Bounds of a prefill server.
 #[derive(Clone, Copy, Debug)]
@@ -276,6 +277,7 @@ impl Prefill {
     /// Takes what the step has computed.
     fn collect(&mut self) -> Result<(), EngineError> {
         let tokens = self.engine.collect()?;
+        let mut drawn = vec![];
         for (key, token) in self.running.take().into_iter().flatten().zip(tokens) {
             let now = self.now();
             let job = self.jobs.iter_mut().find(|job| job.key == key);
@@ -290,6 +292,7 @@ impl Prefill {
                 tracing::debug!(target: "story", request = %job.key, "computed");
                 job.first = Some(token);
                 job.finished = now;
+                drawn.push(key);
             }
         }
         self.stops.reach(StopPoint::PrefillComputed);
@@ -302,6 +305,12 @@ impl Prefill {
         }
         self.answer();
         self.settle();
+        if tracing::enabled!(target: "story", Level::DEBUG) {
+            let ago_us = self.engine.computed_ago()?.as_micros() as u64;
+            for request in drawn {
+                tracing::debug!(target: "story", %request, ago_us, "kernels ended");
+            }
+        }
         Ok(())
     }
 

@@ -51,6 +51,7 @@ const EVENTS: &[(&str, &str)] = &[
     ("queued", "prefill"),
     ("admitted", "prefill"),
     ("launched", "prefill"),
+    ("kernels ended", "prefill"),
     ("computed", "prefill"),
     ("pages named", "prefill"),
     ("pages queued", "prefill"),
@@ -78,11 +79,12 @@ const SPANS: &[(&str, &str, &str, &str)] = &[
     ("gateway", "ticket", "ticket asked", "ticket granted"),
     ("gateway", "until prefill has it", "sent to prefill", "queued"),
     ("prefill", "queue", "queued", "admitted"),
-    ("prefill", "compute", "launched", "computed"),
+    ("prefill", "compute", "launched", "kernels ended"),
+    ("prefill", "until the host knows", "kernels ended", "computed"),
     ("prefill", "target pages asked", "admitted", "pages named"),
     ("prefill", "ship", "pages queued", "flushed"),
     ("prefill", "ship after the last chunk", "computed", "flushed"),
-    ("decode", HANDOFF, "computed", "landed"),
+    ("decode", HANDOFF, "kernels ended", "landed"),
     ("decode", "until its first step", "landed", "first step launched"),
     ("decode", "first step", "first step launched", "first step done"),
     ("gateway", "first token, decode to gateway", "landed", "first token heard"),
@@ -177,7 +179,11 @@ fn follow(sample: &Sample, by_request: &BTreeMap<&str, Vec<Line<'_>>>) -> anyhow
     add(ENDED, since(sample.end), "client");
     events.sort_by_key(|event| event.at_us);
     let told = Followed { name: sample.name.clone(), events };
-    ensure!(told.span("computed", "landed").is_some(), "no handoff of {} is logged", told.name);
+    ensure!(
+        told.span("kernels ended", "landed").is_some(),
+        "no handoff of {} is logged",
+        told.name
+    );
     Ok(told)
 }
 
@@ -187,7 +193,8 @@ fn event(line: &Line<'_>) -> Option<Event> {
     let fields = line.text[said.len()..].split(' ');
     let known = |field: &&str| !field.starts_with("request=") && !field.starts_with("name=");
     let detail = fields.filter(known).collect::<Vec<_>>().join(" ");
-    Some(Event { at_us: line.at_us, track, name, detail: detail.trim().to_owned() })
+    let at_us = line.at_us - line.number("ago_us").unwrap_or(0);
+    Some(Event { at_us, track, name, detail: detail.trim().to_owned() })
 }
 
 impl Followed {
@@ -313,6 +320,7 @@ mod tests {
                     line(1000, "computed request=ab-1/a0"),
                     line(900, "computed request=ab-2/a0"),
                     line(1100, "pages queued request=ab-1/a0 pages=3"),
+                    line(1200, "kernels ended request=ab-1/a0 ago_us=250"),
                 ],
             ),
             log("decode-0", &[line(1750, "landed request=ab-1/a0")]),
@@ -329,11 +337,11 @@ mod tests {
         };
         let told = tell(&[sample], &processes).unwrap();
         let names: Vec<_> = told.requests[0].events.iter().map(|event| event.name).collect();
-        let expect =
-            [SENT, ARRIVED, "submitted", "computed", "pages queued", "landed", FIRST, ENDED];
-        assert_eq!(names, expect);
-        assert_eq!(told.requests[0].events[4].detail, "pages=3");
-        assert_eq!(told.requests[0].ms("computed", "landed"), Some(0.75));
+        let prefill = ["kernels ended", "computed", "pages queued"];
+        assert_eq!(names[..3], [SENT, ARRIVED, "submitted"]);
+        assert_eq!((&names[3..6], &names[6..]), (&prefill[..], &["landed", FIRST, ENDED][..]));
+        assert_eq!(told.requests[0].events[5].detail, "pages=3");
+        assert_eq!(told.requests[0].ms("kernels ended", "landed"), Some(0.8));
         assert!(told.trace()["traceEvents"].as_array().unwrap().len() > SPANS.len());
         let lost = Sample { name: "t".into(), sent_clock: SystemTime::now(), ..told_sample(sent) };
         assert!(tell(&[lost], &processes).is_err());

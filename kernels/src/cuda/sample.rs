@@ -8,6 +8,7 @@ use super::device::{Device, DeviceMemory, Event, Pinned};
 use super::module::{Arg, Entry, Kernel, Shape};
 use crate::ops::OpError;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Most alternatives reported beside a token: `kTopMax` of `cuda/sample_types.cuh`.
 pub const TOP_MAX: usize = 20;
@@ -204,6 +205,7 @@ impl Sampler {
     /// Enqueues the copy of the first `rows` results to `fetch`.
     pub fn fetch(&self, rows: usize, fetch: &mut Fetch) -> Result<(), OpError> {
         fetch.rows = rows;
+        fetch.computed.record()?;
         // SAFETY: `fetch` reads it only after the event below.
         unsafe { self.results.fetch(&fetch.host, 4 * RESULT_WORDS * rows) }?;
         fetch.done.record()
@@ -213,6 +215,9 @@ impl Sampler {
 /// Results on their way to the host.
 pub struct Fetch {
     host: Pinned,
+    /// Behind the step's last kernel.
+    computed: Event,
+    /// Behind the copy.
     done: Event,
     rows: usize,
 }
@@ -220,7 +225,20 @@ pub struct Fetch {
 impl Fetch {
     pub(super) fn new(device: &Device) -> Result<Self, OpError> {
         let host = Pinned::new(device, 4 * RESULT_WORDS * ROWS_MAX)?;
-        Ok(Self { host, done: Event::new(device)?, rows: 0 })
+        Ok(Self { host, computed: Event::timed(device)?, done: Event::new(device)?, rows: 0 })
+    }
+
+    /// How long ago the step's last kernel ended, by the device's clock, when it has. Waits for
+    /// all work that was enqueued since, so it is for stories of devices with nothing else to do.
+    ///
+    /// # Errors
+    /// [`OpError::Device`] if the device failed.
+    pub fn computed_ago(&self, device: &Device) -> Result<Duration, OpError> {
+        let now = Event::timed(device)?;
+        now.record()?;
+        now.wait()?;
+        let micros = self.computed.micros_to(&now)?;
+        Ok(Duration::from_secs_f64(micros.max(0.0) / 1e6))
     }
 
     /// Whether the step is done: reading waits for nothing.

@@ -27,7 +27,7 @@ use shared::request::Token;
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// A margin by which the device's sampler and the host's, which sum in another order, may differ.
 const SAMPLER_TIE: f32 = 1e-5;
@@ -434,5 +434,10 @@ impl Engine for CudaEngine {
         self.spare.push(results);
         let mut drawn = drawn.into_iter().map(to_token);
         Ok(samples.iter().map(|sample| sample.as_ref().and_then(|_| drawn.next())).collect())
+    }
+    fn computed_ago(&self) -> Result<Duration, EngineError> {
+        let last = self.spare.last();
+        let ago = last.map(|results| results.computed_ago(self.cuda.device()).map_err(device));
+        ago.unwrap_or(Ok(Duration::ZERO))
     }
 }

@@ -141,4 +141,12 @@ pub trait Engine: Send {
     /// # Errors
     /// As [`Self::launch`]; also when nothing was launched.
     fn collect(&mut self) -> Result<Vec<Option<Token>>, EngineError>;
+    /// How long ago the device was done with the step collected last, for a story; it may wait for
+    /// what was launched since.
+    ///
+    /// # Errors
+    /// As [`Self::launch`].
+    fn computed_ago(&self) -> Result<Duration, EngineError> {
+        Ok(Duration::ZERO)
+    }
 }
