@@ -58,6 +58,20 @@ need_nvrtc() {
     printf '%s\n' "$folder-$version/nvidia/cu13/lib"
 }
 
+# Prints the folder of a UCX that knows GPUs; Debian's does not.
+need_ucx_cuda() {
+    local version=1.22.0 folder=${XDG_CACHE_HOME:-$HOME/.cache}/tandem/ucx
+    if [ ! -d "$folder-$version" ]; then
+        need_pip >&2 || return 1
+        say "fetching UCX $version with CUDA by pip, for pages in GPU memory (43 MB)" >&2
+        rm -rf "$folder.part"
+        python3 -m pip install --quiet --no-deps --target "$folder.part" \
+            "libucx-cu13==$version" >&2 || return 1
+        mv "$folder.part" "$folder-$version" || return 1
+    fi
+    printf '%s\n' "$folder-$version/libucx/lib"
+}
+
 have_ucx() { python3 -c 'import ctypes; ctypes.CDLL("libucp.so.0")' >/dev/null 2>&1; }
 
 need_ucx() {

@@ -20,6 +20,7 @@ use kv_transfer::{Event, Kind, Link, OpId, PushConfig, Pusher, PutOp, Sources};
 use shared::ids::PageId;
 use shared::kv::{KvDtype, KvGeometry};
 use std::ops::Range;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, sync_channel};
@@ -123,7 +124,8 @@ pub fn run() -> anyhow::Result<()> {
         let rate = case.moved_bytes() / f64::from_bits(local) / 1e9;
         println!("| {} | within one pool | 1056 | {rate:.0} | | |", case.name);
         for (choice, blocks) in ways() {
-            let targets = choice.device_targets(&pool, case.geometry(), TcpConfig::default())?;
+            let tcp = TcpConfig::default();
+            let targets = choice.device_targets(&pool, case.geometry(), (ucx().as_deref(), tcp))?;
             let session = join_as_target(&targets, control)?;
             let [stream, p50, p99] = words(control)?.map(f64::from_bits);
             let rate = case.moved_bytes() * STREAM as f64 / stream / 1e9;
@@ -140,7 +142,14 @@ pub fn run() -> anyhow::Result<()> {
 }
 
 fn ways() -> impl Iterator<Item = (Choice, u32)> {
-    BLOCKS.into_iter().map(|blocks| (Choice::CudaIpc, blocks)).chain([(Choice::Tcp, 0)])
+    let ucx = ucx().map(|_| (Choice::Ucx, 0));
+    let own = BLOCKS.into_iter().map(|blocks| (Choice::CudaIpc, blocks));
+    own.chain(ucx).chain([(Choice::Tcp, 0)])
+}
+
+/// The folder of a UCX that knows GPUs; without it UCX has no rows.
+fn ucx() -> Option<PathBuf> {
+    std::env::var_os("TANDEM_UCX_DIR").map(PathBuf::from)
 }
 
 fn words<const N: usize>(control: &mut Control) -> anyhow::Result<[u64; N]> {
@@ -238,7 +247,7 @@ pub fn send(case: usize, mut control: Control) -> anyhow::Result<()> {
                 let source = CudaIpcSource::with_blocks(&pool, case.geometry(), blocks)?;
                 Sources::new(vec![(Kind::CudaIpc, Ok(Box::new(source)))])
             }
-            _ => choice.device_sources(&pool, case.geometry())?,
+            _ => choice.device_sources(&pool, case.geometry(), ucx().as_deref())?,
         };
         let rounds = if choice == Choice::Tcp { TCP_ROUNDS } else { ROUNDS };
         let link = join_as_source(&sources, &mut control)?;

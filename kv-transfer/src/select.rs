@@ -1,9 +1,10 @@
 //! From what the operator asked for to a server's transports and its pool's memory.
 //!
 //! `auto` is the best that works: for a pool in host memory UCX, where `libucp` loads and, at a
-//! target, shared memory for the whole pool is there; for one in device memory `cuda_ipc`; TCP
-//! always. What does not work is kept with its reason and shows up in every [`crate::Report`].
-//! Asked for by name, a transport that does not work is an error: nothing falls back quietly.
+//! target, shared memory for the whole pool is there; for one in device memory `cuda_ipc`, and UCX
+//! by name only; TCP always. What does not work is kept with its reason and shows up in every
+//! [`crate::Report`]. Asked for by name, a transport that does not work is an error: nothing falls
+//! back quietly.
 //!
 //! A pool in device memory is made first, and [`Choice::device_targets`] or
 //! [`Choice::device_sources`] makes its transports. A pool's host memory is made before the pool,
@@ -51,8 +52,14 @@ impl FromStr for Choice {
     }
 }
 
-/// Why UCX does not serve pools in device memory.
-const NO_UCX: &str = "the pool is in device memory, for which there are cuda_ipc and tcp";
+/// Why UCX is not taken for a pool in device memory unless it is asked for.
+const UCX_BY_NAME: &str = "where it reaches device memory, cuda_ipc does, sooner";
+
+/// One end of each transport, or why not.
+type Ends<T> = Vec<(Kind, Result<Box<T>, String>)>;
+
+/// Makes one end of a transport.
+type Made<'a, T> = &'a dyn Fn() -> Result<Box<T>, TransferError>;
 
 fn asked_for(kind: Kind) -> String {
     format!("{kind} was asked for")
@@ -113,19 +120,8 @@ impl Choice {
         Ok((PreparedSource { choice: self, ucx }, memory))
     }
 
-    /// Refuses what cannot serve a pool in device memory, before one is made.
-    ///
-    /// # Errors
-    /// [`TransferError::Unavailable`] for UCX by name.
-    pub fn check_device(self) -> Result<(), TransferError> {
-        match self {
-            Self::Ucx => Err(unavailable(Kind::Ucx, NO_UCX)),
-            Self::Auto | Self::CudaIpc | Self::Tcp => Ok(()),
-        }
-    }
-
     /// The transports of a server that receives into `pool`, in device memory, with pages of
-    /// `geometry`.
+    /// `geometry`. `ucx` as in [`Self::target_memory`].
     ///
     /// # Errors
     /// What was asked for by name does not work, or the data address cannot be used.
@@ -133,22 +129,18 @@ impl Choice {
         self,
         pool: &Arc<PagePool>,
         geometry: KvGeometry,
-        tcp: TcpConfig,
+        (ucx, tcp): (Option<&Path>, TcpConfig),
     ) -> Result<Targets, TransferError> {
-        self.check_device()?;
-        let ipc = self.ipc(|| {
-            let target = CudaIpcTarget::new(pool, geometry)?;
-            Ok(Box::new(target) as Box<dyn Target>)
-        })?;
-        let tcp = match self {
-            Self::Ucx | Self::CudaIpc => Err(asked_for(Kind::CudaIpc)),
-            Self::Auto | Self::Tcp => {
-                let target = TcpTarget::in_device_memory(pool, geometry, tcp)?;
-                Ok(Box::new(target) as Box<dyn Target>)
-            }
-        };
-        let ucx = Err(NO_UCX.to_owned());
-        Ok(Targets::new(vec![(Kind::CudaIpc, ipc), (Kind::Ucx, ucx), (Kind::Tcp, tcp)]))
+        let made: [(Kind, Made<dyn Target>); 3] = [
+            (Kind::CudaIpc, &|| Ok(Box::new(CudaIpcTarget::new(pool, geometry)?))),
+            (Kind::Ucx, &|| {
+                let ucx = Ucx::open_on(pool.device(), ucx)?;
+                let region = Region::on_device(&ucx, pool)?;
+                Ok(Box::new(UcxTarget::new(&ucx, region, geometry, pool.pages())?))
+            }),
+            (Kind::Tcp, &|| Ok(Box::new(TcpTarget::in_device_memory(pool, geometry, tcp)?))),
+        ];
+        Ok(Targets::new(self.on_device(made)?))
     }
 
     /// The same for a server that sends.
@@ -159,32 +151,45 @@ impl Choice {
         self,
         pool: &Arc<PagePool>,
         geometry: KvGeometry,
+        ucx: Option<&Path>,
     ) -> Result<Sources, TransferError> {
-        self.check_device()?;
-        let ipc = self.ipc(|| {
-            let source = CudaIpcSource::new(pool, geometry)?;
-            Ok(Box::new(source) as Box<dyn Source>)
-        })?;
-        let tcp = match self {
-            Self::Ucx | Self::CudaIpc => Err(asked_for(Kind::CudaIpc)),
-            Self::Auto | Self::Tcp => {
-                let source = TcpSource::in_device_memory(pool, geometry);
-                Ok(Box::new(source) as Box<dyn Source>)
-            }
-        };
-        let ucx = Err(NO_UCX.to_owned());
-        Ok(Sources::new(vec![(Kind::CudaIpc, ipc), (Kind::Ucx, ucx), (Kind::Tcp, tcp)]))
+        let made: [(Kind, Made<dyn Source>); 3] = [
+            (Kind::CudaIpc, &|| Ok(Box::new(CudaIpcSource::new(pool, geometry)?))),
+            (Kind::Ucx, &|| {
+                let ucx = Ucx::open_on(pool.device(), ucx)?;
+                let region = Region::on_device(&ucx, pool)?;
+                Ok(Box::new(UcxSource::new(&ucx, region, geometry, pool.pages())?))
+            }),
+            (Kind::Tcp, &|| Ok(Box::new(TcpSource::in_device_memory(pool, geometry)))),
+        ];
+        Ok(Sources::new(self.on_device(made)?))
     }
 
-    /// One end of `cuda_ipc`, or why not, unless it was asked for by name.
-    fn ipc<T>(
+    /// Each transport of a pool in device memory, or why not; an error if it was asked for by name,
+    /// or is TCP, which always works.
+    fn on_device<T: ?Sized>(
         self,
-        make: impl FnOnce() -> Result<T, TransferError>,
-    ) -> Result<Result<T, String>, TransferError> {
+        made: [(Kind, Made<'_, T>); 3],
+    ) -> Result<Ends<T>, TransferError> {
+        let one = |(kind, make): (Kind, Made<'_, T>)| {
+            let outcome = match self.named() {
+                Some(named) if named != kind => Err(asked_for(named)),
+                None if kind == Kind::Ucx => Err(UCX_BY_NAME.to_owned()),
+                None if kind != Kind::Tcp => make().map_err(|e| e.to_string()),
+                Some(_) | None => Ok(make()?),
+            };
+            Ok((kind, outcome))
+        };
+        made.into_iter().map(one).collect()
+    }
+
+    /// The one that was asked for by name.
+    fn named(self) -> Option<Kind> {
         match self {
-            Self::Tcp | Self::Ucx => Ok(Err(asked_for(Kind::Tcp))),
-            Self::CudaIpc => make().map(Ok),
-            Self::Auto => Ok(make().map_err(|e| e.to_string())),
+            Self::Auto => None,
+            Self::Ucx => Some(Kind::Ucx),
+            Self::CudaIpc => Some(Kind::CudaIpc),
+            Self::Tcp => Some(Kind::Tcp),
         }
     }
 

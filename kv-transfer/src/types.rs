@@ -156,6 +156,15 @@ impl PutOp {
     ) -> Self {
         Self { id, pages, parts: vec![Part { bytes, after: None }], owner }
     }
+
+    /// The same in one part, there when the last is: parts follow each other in the page.
+    pub(crate) fn in_one(mut self) -> Self {
+        if let [first, .., last] = &mut self.parts[..] {
+            let bytes = first.bytes.start..last.bytes.end;
+            self.parts = vec![Part { bytes, after: last.after.take() }];
+        }
+        self
+    }
 }
 
 impl fmt::Debug for PutOp {

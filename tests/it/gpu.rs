@@ -83,10 +83,22 @@ fn tiny(transport: &str) -> Plan {
     on_gpu(golden_path("tiny-qwen3")).servers("transport", transport)
 }
 
+/// Over a UCX that knows GPUs.
+fn tiny_over_ucx() -> Plan {
+    let folder = std::env::var_os("TANDEM_UCX_DIR").expect("TANDEM_UCX_DIR names UCX's folder");
+    tiny("ucx").servers("ucx_dir", &*folder.to_string_lossy())
+}
+
 #[test]
 #[ignore = "needs a GPU"]
 fn cuda_ipc_gives_the_tokens_of_the_bare_engine() {
     check(&tiny("cuda_ipc").start(), &golden_path("tiny-qwen3"), TINY_VOCAB);
+}
+
+#[test]
+#[ignore = "needs a GPU and a UCX that knows it, in TANDEM_UCX_DIR"]
+fn cuda_ucx_gives_the_tokens_of_the_bare_engine() {
+    check(&tiny_over_ucx().start(), &golden_path("tiny-qwen3"), TINY_VOCAB);
 }
 
 #[test]
@@ -148,7 +160,17 @@ fn cuda_ipc_pages_of_a_frozen_writer_wait_until_it_is_dead() {
 #[test]
 #[ignore = "needs a GPU"]
 fn cuda_ipc_a_dead_peers_memory_is_unmapped() {
-    let plan = tiny("cuda_ipc").on_decode("mem_fraction", 0.05);
+    a_dead_peers_memory_is_unmapped(tiny("cuda_ipc"));
+}
+
+#[test]
+#[ignore = "needs a GPU and a UCX that knows it, in TANDEM_UCX_DIR"]
+fn cuda_ucx_a_dead_peers_memory_is_unmapped() {
+    a_dead_peers_memory_is_unmapped(tiny_over_ucx());
+}
+
+fn a_dead_peers_memory_is_unmapped(plan: Plan) {
+    let plan = plan.on_decode("mem_fraction", 0.05);
     let mut ring = plan.on_decode("max_total_tokens", i64::from(u32::MAX)).start();
     let device = Device::open(0).unwrap();
     let free = || device.memory().unwrap().0;

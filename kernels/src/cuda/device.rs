@@ -114,7 +114,7 @@ impl Device {
     }
 
     /// Makes the context this thread's.
-    pub(crate) fn bind(&self) -> Result<(), OpError> {
+    pub fn bind(&self) -> Result<(), OpError> {
         self.context.bind_to_thread().map_err(|e| failed("binding a context", e))
     }
 

@@ -61,7 +61,8 @@ impl PagePool {
         self.memory.device()
     }
 
-    pub(super) fn address(&self) -> u64 {
+    /// Where it starts on the device, for libraries that are told of its memory.
+    pub fn address(&self) -> u64 {
         self.memory.address()
     }
 

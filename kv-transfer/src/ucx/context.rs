@@ -2,6 +2,7 @@
 
 use super::unavailable;
 use crate::TransferError;
+use kernels::cuda::Device;
 use std::ffi::{CStr, CString};
 use std::path::{Path, PathBuf};
 use std::ptr;
@@ -20,6 +21,8 @@ pub struct Ucx(Arc<Context>);
 pub(super) struct Context {
     pub(super) api: &'static UcxApi,
     pub(super) handle: ucp_context_h,
+    /// The GPU whose memory it moves, if it does.
+    device: Option<Device>,
 }
 
 // SAFETY: the context is made for use by workers of several threads (`mt_workers_shared`), and UCX
@@ -34,8 +37,16 @@ impl Ucx {
     /// # Errors
     /// [`TransferError::Unavailable`] if there is none, it is too old, or it has no shared memory.
     pub fn open(directory: Option<&Path>) -> Result<Self, TransferError> {
-        let api = load(directory)?;
-        Context::new(api).map(|context| Self(Arc::new(context)))
+        Context::new(load(directory)?, None).map(|context| Self(Arc::new(context)))
+    }
+
+    /// The same for pools in the memory of `device`.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_on(device: &Device, directory: Option<&Path>) -> Result<Self, TransferError> {
+        let context = Context::new(load(directory)?, Some(device.clone()))?;
+        Ok(Self(Arc::new(context)))
     }
 
     /// The library and its version, for logs.
@@ -80,10 +91,21 @@ fn load(directory: Option<&Path>) -> Result<&'static UcxApi, TransferError> {
 }
 
 impl Context {
-    fn new(api: &'static UcxApi) -> Result<Self, TransferError> {
+    fn new(api: &'static UcxApi, device: Option<Device>) -> Result<Self, TransferError> {
         let config = Config::read(api)?;
         // Not cma: UCX would prefer it even where it can store directly, at a third of the speed.
-        config.set("TLS", "posix,self")?;
+        let host = "posix,self";
+        let transports = match &device {
+            None => host.to_owned(),
+            Some(device) => {
+                device.bind().map_err(|e| unavailable(e.to_string()))?;
+                format!("cuda_ipc,cuda_copy,{host}")
+            }
+        };
+        config.set("TLS", &transports)?;
+        // Registrations are few and kept by us. UCX's own cache of them wants its hooks, and
+        // without them refuses pools on GPUs.
+        config.set("RCACHE_ENABLE", "n")?;
         let params = ucp_params_t {
             field_mask: UCP_PARAM_FIELD_FEATURES
                 | UCP_PARAM_FIELD_MT_WORKERS_SHARED
@@ -99,8 +121,14 @@ impl Context {
         let status = unsafe {
             (api.ucp_init_version)(major, minor, &raw const params, config.handle, &raw mut handle)
         };
-        check(api, status, "initialising UCX with shared memory")?;
-        Ok(Self { api, handle })
+        check(api, status, &format!("initialising UCX with {transports}"))?;
+        Ok(Self { api, handle, device })
+    }
+
+    /// Has this thread use the GPU, which UCX expects of its callers.
+    pub(super) fn enter(&self) -> Result<(), TransferError> {
+        let entered = self.device.as_ref().map_or(Ok(()), Device::bind);
+        entered.map_err(|e| TransferError::broken(&e))
     }
 
     /// A status in words.
@@ -116,6 +144,8 @@ impl Context {
 
 impl Drop for Context {
     fn drop(&mut self) {
+        // Without the GPU, UCX cleans up what it can.
+        let _ = self.enter();
         // SAFETY: workers and memory hold the context, so they are gone.
         unsafe { (self.api.ucp_cleanup)(self.handle) };
     }

@@ -4,7 +4,7 @@ use super::context::Ucx;
 use super::worker::Worker;
 use super::{refused, unavailable};
 use crate::TransferError;
-use std::ffi::c_void;
+use std::ffi::{c_uint, c_void};
 use std::ptr;
 use ucx_sys::types::*;
 use ucx_sys::{Posted, ptr_status, status_of};
@@ -19,6 +19,16 @@ pub(super) struct Endpoint {
 
 // SAFETY: all handles belong to the worker inside, which may be used by any one thread at a time.
 unsafe impl Send for Endpoint {}
+
+/// Bytes of this process to be put.
+#[derive(Clone, Copy)]
+pub(super) struct Local {
+    pub(super) from: *const u8,
+    pub(super) len: usize,
+    pub(super) memory: c_uint,
+    /// UCX's name of the memory, or null.
+    pub(super) handle: ucp_mem_h,
+}
 
 /// Whether an operation is done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,7 +59,7 @@ impl Endpoint {
             (context.api.ucp_ep_create)(worker.handle, &raw const params, &raw mut handle)
         };
         status_of(status).map_err(|status| {
-            refused(format!("no shared memory to the target: {}", context.describe(status)))
+            refused(format!("no way to the target: {}", context.describe(status)))
         })?;
         let mut rkey = ptr::null_mut();
         // SAFETY: the endpoint is alive, the key's bytes outlive the call, the place is ours.
@@ -70,19 +80,22 @@ impl Endpoint {
         status == UCS_OK && !local.is_null()
     }
 
-    /// Writes `len` bytes from `from` to the peer's `remote`. Nothing may be pending.
+    /// Writes `local` to the peer's `remote`. Nothing may be pending.
     ///
     /// # Safety
-    /// `len` bytes from `from` must be readable and unchanged until this, or a later
-    /// [`Self::poll`], says [`Step::Done`], or the endpoint is dropped.
-    pub(super) unsafe fn put(
-        &mut self,
-        from: *const u8,
-        len: usize,
-        remote: u64,
-    ) -> Result<Step, TransferError> {
+    /// The bytes must be readable and unchanged, and be what and where `local` says, until this, or
+    /// a later [`Self::poll`], says [`Step::Done`], or the endpoint is dropped.
+    pub(super) unsafe fn put(&mut self, local: Local, remote: u64) -> Result<Step, TransferError> {
         assert!(self.request.is_null(), "one operation at a time");
-        let param = host_memory();
+        let Local { from, len, memory, handle } = local;
+        let known = if handle.is_null() { 0 } else { UCP_OP_ATTR_FIELD_MEMH };
+        let param = ucp_request_param_t {
+            op_attr_mask: UCP_OP_ATTR_FIELD_MEMORY_TYPE | known,
+            memory_type: memory,
+            memh: handle,
+            ..Default::default()
+        };
+        self.worker.context.enter()?;
         // SAFETY: endpoint and key are alive; the caller vouches for the bytes; UCX checks the
         // remote range against nothing, which is why callers check it against the peer's pool.
         let posted = unsafe {
@@ -102,6 +115,7 @@ impl Endpoint {
     pub(super) fn flush(&mut self) -> Result<Step, TransferError> {
         assert!(self.request.is_null(), "one operation at a time");
         let param = ucp_request_param_t::default();
+        self.worker.context.enter()?;
         // SAFETY: the endpoint is alive, the parameters outlive the call.
         let posted =
             unsafe { (self.worker.context.api.ucp_ep_flush_nbx)(self.handle, &raw const param) };
@@ -123,6 +137,7 @@ impl Endpoint {
         if self.request.is_null() {
             return Ok(Step::Done);
         }
+        self.worker.context.enter()?;
         self.worker.progress();
         let api = self.worker.context.api;
         // SAFETY: the request is alive until it is freed below.
@@ -160,16 +175,10 @@ impl Endpoint {
     }
 }
 
-fn host_memory() -> ucp_request_param_t {
-    ucp_request_param_t {
-        op_attr_mask: UCP_OP_ATTR_FIELD_MEMORY_TYPE,
-        memory_type: UCS_MEMORY_TYPE_HOST,
-        ..Default::default()
-    }
-}
-
 impl Drop for Endpoint {
     fn drop(&mut self) {
+        // Without the GPU, UCX unmaps what it can.
+        let _ = self.worker.context.enter();
         // SAFETY: unpacked once, destroyed once, before the worker that drops after this body;
         // this unmaps the peer's pool. A pending request, if any, dies with the worker.
         unsafe { (self.worker.context.api.ucp_rkey_destroy)(self.key) };

@@ -1,4 +1,4 @@
-//! Memory for pools: allocated by UCX for a target, ordinary for a source.
+//! Memory for pools: allocated by UCX for a target, ordinary for a source, or on a GPU for either.
 //!
 //! Who holds it: the [`HostMemory`] given to the pool and the [`Region`] kept by the transport
 //! share one allocation, which goes when both are gone. Within this process the pool's guards say
@@ -6,9 +6,12 @@
 //! behind the pool's bytes and not part of the host memory.
 
 use super::context::{Context, Ucx};
+use super::device::DevicePool;
+use super::endpoint::Local;
 use super::{leftovers, unavailable};
 use crate::TransferError;
 use kernels::cpu::memory::HostMemory;
+use kernels::cuda::{Device, PagePool};
 use std::path::Path;
 use std::ptr::{self, NonNull};
 use std::slice;
@@ -33,7 +36,7 @@ pub struct Region(Arc<Allocation>);
 
 struct Allocation {
     start: NonNull<u8>,
-    /// Bytes of the pool; the probe slots of a shared allocation follow them.
+    /// Bytes of the pool; probe slots follow them, unless it is ordinary memory.
     len: usize,
     backing: Backing,
 }
@@ -43,6 +46,9 @@ enum Backing {
     Shared { context: Arc<Context>, handle: ucp_mem_h },
     /// Ordinary memory, kept by this.
     Private(#[expect(dead_code, reason = "held for its drop")] HostMemory),
+    /// A pool on a GPU, the start of which is no address of this process; its margin is the probe
+    /// slots.
+    Device(DevicePool),
 }
 
 // SAFETY: plain memory and a handle that UCX locks (see `Context`); it is freed once, by drop.
@@ -137,6 +143,20 @@ impl Allocation {
     }
 }
 
+impl Region {
+    /// A pool in device memory, of the GPU that `ucx` was opened on.
+    ///
+    /// # Errors
+    /// [`TransferError::Unavailable`] if UCX does not take it.
+    pub fn on_device(ucx: &Ucx, pool: &Arc<PagePool>) -> Result<Self, TransferError> {
+        let mapped = DevicePool::map(ucx, pool)?;
+        let start = NonNull::new(ptr::without_provenance_mut(pool.address() as usize));
+        let start = start.ok_or_else(|| unavailable("memory at null"))?;
+        let len = pool.page_bytes() * pool.pages() as usize;
+        Ok(Self(Arc::new(Allocation { start, len, backing: Backing::Device(mapped) })))
+    }
+}
+
 impl Drop for Allocation {
     fn drop(&mut self) {
         if let Backing::Shared { context, handle } = &self.backing {
@@ -170,12 +190,39 @@ impl Region {
         self.0.len == 0
     }
 
-    /// The address of byte `offset` of the pool; `offset + len` must be within.
-    pub(super) fn at(&self, offset: usize, len: usize) -> *const u8 {
+    /// `len` bytes from byte `offset` of the pool, which has them.
+    pub(super) fn at(&self, offset: usize, len: usize) -> Local {
         let end = offset.checked_add(len);
         assert!(end.is_some_and(|end| end <= self.0.len), "{offset} + {len} of {}", self.0.len);
-        // SAFETY: within the allocation, as just checked.
-        unsafe { self.0.start.as_ptr().add(offset) }
+        self.local(offset, len)
+    }
+
+    fn local(&self, offset: usize, len: usize) -> Local {
+        let (memory, handle) = match &self.0.backing {
+            Backing::Shared { .. } | Backing::Private(_) => (UCS_MEMORY_TYPE_HOST, ptr::null_mut()),
+            Backing::Device(mapped) => (UCS_MEMORY_TYPE_CUDA, mapped.handle),
+        };
+        Local { from: self.0.start.as_ptr().wrapping_add(offset), len, memory, handle }
+    }
+
+    /// What a join puts into the target's slot: words of this process' own, or, for a pool on a
+    /// GPU, of its margin's first slot, since UCX stores there from such memory alone.
+    pub(super) fn probe(&self, words: &[u64; 2]) -> Result<Local, TransferError> {
+        if let Backing::Device(mapped) = &self.0.backing {
+            mapped.write_slot(0, *words)?;
+            return Ok(self.local(self.0.len, SLOT_BYTES));
+        }
+        let from = words.as_ptr().cast();
+        let (memory, handle) = (UCS_MEMORY_TYPE_HOST, ptr::null_mut());
+        Ok(Local { from, len: SLOT_BYTES, memory, handle })
+    }
+
+    /// The GPU that the pool is on, if it is on one.
+    pub(super) fn device(&self) -> Option<&Device> {
+        match &self.0.backing {
+            Backing::Device(mapped) => Some(mapped.pool().device()),
+            Backing::Shared { .. } | Backing::Private(_) => None,
+        }
     }
 
     /// The pool's address in this process, which its peers name bytes by.
@@ -200,19 +247,30 @@ impl Region {
         })
     }
 
-    pub(super) fn clear_slot(&self, slot: usize) {
+    pub(super) fn clear_slot(&self, slot: usize) -> Result<(), TransferError> {
+        if let Backing::Device(mapped) = &self.0.backing {
+            return mapped.write_slot(slot, [0, 0]);
+        }
         for word in self.slot(slot) {
             word.store(0, Ordering::Release);
         }
+        Ok(())
     }
 
-    pub(super) fn read_slot(&self, slot: usize) -> [u64; 2] {
-        self.slot(slot).map(|word| word.load(Ordering::Acquire))
+    pub(super) fn read_slot(&self, slot: usize) -> Result<[u64; 2], TransferError> {
+        if let Backing::Device(mapped) = &self.0.backing {
+            return mapped.read_slot(slot);
+        }
+        Ok(self.slot(slot).map(|word| word.load(Ordering::Acquire)))
     }
 
     /// The packed key that lets a peer in; `None` for ordinary memory.
     pub(super) fn remote_key(&self) -> Result<Option<Vec<u8>>, TransferError> {
-        let Backing::Shared { context, handle } = &self.0.backing else { return Ok(None) };
+        let (context, handle) = match &self.0.backing {
+            Backing::Shared { context, handle } => (context, handle),
+            Backing::Device(mapped) => (&mapped.context, &mapped.handle),
+            Backing::Private(_) => return Ok(None),
+        };
         let (mut buffer, mut size) = (ptr::null_mut(), 0);
         // SAFETY: context and memory are alive, the places are ours.
         let status = unsafe {

@@ -18,12 +18,16 @@
 //!    nobody: the memory stays mapped. Noticing them is the control connection's work.
 //! 5. Closing destroys key, endpoint and worker in this order, which unmaps the peer's pool. The
 //!    target cannot take a mapping back, so revoking gives [`crate::Proof::ProcessEnd`].
+//! 6. A pool on a GPU is registered where it is ([`Region::on_device`]), in a context that has
+//!    `cuda_ipc` as well; a put is a whole run of pages then, since each costs the CPU some
+//!    microseconds.
 #![expect(unsafe_code, reason = "the UCX fence: foreign handles and memory that peers write")]
 
 mod hooks;
 mod leftovers;
 mod context;
 mod memory;
+mod device;
 mod worker;
 mod endpoint;
 mod source;

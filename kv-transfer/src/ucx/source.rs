@@ -3,13 +3,16 @@
 use super::context::Ucx;
 use super::endpoint::{Endpoint, Step};
 use super::memory::Region;
-use super::target::Terms;
+use super::target::{NO_GPU, Terms};
 use super::{refused, unavailable};
-use crate::host::same_host;
+use crate::host::{ProcessName, same_host};
 use crate::offer::{Writer, random};
 use crate::queue::{Limit, Next, Number, Queue};
 use crate::{Event, Joined, Kind, Link, OpId, PutOp, Source, TransferError};
+use kernels::cuda::Device;
+use kernels::ops::OpError;
 use shared::kv::KvGeometry;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Longest time that the probe of a join may take.
@@ -18,6 +21,8 @@ const PROBE_LIMIT: Duration = Duration::from_secs(1);
 const TURN_BYTES: usize = 16 << 20;
 /// Largest single store.
 const LIMIT: Limit = Limit { bytes: 4 << 20, across_pages: true };
+/// Whole runs of pages: a put costs the CPU some microseconds, whatever its size.
+const ON_DEVICE: Limit = Limit { bytes: usize::MAX, across_pages: true };
 /// Longest spin on an operation that UCX did not finish at once.
 const SPIN: Duration = Duration::from_micros(100);
 
@@ -27,6 +32,7 @@ pub struct UcxSource {
     region: Region,
     geometry: KvGeometry,
     pages: u32,
+    joining: Mutex<()>,
 }
 
 impl UcxSource {
@@ -41,8 +47,12 @@ impl UcxSource {
         pages: u32,
     ) -> Result<Self, TransferError> {
         check_fits(&region, &geometry, pages)?;
-        Ok(Self { ucx: ucx.clone(), region, geometry, pages })
+        Ok(Self { ucx: ucx.clone(), region, geometry, pages, joining: Mutex::new(()) })
     }
+}
+
+fn broken(error: &OpError) -> TransferError {
+    TransferError::broken(error)
 }
 
 pub(super) fn check_fits(
@@ -67,20 +77,35 @@ impl Source for UcxSource {
         let terms = Terms::read(offer)?;
         let pools = terms.head.pair_with(&self.geometry, self.pages)?;
         same_host(Kind::Ucx, &terms.boot_id)?;
-        let answer = random::<8>(Kind::Ucx)?;
-        let mut probe = terms.nonce.to_le_bytes().to_vec();
-        probe.extend(answer);
+        let device = self.region.device();
+        if device.is_some() != (terms.uuid != NO_GPU) {
+            return Err(refused("one pool is on a GPU, the other is not"));
+        }
+        if let Some(device) = device
+            && let Some(why) = device.out_of_reach(&terms.uuid).map_err(|e| broken(&e))?
+        {
+            return Err(refused(why));
+        }
+        let answer = u64::from_le_bytes(random(Kind::Ucx)?);
+        // One join at a time, for a margin has one slot for it.
+        let joining = self.joining.lock().unwrap_or_else(PoisonError::into_inner);
+        let words = [terms.nonce.to_le(), answer.to_le()];
+        let probe = self.region.probe(&words)?;
         let mut endpoint = Endpoint::connect(&self.ucx, terms.address, terms.key)?;
-        if !(endpoint.stores_directly(terms.base) && endpoint.stores_directly(terms.slot)) {
+        let direct = |at| device.is_some() || endpoint.stores_directly(at);
+        if !(direct(terms.base) && direct(terms.slot)) {
             return Err(refused("the target's pool is not mapped here, puts would be emulated"));
         }
-        // SAFETY: `probe` was made before the endpoint, so that it is dropped after it.
-        let step = unsafe { endpoint.put(probe.as_ptr(), probe.len(), terms.slot) };
+        // SAFETY: `words` and the region were there before the endpoint, and go after it.
+        let step = unsafe { endpoint.put(probe, terms.slot) };
         endpoint.wait(step?, PROBE_LIMIT)?;
         let step = endpoint.flush()?;
         endpoint.wait(step, PROBE_LIMIT)?;
+        drop(joining);
         let mut reply = Writer::default();
-        reply.u32(std::process::id()).raw(&answer);
+        ProcessName::own().map_err(|e| unavailable(e.to_string()))?.write(&mut reply);
+        reply.raw(&device.map_or(Ok(NO_GPU), Device::uuid).map_err(|e| broken(&e))?);
+        reply.u64(answer);
         let region = self.region.clone();
         let queue = Queue::new(pools);
         let link = UcxLink { endpoint, queue, pending: None, region, base: terms.base };
@@ -117,15 +142,16 @@ impl UcxLink {
 
     /// Starts what is next; how many bytes it moves, or `None` if there is nothing.
     fn start_next(&mut self) -> Result<Option<usize>, TransferError> {
-        let (number, moves, step) = match self.queue.next(LIMIT) {
+        let limit = if self.region.device().is_some() { ON_DEVICE } else { LIMIT };
+        let (number, moves, step) = match self.queue.next(limit) {
             None => return Ok(None),
             Some(Next::Flush(number)) => (number, 0, self.endpoint.flush()?),
             Some(Next::Piece(number, piece)) => {
-                let from = self.region.at(piece.source, piece.len);
+                let local = self.region.at(piece.source, piece.len);
                 let remote = self.base + piece.target as u64;
                 // SAFETY: the bytes are in the region, which this link holds, and belong to pages
                 // that the put owns until the queue is told that the piece is done.
-                let step = unsafe { self.endpoint.put(from, piece.len, remote)? };
+                let step = unsafe { self.endpoint.put(local, remote)? };
                 (number, piece.len, step)
             }
         };
@@ -147,7 +173,9 @@ impl Link for UcxLink {
     }
 
     fn put(&mut self, op: PutOp) {
-        self.queue.put(op);
+        // Parts of pages are no runs: on a GPU one put of all, late, is sooner there than many.
+        let whole = self.region.device().is_some();
+        self.queue.put(if whole { op.in_one() } else { op });
     }
 
     fn flush(&mut self, id: OpId) {

@@ -19,6 +19,7 @@ unsafe impl Send for Worker {}
 impl Worker {
     pub(super) fn new(ucx: &Ucx) -> Result<Self, TransferError> {
         let context = Arc::clone(ucx.context());
+        context.enter()?;
         let params = ucp_worker_params_t {
             field_mask: UCP_WORKER_PARAM_FIELD_THREAD_MODE,
             thread_mode: UCS_THREAD_MODE_SERIALIZED,
@@ -57,6 +58,8 @@ impl Worker {
 
 impl Drop for Worker {
     fn drop(&mut self) {
+        // Without the GPU, UCX ends what it can.
+        let _ = self.context.enter();
         // SAFETY: alive until here. Its endpoints go with it, and requests that are outstanding
         // end without a call back, which is how a dead peer's are ended.
         unsafe { (self.context.api.ucp_worker_destroy)(self.handle) };

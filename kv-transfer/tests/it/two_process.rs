@@ -20,6 +20,7 @@ use shared::kv::PageStore;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
@@ -106,11 +107,25 @@ impl Drop for Other {
 
 // ---- both ends, in either process
 
-/// For `cuda_ipc` in device memory, on a GPU that stays open while the pool lives.
-fn targets(choice: Choice) -> (Arc<Pool>, Targets) {
-    if choice == Choice::CudaIpc {
+/// The folder of a UCX that knows GPUs.
+fn ucx() -> Option<PathBuf> {
+    variable("TANDEM_UCX_DIR").map(PathBuf::from)
+}
+
+/// A transport by its name, and whether it is for pools in device memory: `ucx` is for others,
+/// `ucx-cuda` is not.
+fn parse(way: &str) -> (Choice, bool) {
+    let name = way.strip_suffix("-cuda").unwrap_or(way);
+    (name.parse().unwrap(), name != way || name == "cuda_ipc")
+}
+
+/// In device memory on a GPU that stays open while the pool lives.
+fn targets(way: &str) -> (Arc<Pool>, Targets) {
+    let (choice, on_device) = parse(way);
+    if on_device {
         let (pool, memory) = Pool::on(&Device::open(0).unwrap(), TARGET_PAGES);
-        let targets = choice.device_targets(&memory, GEOMETRY, TcpConfig::default()).unwrap();
+        let tcp = TcpConfig::default();
+        let targets = choice.device_targets(&memory, GEOMETRY, (ucx().as_deref(), tcp)).unwrap();
         return (pool, targets);
     }
     let bytes = GEOMETRY.page_bytes() * TARGET_PAGES as usize;
@@ -121,11 +136,12 @@ fn targets(choice: Choice) -> (Arc<Pool>, Targets) {
     (pool, targets)
 }
 
-fn sources(choice: Choice) -> (Arc<Pool>, Sources) {
-    if choice == Choice::CudaIpc {
+fn sources(way: &str) -> (Arc<Pool>, Sources) {
+    let (choice, on_device) = parse(way);
+    if on_device {
         let (pool, memory) = Pool::on(&Device::open(0).unwrap(), SOURCE_PAGES);
         pool.fill(1);
-        let sources = choice.device_sources(&memory, GEOMETRY).unwrap();
+        let sources = choice.device_sources(&memory, GEOMETRY, ucx().as_deref()).unwrap();
         return (pool, sources);
     }
     let bytes = GEOMETRY.page_bytes() * SOURCE_PAGES as usize;
@@ -166,18 +182,17 @@ fn child() {
     let role = variable(ROLE).expect("started by a test of this file");
     let words: Vec<&str> = role.split(' ').collect();
     let control = Control(TcpStream::connect(words[2]).unwrap());
-    let choice = words[1].parse().unwrap();
     match words[0] {
-        "writer" => write_without_end(choice, control),
-        "target" => be_written(choice, control),
+        "writer" => write_without_end(words[1], control),
+        "target" => be_written(words[1], control),
         other => panic!("no role {other}"),
     }
 }
 
 /// Half of the work, then a word to the parent, then the other half again and again until the
 /// parent speaks; then closes and says so.
-fn write_without_end(choice: Choice, mut control: Control) {
-    let (pool, sources) = sources(choice);
+fn write_without_end(way: &str, mut control: Control) {
+    let (pool, sources) = sources(way);
     let mut link = join_as_source(&sources, &mut control);
     let [first, second] = work();
     let whole = 0..GEOMETRY.page_bytes();
@@ -200,8 +215,8 @@ fn write_without_end(choice: Choice, mut control: Control) {
     let _ = control.0.read_to_end(&mut Vec::new());
 }
 
-fn be_written(choice: Choice, mut control: Control) {
-    let (_pool, targets) = targets(choice);
+fn be_written(way: &str, mut control: Control) {
+    let (_pool, targets) = targets(way);
     let session = join_as_target(&targets, &mut control);
     control.send(&ucx_inodes().iter().flat_map(|inode| inode.to_le_bytes()).collect::<Vec<_>>());
     let _ = control.0.read(&mut [0]);
@@ -215,7 +230,8 @@ fn half_written(choice: &str, pool: &Pool, targets: &Targets) -> (Other, Session
     pool.fill(2);
     let mut other = Other::start("writer", choice);
     let session = join_as_target(targets, &mut other.control);
-    assert_eq!(session.report().kind.name(), choice);
+    let kind = session.report().kind.name();
+    assert!(choice.starts_with(kind), "{kind} for {choice}");
     let sums: Vec<u64> = other
         .control
         .receive()
@@ -257,7 +273,7 @@ fn nobody_writes(pool: &Pool, meanwhile: impl FnOnce()) {
 #[track_caller]
 fn wait_ended(writer: &WriterProcess, choice: &str) {
     let start = Instant::now();
-    while choice == "cuda_ipc" && !writer.ended() && start.elapsed() < LIMIT {
+    while parse(choice).1 && !writer.ended() && start.elapsed() < LIMIT {
         std::thread::sleep(Duration::from_millis(1));
     }
     assert!(writer.ended());
@@ -265,17 +281,17 @@ fn wait_ended(writer: &WriterProcess, choice: &str) {
 
 /// Kernels write while nobody looks: time for one to be caught.
 fn pause(choice: &str) {
-    if choice == "cuda_ipc" {
+    if parse(choice).1 {
         std::thread::sleep(Duration::from_millis(50));
     }
 }
 
 fn writer_killed(choice: &str) {
-    let (pool, targets) = targets(choice.parse().unwrap());
+    let (pool, targets) = targets(choice);
     for _ in 0..rounds() {
         let (mut other, session) = half_written(choice, &pool, &targets);
         let segments = segments(other.child.id());
-        assert_eq!(segments.is_empty(), choice != "ucx", "{segments:?}");
+        assert_eq!(segments.is_empty(), !choice.starts_with("ucx"), "{segments:?}");
         other.kill_and_wait();
         match session.revoke() {
             Proof::Immediate => assert_eq!(choice, "tcp"),
@@ -305,9 +321,15 @@ fn cuda_ipc_writer_killed_in_mid_write() {
     writer_killed("cuda_ipc");
 }
 
+#[test]
+#[ignore = "needs a GPU and a UCX that knows it, in TANDEM_UCX_DIR"]
+fn cuda_ucx_writer_killed_in_mid_write() {
+    writer_killed("ucx-cuda");
+}
+
 /// A stopped writer proves nothing until it is dead.
 fn writer_stopped(choice: &str) {
-    let (pool, targets) = targets(choice.parse().unwrap());
+    let (pool, targets) = targets(choice);
     for _ in 0..rounds() {
         let (mut other, session) = half_written(choice, &pool, &targets);
         other.signal(Signal::STOP);
@@ -332,10 +354,16 @@ fn cuda_ipc_writer_stopped_in_mid_write() {
     writer_stopped("cuda_ipc");
 }
 
+#[test]
+#[ignore = "needs a GPU and a UCX that knows it, in TANDEM_UCX_DIR"]
+fn cuda_ucx_writer_stopped_in_mid_write() {
+    writer_stopped("ucx-cuda");
+}
+
 /// A stopped TCP writer's session ends at once, and its late bytes land nowhere.
 #[test]
 fn tcp_writer_stopped_in_mid_write() {
-    let (pool, targets) = targets(Choice::Tcp);
+    let (pool, targets) = targets("tcp");
     for _ in 0..rounds() {
         let (mut other, session) = half_written("tcp", &pool, &targets);
         other.signal(Signal::STOP);
@@ -352,7 +380,7 @@ fn tcp_writer_stopped_in_mid_write() {
 /// A writer that closes its link is proven to have ended while its process lives.
 #[test]
 fn ucx_writer_closes() {
-    let (pool, targets) = targets(Choice::Ucx);
+    let (pool, targets) = targets("ucx");
     for _ in 0..rounds() {
         let (mut other, session) = half_written("ucx", &pool, &targets);
         other.control.send(b"close");
@@ -406,15 +434,15 @@ fn queue_until(
 }
 
 fn target_killed(choice: &str) {
-    let (_pool, sources) = sources(choice.parse().unwrap());
+    let (_pool, sources) = sources(choice);
     for _ in 0..rounds() {
         let mut other = Other::start("target", choice);
         let (pusher, events) = writing(&sources, &mut other);
         let (mut queued, mut ended) = queue_until(&pusher, &events, |ended| ended.len() > 20);
         let inodes = other.control.receive();
-        assert_eq!(maps_any(&inodes), choice == "ucx");
+        assert!(choice == "ucx-cuda" || maps_any(&inodes) == (choice == "ucx"));
         let segments = segments(other.child.id());
-        assert_eq!(segments.is_empty(), choice != "ucx", "{segments:?}");
+        assert_eq!(segments.is_empty(), !choice.starts_with("ucx"), "{segments:?}");
         other.kill_and_wait();
         if choice == "tcp" {
             let broken = |_: &[Event]| pusher.broken().is_some();
@@ -450,6 +478,12 @@ fn cuda_ipc_target_killed_in_mid_write() {
 }
 
 #[test]
+#[ignore = "needs a GPU and a UCX that knows it, in TANDEM_UCX_DIR"]
+fn cuda_ucx_target_killed_in_mid_write() {
+    target_killed("ucx-cuda");
+}
+
+#[test]
 fn tcp_target_killed_in_mid_write() {
     target_killed("tcp");
 }
@@ -457,7 +491,7 @@ fn tcp_target_killed_in_mid_write() {
 /// A stopped TCP target takes no more: the deadline ends everything, typed.
 #[test]
 fn tcp_target_stopped_in_mid_write() {
-    let (_pool, sources) = sources(Choice::Tcp);
+    let (_pool, sources) = sources("tcp");
     for _ in 0..rounds() {
         let mut other = Other::start("target", "tcp");
         let (pusher, events) = writing(&sources, &mut other);

@@ -47,6 +47,7 @@ pub const UCS_ERR_UNREACHABLE: ucs_status_t = -6;
 pub const UCS_ERR_LAST: ucs_status_t = -100;
 
 pub const UCS_MEMORY_TYPE_HOST: c_uint = 0;
+pub const UCS_MEMORY_TYPE_CUDA: c_uint = 1;
 pub const UCS_THREAD_MODE_SERIALIZED: c_uint = 1;
 
 pub const UCP_PARAM_FIELD_FEATURES: u64 = 1;
@@ -182,6 +183,7 @@ pub struct ucp_mem_attr_t {
 const _: () = assert!(size_of::<ucp_mem_attr_t>() == 32 && align_of::<ucp_mem_attr_t>() == 8);
 
 pub const UCP_OP_ATTR_FIELD_MEMORY_TYPE: u32 = 1 << 6;
+pub const UCP_OP_ATTR_FIELD_MEMH: u32 = 1 << 8;
 
 /// `ucp_send_nbx_callback_t`: request, status, user data. Must not unwind.
 pub type ucp_send_nbx_callback_t = unsafe extern "C" fn(*mut c_void, ucs_status_t, *mut c_void);

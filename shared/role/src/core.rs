@@ -79,7 +79,7 @@ impl Core {
             return Ok((core, Targets::new(vec![(Kind::Loopback, Ok(Box::new(target)))])));
         }
         let (prepared, memory) = match sized.gpu {
-            Some(_) => (config.transport.check_device().map(|()| None)?, None),
+            Some(_) => (None, None),
             None => {
                 let ucx = config.ucx_dir.as_deref();
                 let (prepared, memory) = config.transport.target_memory(ucx, sized.bytes())?;
@@ -97,7 +97,8 @@ impl Core {
             Some(prepared) => prepared.over(&store, tcp)?,
             None => {
                 let pool = core.device_pool();
-                config.transport.device_targets(&pool, *store.geometry(), tcp)?
+                let ucx = config.ucx_dir.as_deref();
+                config.transport.device_targets(&pool, *store.geometry(), (ucx, tcp))?
             }
         };
         Ok((core, targets))
@@ -119,7 +120,7 @@ impl Core {
             return Ok((core, Sources::new(vec![(Kind::Loopback, Ok(Box::new(source)))])));
         }
         let (prepared, memory) = match sized.gpu {
-            Some(_) => (config.transport.check_device().map(|()| None)?, None),
+            Some(_) => (None, None),
             None => {
                 let ucx = config.ucx_dir.as_deref();
                 let (prepared, memory) = config.transport.source_memory(ucx, sized.bytes())?;
@@ -130,7 +131,10 @@ impl Core {
         let store = core.engine.pages();
         let sources = match prepared {
             Some(prepared) => prepared.over(&store)?,
-            None => config.transport.device_sources(&core.device_pool(), *store.geometry())?,
+            None => {
+                let (pool, ucx) = (core.device_pool(), config.ucx_dir.as_deref());
+                config.transport.device_sources(&pool, *store.geometry(), ucx)?
+            }
         };
         Ok((core, sources))
     }
