@@ -135,7 +135,8 @@ impl CudaTensor {
     pub(super) fn poison(&self) {
         self.memory.write(0, &vec![0xff_u8; self.memory.len()]).expect("a write");
     }
-    pub(super) fn rows(&self) -> usize {
+    /// Rows that it has room for.
+    pub fn rows(&self) -> usize {
         self.rows
     }
     pub(super) fn width(&self) -> usize {
@@ -340,10 +341,13 @@ fn rope_blocks(tokens: usize, heads: usize, head_dim: usize) -> usize {
     if tokens > 256 { 1 } else { (heads * lanes).div_ceil(THREADS) }
 }
 
+/// Rows of the products that the library is asked for are multiples of it.
+pub const LIBRARY_ROWS: usize = 64;
+
 /// What the library is asked for: many rows are rounded up where the tensors have them, so that
 /// there are few shapes to plan. What the rows behind hold is nobody's.
 fn product(rows: usize, weight: &CudaMatrix, (x, out): (&CudaTensor, &CudaTensor)) -> Product {
-    let more = rows.next_multiple_of(64);
+    let more = rows.next_multiple_of(LIBRARY_ROWS);
     let rounds = rows > project::ROWS_MAX && more <= x.rows.min(out.rows);
     let rows = if rounds { more } else { rows };
     Product { rows, outputs: weight.rows, inputs: weight.cols, wide: out.wide }

@@ -43,7 +43,7 @@ mod tune;
 #[cfg(test)]
 mod parity;
 
-pub use backend::{Cuda, CudaMatrix, CudaShape, CudaTensor, CudaVector, Recorded};
+pub use backend::{Cuda, CudaMatrix, CudaShape, CudaTensor, CudaVector, LIBRARY_ROWS, Recorded};
 pub use batch::{CudaBatch, DRAWN, Frame, ROWS_MAX};
 pub use device::Device;
 pub use heads::Heads;

@@ -17,10 +17,10 @@ use kernels::cpu::Softmax;
 use kernels::cuda::device::GPU_LOST;
 use kernels::cuda::stream::Mark;
 use kernels::cuda::{
-    Cuda, CudaPages, CudaShape, DRAWN, Device, Draw, DrawnToken, Fetch, Frame, Heads, PagePool,
-    ROWS_MAX, Recorded, Tune,
+    Cuda, CudaPages, CudaShape, DRAWN, Device, Draw, DrawnToken, Fetch, Frame, Heads, LIBRARY_ROWS,
+    PagePool, ROWS_MAX, Recorded, Tune,
 };
-use kernels::ops::{HostBatch, KvShape, OpError, Ops};
+use kernels::ops::{HostBatch, KvShape, Linear, OpError, Ops};
 use shared::ids::{PageId, TokenId};
 use shared::kv::{KvDtype, KvGeometry, PageStore};
 use shared::request::Token;
@@ -147,27 +147,25 @@ impl CudaEngine {
         let model_config = checkpoint.config();
         let geometry = geometry(model_config, page_tokens, KvDtype::Bf16)?;
         let kv = kv_shape(&geometry);
-        let heads = Heads { kv, heads: model_config.heads };
         let mut stage = Stage::begin(device)?;
         let shape = CudaShape {
-            heads,
+            heads: Heads { kv, heads: model_config.heads },
             vocab: model_config.vocab,
             hidden: model_config.hidden,
             intermediate: model_config.intermediate,
         };
         let cuda = Cuda::new(device, &shape)?;
         stage.end("kernels")?;
-        let threads = threads
-            .or_else(|| std::thread::available_parallelism().ok().map(usize::from))
-            .unwrap_or(1);
+        let all = || std::thread::available_parallelism().map_or(1, usize::from);
+        let threads = threads.unwrap_or_else(all);
         let (weights, positions) = (WeightFormat::Bf16, model_config.max_positions);
         let plan = LoadPlan { ops: &cuda, dtype: KvDtype::Bf16, weights, positions, threads };
         let loaded = load(checkpoint, plan, progress)?;
         stage.end("weights")?;
         let sizes = &loaded.model.sizes;
-        let scratch = Scratch::new(&cuda, sizes, step_tokens.max(1), step_tokens.clamp(1, 64))?;
-        let decode_rows = decode_rows.min(ROWS_MAX);
-        let mut decode = match decode_rows {
+        let tokens = step_tokens.max(1);
+        let mut scratch = Scratch::new(&cuda, sizes, tokens, tokens.min(64))?;
+        let mut decode = match decode_rows.min(ROWS_MAX) {
             0 => None,
             rows => Some(Decode {
                 frame: cuda.frame(rows * positions.div_ceil(page_tokens as usize))?,
@@ -181,6 +179,8 @@ impl CudaEngine {
         let memory = Arc::new(PagePool::new(device, kv, pages)?);
         let pages_seen = CudaPages::new(Arc::clone(&memory));
         stage.end("pages")?;
+        rehearse(&cuda, &loaded.model, &mut scratch)?;
+        stage.end("products")?;
         if let Some(decode) = &mut decode {
             decode.record(&cuda, &loaded.model, &pages_seen, decode_rows)?;
         }
@@ -249,6 +249,18 @@ impl CudaEngine {
         let drawn = launched.results.read(top).map_err(device)?;
         Ok((launched, drawn))
     }
+}
+
+/// Runs the products of a pass once for every number of rows that the library is asked for: it
+/// loads a kernel when it is first used, and no prompt is to wait for that.
+fn rehearse(cuda: &Cuda, model: &Model<Cuda>, scratch: &mut Scratch<Cuda>) -> Result<(), OpError> {
+    model.products(scratch, |LayerProduct { x, weights, add, out }| {
+        let most = x.rows().min(out.rows());
+        (LIBRARY_ROWS..=most).step_by(LIBRARY_ROWS).try_for_each(|rows| {
+            cuda.linear(Linear { rows, x, weight: weights[0], bias: None, add, out })
+        })
+    })?;
+    cuda.device().synchronize()
 }
 
 /// The smallest of [`BUCKETS`] that takes `rows`.
