@@ -1,9 +1,13 @@
-//! `--api-key`: a bearer token on every route but health, readiness and metrics.
+//! `--api-key`: a bearer token, or Anthropic's `x-api-key`, on every route but health, readiness
+//! and metrics.
 
 use axum::http::{HeaderMap, header};
 
 /// Routes that monitors ask without a key.
 const OPEN: [&str; 3] = ["/health", "/ready", "/metrics"];
+
+/// Where Anthropic's clients put the key.
+const X_API_KEY: &str = "x-api-key";
 
 /// The key, kept as a digest.
 #[derive(Debug, Clone)]
@@ -26,6 +30,7 @@ impl ApiKey {
             let (scheme, token) = value.split_at_checked(b"Bearer ".len())?;
             scheme.eq_ignore_ascii_case(b"Bearer ").then_some(token)
         });
+        let token = token.or_else(|| headers.get(X_API_KEY).map(|value| value.as_bytes()));
         token.is_some_and(|token| blake3::hash(token) == self.0)
     }
 }
@@ -51,6 +56,11 @@ mod tests {
         check("/v1/models", Some("Bearer "), false);
         check("/v1/models", Some("sesame"), false);
         check("/v1/models", None, false);
+        let mut headers = HeaderMap::new();
+        headers.insert(X_API_KEY, HeaderValue::from_static("sesame"));
+        assert!(key.admits("/v1/messages", &headers));
+        headers.insert(X_API_KEY, HeaderValue::from_static("sesam"));
+        assert!(!key.admits("/v1/messages", &headers));
         check("/health", None, true);
         check("/metrics", None, true);
         check("/flush_cache", None, false);

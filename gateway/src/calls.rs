@@ -1,18 +1,23 @@
 //! The calls that make output: read, check, tokenise, submit, answer.
 
-use crate::error::ApiError;
+use crate::anthropic::{self, MessageShape};
+use crate::error::{ApiError, Invalid};
 use crate::fields::Fields;
 use crate::http::{App, Arrival, fields, random};
 use crate::metrics::Timing;
+use crate::model::Model;
 use crate::native::{self, GenerateShape};
 use crate::openai::Head;
 use crate::openai::chat::{self, ChatShape};
 use crate::openai::completions::{self, CompletionShape};
+use crate::openai::knobs::Delivery;
+use crate::reply::Reply;
+use crate::responses::{self, ResponseShape};
 use crate::ring::Limits;
 use crate::stream::{self, Shape, Speaking};
 use crate::tokenize::{chat_prompt, tokenize};
 use crate::transcript::Transcript;
-use crate::validate::{Ask, Prompt};
+use crate::validate::{Ask, Dialect, Prompt};
 use axum::body::Body;
 use axum::extract::{Extension, State};
 use axum::response::Response;
@@ -30,15 +35,45 @@ pub async fn chat(
     body: Body,
 ) -> Answered {
     let (mut fields, limits) = open(&app, body).await?;
-    let request = chat::read(&mut fields, &app.model)?;
-    let ask = Ask::new(request.knobs.clone(), request.dialect, &app.model, limits, random)?;
-    let text = app.model.render(&request.conversation, "messages")?;
-    let reader = request.reader(&app.model, &text);
-    let head = head(&app, &arrival, "chatcmpl");
-    let shape = ChatShape::new(head, request.delivery, ask.logprobs().is_some())
-        .reading(reader, request.tools.one_call);
-    let stream = request.delivery.stream;
-    Call { app: &app, arrival: &arrival, ask, stream }.answer(vec![chat_prompt(text)], shape).await
+    let talk = Talk::new(&mut fields, &app.model, limits, None)?;
+    let head = head(&app, &arrival, "chatcmpl-");
+    let shape = ChatShape::new(head, talk.delivery, talk.ask.logprobs().is_some());
+    talk.answer(&app, &arrival, |reply| shape.reading(reply)).await
+}
+
+/// `POST /v1/messages`: Anthropic's.
+///
+/// # Errors
+/// As [`ApiError`] maps them.
+pub async fn messages(
+    State(app): State<Arc<App>>,
+    Extension(arrival): Extension<Arrival>,
+    body: Body,
+) -> Answered {
+    let (fields, limits) = open(&app, body).await?;
+    let mut chat = anthropic::request::create(fields)?;
+    let talk = Talk::new(&mut chat, &app.model, limits, None);
+    let talk = talk.map_err(|invalid| invalid.renamed(anthropic::NAMES))?;
+    let head = head(&app, &arrival, "msg_");
+    talk.answer(&app, &arrival, |reply| MessageShape::new(head, reply)).await
+}
+
+/// `POST /v1/responses`
+///
+/// # Errors
+/// As [`ApiError`] maps them.
+pub async fn responses(
+    State(app): State<Arc<App>>,
+    Extension(arrival): Extension<Arrival>,
+    body: Body,
+) -> Answered {
+    let (fields, limits) = open(&app, body).await?;
+    let (mut chat, repeated) = responses::request::chat(fields)?;
+    let talk = Talk::new(&mut chat, &app.model, limits, Some(responses::DIALECT));
+    let mut talk = talk.map_err(|invalid| invalid.renamed(responses::NAMES))?;
+    talk.prompt.field = "input".to_owned();
+    let head = head(&app, &arrival, "resp_");
+    talk.answer(&app, &arrival, |reply| ResponseShape::new(head, repeated, reply)).await
 }
 
 /// `POST /v1/completions`
@@ -53,7 +88,7 @@ pub async fn completions(
     let (mut fields, limits) = open(&app, body).await?;
     let request = completions::read(&mut fields, limits)?;
     let ask = Ask::new(request.knobs, completions::DIALECT, &app.model, limits, random)?;
-    let head = head(&app, &arrival, "cmpl");
+    let head = head(&app, &arrival, "cmpl-");
     let shape = CompletionShape::new(head, request.delivery, request.prompts.len())
         .with_logprobs(ask.logprobs().is_some(), request.tokens_as_ids);
     let stream = request.delivery.stream;
@@ -107,7 +142,7 @@ pub fn check_model(fields: &mut Fields, app: &App) -> Result<(), ApiError> {
 
 /// What fits the fleet and the configuration. Without a fleet the model's own limits stand in: what
 /// is wrong with a request is told all the same, and the fleet refuses the rest as not ready.
-fn limits(app: &App) -> Limits {
+pub fn limits(app: &App) -> Limits {
     let own = app.model.context_length;
     match app.ring.limits() {
         Some(limits) => Limits { context_length: limits.context_length.min(own), ..limits },
@@ -121,9 +156,46 @@ fn limits(app: &App) -> Limits {
 
 fn head(app: &App, arrival: &Arrival, prefix: &str) -> Head {
     Head {
-        id: format!("{prefix}-{}", arrival.name),
+        id: format!("{prefix}{}", arrival.name),
         created: crate::model::unix_s(),
         model: Arc::clone(&app.model),
+    }
+}
+
+/// A conversation that goes on, in whatever API it came.
+struct Talk {
+    ask: Ask,
+    prompt: Prompt,
+    delivery: Delivery,
+    /// What reads the output.
+    reply: Reply,
+}
+
+impl Talk {
+    /// Reads a chat request, or one that was translated into one from another API's `dialect`.
+    fn new(
+        fields: &mut Fields,
+        model: &Model,
+        limits: Limits,
+        dialect: Option<Dialect>,
+    ) -> Result<Self, Invalid> {
+        let request = chat::read(fields, model)?;
+        let dialect = dialect.unwrap_or(request.dialect);
+        let ask = Ask::new(request.knobs.clone(), dialect, model, limits, random)?;
+        let text = model.render(&request.conversation, "messages")?;
+        let reply = request.reply(model, &text);
+        Ok(Self { ask, prompt: chat_prompt(text), delivery: request.delivery, reply })
+    }
+
+    async fn answer<S: Shape>(
+        self,
+        app: &App,
+        arrival: &Arrival,
+        shape: impl FnOnce(Reply) -> S,
+    ) -> Answered {
+        let Self { ask, prompt, delivery, reply } = self;
+        let call = Call { app, arrival, ask, stream: delivery.stream };
+        call.answer(vec![prompt], shape(reply)).await
     }
 }
 

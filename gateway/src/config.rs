@@ -98,6 +98,8 @@ settings! {
     first_token_ms: u64,
     /// Between two tokens, ms [60000].
     next_token_ms: u64,
+    /// For the two tokens that /health_generate asks for, ms [20000].
+    health_ms: u64,
     /// For servers to acknowledge a cancel or a flush, ms [2000].
     acknowledge_ms: u64,
     /// For a server's handshake, ms [2000].
@@ -140,6 +142,7 @@ pub struct HttpLimits {
     pub max_connections: usize,
     pub headers_max: Duration,
     pub body_max: Duration,
+    pub health_max: Duration,
     pub drain_max: Duration,
 }
 
@@ -232,6 +235,7 @@ impl Config {
             max_connections: at_least_1("max_connections", settings.max_connections, 4096)?,
             headers_max: ms(settings.headers_ms, Duration::from_secs(10)),
             body_max: ms(settings.body_ms, Duration::from_secs(30)),
+            health_max: ms(settings.health_ms, Duration::from_secs(20)),
             drain_max: Duration::from_secs(settings.drain_seconds.unwrap_or(30)),
         };
         let own = Deadlines::default();

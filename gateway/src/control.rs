@@ -1,13 +1,16 @@
 //! The routes beside the calls: state, models, tokens, cache.
 
-use crate::calls::check_model;
+use crate::anthropic;
+use crate::calls::{check_model, limits};
 use crate::error::{ApiError, Invalid};
 use crate::fleet::AbortTarget;
-use crate::http::{App, fields, json};
+use crate::http::{App, fields, json, random};
+use crate::native;
 use crate::openai::completions::ids;
 use crate::openai::{chat, models};
-use crate::ring::Limits;
-use crate::validate::{Content, Prompt};
+use crate::openapi;
+use crate::ring::{Answer, Event, Failure, FailureKind, Limits};
+use crate::validate::{Ask, Content, Knobs, Prompt};
 use crate::{detokenize as detok, metrics as counts, tokenize as tok};
 use axum::Json;
 use axum::body::Body;
@@ -23,6 +26,42 @@ type Answered = Result<Response, ApiError>;
 /// `GET /health`: this process is alive; the state of others is `/ready`'s.
 pub async fn health() -> Json<Value> {
     Json(json!({"status": "ok"}))
+}
+
+/// `GET /health_generate`: the whole ring works, as a token of each of a pair of servers within
+/// `health_ms` shows. It computes, so it needs the key that a call needs.
+///
+/// # Errors
+/// The ring refuses or fails the request as it would a client's, or they come too late: 503.
+pub async fn health_generate(State(app): State<Arc<App>>) -> Answered {
+    let greedy = Some(0.0);
+    // Prefill makes the first token and decode the second.
+    let two =
+        Knobs { temperature: greedy, max_tokens: Some(2), ignore_eos: true, ..Knobs::default() };
+    let ask = Ask::new(two, native::DIALECT, &app.model, limits(&app), random)?;
+    let answer = app.ring.submit(ask.request(vec![TokenId::new(0)])?)?;
+    let within = app.limits.health_max;
+    match tokio::time::timeout(within, finished(answer)).await {
+        Ok(ended) => Ok(ended.map(|()| Json(json!({"status": "ok"})))?.into_response()),
+        Err(_) => {
+            let message =
+                format!("the ring made no two tokens within {} ms (health_ms)", within.as_millis());
+            Err(Failure { kind: FailureKind::NotReady, message }.into())
+        }
+    }
+}
+
+/// Waits for the end of an answer.
+async fn finished(mut answer: Answer) -> Result<(), Failure> {
+    while let Some(event) = answer.next().await {
+        match event {
+            Event::Finished(_) => return Ok(()),
+            Event::Failed(failure) => return Err(failure),
+            Event::Cached(_) | Event::Tokens(_) => {}
+        }
+    }
+    let message = "The request ended without a result".to_owned();
+    Err(Failure { kind: FailureKind::Internal, message })
 }
 
 /// `GET /ready`: whether a request would be served now, and if not, why.
@@ -69,10 +108,23 @@ pub async fn model_info(State(app): State<Arc<App>>) -> Json<Value> {
         "tokenizer_path": app.model.path,
         "served_model_name": app.model.served_name,
         "is_generation": true,
+        "preferred_sampling_params": null,
+        "weight_version": "default",
+        "has_image_understanding": false,
+        "has_audio_understanding": false,
+        "model_type": app.model.family.model_type(),
+        "architectures": [app.model.family.class()],
         "context_length": context_length(&app),
         "vocab_size": vocabulary(&app),
         "eos_token_ids": app.model.eos.iter().map(|id| id.get()).collect::<Vec<_>>(),
     }))
+}
+
+/// `GET /v1/loads`: requests and pages of every server that is up.
+pub async fn loads(State(app): State<Arc<App>>) -> Json<Value> {
+    let mut loads = app.ring.loads();
+    loads["version"] = json!(env!("CARGO_PKG_VERSION"));
+    Json(loads)
 }
 
 /// `GET /server_info`, `/get_server_info`: this gateway and every server.
@@ -115,6 +167,11 @@ pub async fn abort_request(State(app): State<Arc<App>>, body: Body) -> Answered 
     Ok(Json(json!({"aborted": aborted})).into_response())
 }
 
+/// `GET /openapi.json`: what there is to ask, and how.
+pub async fn openapi(State(app): State<Arc<App>>) -> Json<Value> {
+    Json(openapi::document(&app.model, limits(&app)))
+}
+
 /// `POST /tokenize`: `prompt` or `messages`, vLLM's shape.
 ///
 /// # Errors
@@ -147,6 +204,21 @@ pub async fn tokenize(State(app): State<Arc<App>>, body: Body) -> Answered {
         "token_strs": strings,
     }))
     .into_response())
+}
+
+/// `POST /v1/messages/count_tokens`: Anthropic's.
+///
+/// # Errors
+/// By field.
+pub async fn count_tokens(State(app): State<Arc<App>>, body: Body) -> Answered {
+    let mut fields = fields(&app, body).await?;
+    check_model(&mut fields, &app)?;
+    let mut chat = anthropic::request::conversation(fields)?;
+    let read = chat::conversation(&mut chat);
+    let (conversation, _) = read.map_err(|invalid| invalid.renamed(anthropic::NAMES))?;
+    let prompt = tok::chat_prompt(app.model.render(&conversation, "messages")?);
+    let tokens = tok::tokenize(&app.model, prompt, u32::MAX).await?;
+    Ok(Json(json!({"input_tokens": tokens.len()})).into_response())
 }
 
 /// `POST /detokenize`: `tokens`, vLLM's shape.

@@ -35,6 +35,18 @@ impl Invalid {
         let what = format!("{value} is not supported yet; leave the field out");
         Self { code: Some("unsupported_parameter"), ..Self::field(field, &what) }
     }
+    /// The same in the words of another API: `names` are pairs of its parts of a field's name, of
+    /// ours and theirs.
+    #[must_use]
+    pub fn renamed(self, names: &[(&str, &str)]) -> Self {
+        let Some(ours) = self.param else { return self };
+        let theirs = names.iter().fold(ours.clone(), |name, (our, their)| name.replace(our, their));
+        let message = match self.message.strip_prefix(&ours) {
+            Some(rest) => format!("{theirs}{rest}"),
+            None => self.message,
+        };
+        Self { param: Some(theirs), message, code: self.code }
+    }
     /// Prompt and output do not fit.
     pub fn too_long(field: &str, message: String) -> Self {
         Self { param: Some(field.into()), message, code: Some("context_length_exceeded") }
@@ -86,7 +98,8 @@ impl ApiError {
     }
     /// The key is missing or wrong: 401.
     pub fn unauthorized() -> Self {
-        let message = "The API key is missing or wrong; send it as `Authorization: Bearer …`";
+        let message = "The API key is missing or wrong; send it as `Authorization: Bearer …` \
+                       or `x-api-key: …`";
         let status = StatusCode::UNAUTHORIZED;
         Self::new(status, "invalid_request_error", "invalid_api_key", message.to_owned())
     }
@@ -97,6 +110,10 @@ impl ApiError {
     /// The HTTP status.
     pub fn status(&self) -> StatusCode {
         self.status
+    }
+    /// What happened, for the client.
+    pub fn message(&self) -> &str {
+        &self.message
     }
     /// OpenAI's error object, as a body or as a chunk in mid-stream.
     pub fn body(&self) -> Value {
@@ -159,6 +176,8 @@ impl IntoResponse for ApiError {
             }
             _ => {}
         }
+        // For an API that has another shape for it.
+        response.extensions_mut().insert(self);
         response
     }
 }

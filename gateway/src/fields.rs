@@ -28,6 +28,11 @@ impl Fields {
         }
     }
 
+    /// Sets field `name`.
+    pub fn set(&mut self, name: &str, value: Value) {
+        self.map.insert(name.to_owned(), value);
+    }
+
     /// The object in field `name`, whose own fields are reported as `name.field`; empty if absent.
     ///
     /// # Errors

@@ -3,6 +3,7 @@
 //! The routes and what every request passes: an id (`x-request-id`, echoed or made), the API key,
 //! a count by route and status. Bodies are read here, within a size and a time.
 
+use crate::anthropic;
 use crate::auth::ApiKey;
 use crate::calls;
 use crate::config::HttpLimits;
@@ -19,7 +20,7 @@ use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderName, HeaderValue, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{MethodRouter, get, post};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use metrics_exporter_prometheus::PrometheusHandle;
 use std::sync::Arc;
@@ -87,25 +88,43 @@ pub struct Arrival {
     pub name: String,
 }
 
+/// Every path with its methods. `/openapi.json` describes them, and a test holds it to this.
+fn routes() -> Vec<(&'static str, MethodRouter<Arc<App>>)> {
+    vec![
+        ("/v1/chat/completions", post(calls::chat)),
+        ("/v1/completions", post(calls::completions)),
+        ("/v1/responses", post(calls::responses)),
+        ("/v1/messages", post(calls::messages)),
+        ("/v1/messages/count_tokens", post(control::count_tokens)),
+        ("/generate", post(calls::generate)),
+        ("/v1/models", get(control::models)),
+        ("/v1/models/{*model}", get(control::one_model)),
+        ("/tokenize", post(control::tokenize)),
+        ("/detokenize", post(control::detokenize)),
+        ("/health", get(control::health)),
+        ("/health_generate", get(control::health_generate)),
+        ("/ready", get(control::ready)),
+        ("/metrics", get(control::metrics)),
+        ("/flush_cache", get(control::flush_cache).post(control::flush_cache)),
+        ("/abort_request", post(control::abort_request)),
+        ("/v1/loads", get(control::loads)),
+        ("/server_info", get(control::server_info)),
+        ("/get_server_info", get(control::server_info)),
+        ("/model_info", get(control::model_info)),
+        ("/get_model_info", get(control::model_info)),
+        ("/openapi.json", get(control::openapi)),
+    ]
+}
+
+/// Every path that is served.
+pub fn paths() -> Vec<&'static str> {
+    routes().into_iter().map(|(path, _)| path).collect()
+}
+
 /// All routes.
 pub fn router(app: Arc<App>) -> Router {
-    let routes = Router::new()
-        .route("/v1/chat/completions", post(calls::chat))
-        .route("/v1/completions", post(calls::completions))
-        .route("/generate", post(calls::generate))
-        .route("/v1/models", get(control::models))
-        .route("/v1/models/{*model}", get(control::one_model))
-        .route("/tokenize", post(control::tokenize))
-        .route("/detokenize", post(control::detokenize))
-        .route("/health", get(control::health))
-        .route("/ready", get(control::ready))
-        .route("/metrics", get(control::metrics))
-        .route("/flush_cache", get(control::flush_cache).post(control::flush_cache))
-        .route("/abort_request", post(control::abort_request))
-        .route("/server_info", get(control::server_info))
-        .route("/get_server_info", get(control::server_info))
-        .route("/model_info", get(control::model_info))
-        .route("/get_model_info", get(control::model_info));
+    let add = |router: Router<Arc<App>>, (path, methods)| router.route(path, methods);
+    let routes = routes().into_iter().fold(Router::new(), add);
     let routes = routes.method_not_allowed_fallback(method_not_allowed).fallback(not_found);
     routes.layer(from_fn_with_state(Arc::clone(&app), pass)).with_state(app)
 }
@@ -125,12 +144,16 @@ async fn pass(State(app): State<Arc<App>>, mut request: Request, next: Next) -> 
     let name = name(request.headers().get(&REQUEST_ID));
     let admitted = app.api_key.as_ref();
     let admitted = admitted.is_none_or(|key| key.admits(request.uri().path(), request.headers()));
+    let is_anthropic = anthropic::serves(request.uri().path());
     let mut response = if admitted {
         request.extensions_mut().insert(Arrival { at: Instant::now(), name: name.clone() });
         next.run(request).await
     } else {
         ApiError::unauthorized().into_response()
     };
+    if is_anthropic && let Some(error) = response.extensions_mut().remove::<ApiError>() {
+        *response.body_mut() = anthropic::error::body(&error, Some(&name)).to_string().into();
+    }
     metrics::answered(&route, response.status().as_u16());
     tracing::debug!(request = name, route, status = response.status().as_u16(), "answered");
     if let Ok(value) = HeaderValue::from_str(&name) {

@@ -36,9 +36,10 @@ impl InFlight {
         Held { calls: self.clone(), number }
     }
 
-    /// Requests of the calls of that name, with or without OpenAI's prefix.
+    /// Requests of the calls of that name, with or without the prefix of an API's ids.
     pub fn requests(&self, name: &str) -> Vec<RequestId> {
-        let bare = ["chatcmpl-", "cmpl-"].iter().find_map(|prefix| name.strip_prefix(prefix));
+        let prefixes = ["chatcmpl-", "cmpl-", "msg_", "resp_"];
+        let bare = prefixes.iter().find_map(|prefix| name.strip_prefix(prefix));
         let calls = self.lock();
         let named = calls.by_number.values().filter(|(own, _)| own == name || Some(&**own) == bare);
         named.flat_map(|(_, ids)| ids.iter().copied()).collect()

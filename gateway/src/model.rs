@@ -6,7 +6,7 @@ use crate::reasoning::Style;
 use crate::template::{Conversation, Template, TemplateError};
 use crate::tokenize::{BadTokenizer, Tokenizer};
 use crate::tools::Format;
-use checkpoint::{Checkpoint, GenerationConfig, SpecialTokens};
+use checkpoint::{Checkpoint, Family, GenerationConfig, SpecialTokens};
 use serde_json::{Map, Value};
 use shared::ids::TokenId;
 use std::path::{Path, PathBuf};
@@ -19,6 +19,8 @@ pub struct Model {
     pub served_name: String,
     /// Where it was read from.
     pub path: PathBuf,
+    /// Its architecture.
+    pub family: Family,
     /// Text to tokens and back.
     pub tokenizer: Tokenizer,
     /// Ids that end an output: those of generation config, model config and tokenizer.
@@ -107,6 +109,7 @@ impl Model {
         Ok(Self {
             served_name: config.served_model_name.clone().unwrap_or_else(|| stem(&config.model)),
             path: config.model.clone(),
+            family: checkpoint.config().family,
             tokenizer,
             eos: checkpoint.eos_token_ids().into_iter().map(TokenId::new).collect(),
             defaults: defaults(generation)?,

@@ -7,7 +7,7 @@ use crate::openai::knobs::{logit_bias, strings};
 use crate::openai::{finish_reason, finite, text};
 use crate::pieces::Pieces;
 use crate::ring::Limits;
-use crate::stream::Shape;
+use crate::stream::{Sent, Shape};
 use crate::transcript::{Delta, Ending, Matched, Output, Usage};
 use crate::validate::{Dialect, Knobs, Neutral, Prompt, refuse_unless_neutral};
 use serde_json::{Value, json};
@@ -205,18 +205,14 @@ fn finish(ending: &Ending, usage: Usage) -> Value {
 }
 
 impl Shape for GenerateShape {
-    fn chunks(&mut self, delta: Delta) -> Vec<String> {
+    fn chunks(&mut self, delta: Delta) -> Vec<Sent> {
         let index = delta.index;
         self.outputs[index].add(delta);
         let mut chunk = self.result(index, &self.outputs[index]);
         if self.batch {
             chunk["index"] = json!(index);
         }
-        vec![chunk.to_string()]
-    }
-
-    fn last(&mut self, _: Usage) -> Option<String> {
-        None
+        vec![chunk.to_string().into()]
     }
 
     fn whole(&mut self, outputs: Vec<Output>) -> String {

@@ -1,4 +1,5 @@
 //! An output's text as parts: first thoughts are told from the answer, then calls from text.
+//! [`Reply`] is what the client is to see of them.
 //!
 //! What comes out, pieces joined, is the same however the text was cut.
 
@@ -47,6 +48,49 @@ impl Reader {
             Some(calls) => calls.push(text, parts),
             None => parts.text(text),
         }
+    }
+}
+
+/// One output on its way into a message.
+#[derive(Debug, Clone, Default)]
+pub struct Reply {
+    reader: Reader,
+    /// Calls after the first are left out, as the client wants one at most.
+    one_call: bool,
+    calls: usize,
+}
+
+impl Reply {
+    /// An output that `reader` has not read yet.
+    pub fn new(reader: Reader, one_call: bool) -> Self {
+        Self { reader, one_call, calls: 0 }
+    }
+
+    /// Tools called so far, also those that the client does not see.
+    pub fn calls(&self) -> usize {
+        self.calls
+    }
+
+    /// Whether a tool was called.
+    pub fn has_calls(&self) -> bool {
+        self.calls > 0
+    }
+
+    /// The parts of the next text, the last one if `ended`, that the client is to see.
+    pub fn parts(&mut self, text: &str, ended: bool) -> Vec<Part> {
+        let mut parts = Parts::default();
+        let mut read = self.reader.push(text);
+        if ended {
+            read.extend(self.reader.finish());
+        }
+        for part in read {
+            self.calls += usize::from(matches!(part, Part::Call { .. }));
+            let of_a_call = matches!(part, Part::Call { .. } | Part::Arguments(_));
+            if !(of_a_call && self.one_call && self.calls > 1) {
+                parts.add(part);
+            }
+        }
+        parts.into_vec()
     }
 }
 

@@ -4,8 +4,8 @@
 //! 1. [`outputs`] joins the answers of a call into one stream of deltas. An output that has ended
 //!    drops its [`Answer`] at once: after a stop string that cancels it on both servers.
 //! 2. The first delta is awaited before the status line: what fails until then is an HTTP error.
-//! 3. [`events`] sends deltas as server-sent events, then the usage if asked for, then `[DONE]`.
-//!    A failure in mid-stream is OpenAI's error object as an event. [`whole`] collects instead.
+//! 3. [`events`] sends deltas as server-sent events, then what the API ends a stream with. A
+//!    failure in mid-stream is the API's error object as an event. [`whole`] collects instead.
 //!
 //! A client that goes away drops the body or the handler, and with it every answer.
 
@@ -24,12 +24,37 @@ pub type Deltas = BoxStream<'static, Result<Delta, Failure>>;
 
 /// An API's JSON for deltas and whole answers.
 pub trait Shape: Send + 'static {
-    /// Events for a delta, each a JSON text; none if there is nothing to show.
-    fn chunks(&mut self, delta: Delta) -> Vec<String>;
-    /// The event after the last delta, if usage was asked for.
-    fn last(&mut self, usage: Usage) -> Option<String>;
+    /// Events for a delta; none if there is nothing to show.
+    fn chunks(&mut self, delta: Delta) -> Vec<Sent>;
+    /// OpenAI's event after the last delta, if usage was asked for.
+    fn last(&mut self, _usage: Usage) -> Option<String> {
+        None
+    }
+    /// Events after the last delta, or after the failure that cut the answer: OpenAI's.
+    fn end(&mut self, ended: Result<Usage, ApiError>) -> Vec<Sent> {
+        let last = match ended {
+            Ok(usage) => self.last(usage),
+            Err(error) => Some(error.body().to_string()),
+        };
+        last.into_iter().chain([DONE.to_owned()]).map(Sent::from).collect()
+    }
     /// The body of a whole answer, one output a prompt.
     fn whole(&mut self, outputs: Vec<Output>) -> String;
+}
+
+/// A server-sent event.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sent {
+    /// `event:`, where the API names its events.
+    pub name: Option<&'static str>,
+    /// `data:`, one line.
+    pub data: String,
+}
+
+impl From<String> for Sent {
+    fn from(data: String) -> Self {
+        Self { name: None, data }
+    }
 }
 
 /// An answer with what follows its text and its time.
@@ -146,27 +171,29 @@ fn event_bytes(
                     }
                 }
                 Some(Err(failure)) => {
-                    let error = ApiError::from(failure).body().to_string();
-                    return Some((framed(&[error, DONE.to_owned()]), None));
+                    return Some((framed(&shape.end(Err(failure.into()))), None));
                 }
-                None => {
-                    let last = shape.last(total(&usages));
-                    let chunks: Vec<String> = last.into_iter().chain([DONE.to_owned()]).collect();
-                    return Some((framed(&chunks), None));
-                }
+                None => return Some((framed(&shape.end(Ok(total(&usages)))), None)),
             }
         }
     })
 }
 
-/// The event that ends a stream.
+/// What ends a stream of OpenAI's.
 const DONE: &str = "[DONE]";
 
-fn framed(chunks: &[String]) -> Bytes {
-    let mut frame = String::with_capacity(chunks.iter().map(|chunk| chunk.len() + 8).sum());
-    for chunk in chunks {
+fn framed(events: &[Sent]) -> Bytes {
+    let name_len = |event: &Sent| event.name.map_or(0, |name| name.len() + 8);
+    let len = |event: &Sent| event.data.len() + 8 + name_len(event);
+    let mut frame = String::with_capacity(events.iter().map(len).sum());
+    for event in events {
+        if let Some(name) = event.name {
+            frame.push_str("event: ");
+            frame.push_str(name);
+            frame.push('\n');
+        }
         frame.push_str("data: ");
-        frame.push_str(chunk);
+        frame.push_str(&event.data);
         frame.push_str("\n\n");
     }
     Bytes::from(frame)

@@ -20,9 +20,10 @@ use std::collections::BTreeMap;
 
 /// Most prompts of one call.
 pub const MAX_PROMPTS: usize = 512;
-/// Most stop strings of one request, and the longest of them in bytes.
-const MAX_STOPS: usize = 64;
-const MAX_STOP_LEN: usize = 1024;
+/// Most stop strings of one request.
+pub const MAX_STOPS: usize = 64;
+/// Longest stop string, bytes.
+pub const MAX_STOP_LEN: usize = 1024;
 
 /// A prompt and the field that it came in.
 #[derive(Debug, Clone)]

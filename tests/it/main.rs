@@ -27,6 +27,7 @@ mod cancel;
 mod drain;
 mod retract;
 mod cache;
+mod endpoints;
 mod refusals;
 mod many;
 mod soak;

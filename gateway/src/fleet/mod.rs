@@ -4,6 +4,7 @@
 //! server links → [`mailbox::Mailbox`] → journey → [`Answer`]. A link never waits for a client.
 
 mod hear;
+mod loads;
 mod mailbox;
 pub mod route;
 mod server;

@@ -2,15 +2,15 @@
 
 use super::knobs::{self, Delivery};
 use super::logprobs::ChatLogprobs;
-use super::reply::{Message, MessageDelta, Reply};
+use super::reply::{Message, MessageDelta};
 use super::tools::{self, Tools};
 use super::{Head, UsageJson, finish_reason, json_text, messages, stop_reason};
 use crate::error::Invalid;
 use crate::fields::Fields;
 use crate::model::Model;
 use crate::reasoning::Thoughts;
-use crate::reply::Reader;
-use crate::stream::Shape;
+use crate::reply::{Reader, Reply};
+use crate::stream::{Sent, Shape};
 use crate::template::Conversation;
 use crate::tools::{CallParser, Format};
 use crate::transcript::{Delta, Ending, Matched, Output, Usage};
@@ -99,14 +99,15 @@ pub fn conversation(fields: &mut Fields) -> Result<(Conversation, Tools), Invali
 
 impl ChatRequest {
     /// What reads an output that follows `prompt`.
-    pub fn reader(&self, model: &Model, prompt: &str) -> Reader {
+    pub fn reply(&self, model: &Model, prompt: &str) -> Reply {
         let offered = &self.tools.callable;
         let calls = model.calls.filter(|_| !offered.is_empty());
         let separate = self.separate_reasoning;
-        Reader {
+        let reader = Reader {
             thoughts: model.thoughts.map(|style| Thoughts::new(style, separate, prompt)),
             calls: calls.map(|format| CallParser::new(format, Arc::clone(offered))),
-        }
+        };
+        Reply::new(reader, self.tools.one_call)
     }
 }
 
@@ -174,10 +175,10 @@ impl ChatShape {
         Self { head, delivery, logprobs, reply: Reply::default(), outputs: Vec::new() }
     }
 
-    /// Reads outputs with `reader`; `one_call` leaves out calls of tools after the first.
+    /// Reads every output as `reply`, which has read nothing yet, does.
     #[must_use]
-    pub fn reading(mut self, reader: Reader, one_call: bool) -> Self {
-        self.reply = Reply::new(reader, one_call);
+    pub fn reading(mut self, reply: Reply) -> Self {
+        self.reply = reply;
         self
     }
 
@@ -203,7 +204,7 @@ impl ChatShape {
 }
 
 impl Shape for ChatShape {
-    fn chunks(&mut self, delta: Delta) -> Vec<String> {
+    fn chunks(&mut self, delta: Delta) -> Vec<Sent> {
         let usage = self.delivery.continuous_usage.then_some(delta.usage);
         let shows = self.logprobs && !delta.tokens.is_empty();
         let mut logprobs =
@@ -234,7 +235,7 @@ impl Shape for ChatShape {
             choice(delta, logprobs.take(), ending.clone().filter(|_| at == last))
         });
         let choices: Vec<ChunkChoice> = opening.into_iter().chain(deltas).collect();
-        choices.into_iter().map(|choice| self.chunk(vec![choice], usage)).collect()
+        choices.into_iter().map(|choice| self.chunk(vec![choice], usage).into()).collect()
     }
 
     fn last(&mut self, usage: Usage) -> Option<String> {

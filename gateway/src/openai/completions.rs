@@ -6,7 +6,7 @@ use super::{Head, UsageJson, finish_reason, json_text, stop_reason};
 use crate::error::Invalid;
 use crate::fields::{Fields, kind};
 use crate::ring::Limits;
-use crate::stream::Shape;
+use crate::stream::{Sent, Shape};
 use crate::transcript::{Delta, Output, Usage};
 use crate::validate::{Content, Dialect, Knobs, MAX_PROMPTS, Prompt, vocabulary_id};
 use serde::Serialize;
@@ -188,7 +188,7 @@ impl CompletionShape {
 }
 
 impl Shape for CompletionShape {
-    fn chunks(&mut self, delta: Delta) -> Vec<String> {
+    fn chunks(&mut self, delta: Delta) -> Vec<Sent> {
         // Whoever follows the usage sees every token come, also those that complete no text.
         let follows = self.logprobs || self.delivery.continuous_usage;
         let shows = follows && !delta.tokens.is_empty();
@@ -197,7 +197,7 @@ impl Shape for CompletionShape {
         }
         let usage = self.delivery.continuous_usage.then_some(delta.usage);
         let choice = self.choice(delta);
-        vec![self.body(vec![choice], usage)]
+        vec![self.body(vec![choice], usage).into()]
     }
 
     fn last(&mut self, usage: Usage) -> Option<String> {

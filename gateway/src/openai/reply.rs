@@ -1,8 +1,8 @@
 //! The assistant's message: parts of an output as OpenAI's deltas, or as one message.
 
 use super::tools::call_id;
-use crate::parts::{Part, Parts};
-use crate::reply::Reader;
+use crate::parts::Part;
+use crate::reply::Reply;
 use serde::Serialize;
 
 /// What is new in a message.
@@ -64,15 +64,6 @@ struct Function {
     arguments: String,
 }
 
-/// One output on its way into a message.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Reply {
-    reader: Reader,
-    /// Calls after the first are left out, as the client wants one at most.
-    one_call: bool,
-    calls: usize,
-}
-
 impl MessageDelta {
     /// What opens a message.
     pub(super) fn opening() -> Self {
@@ -110,19 +101,9 @@ impl MessageDelta {
 }
 
 impl Reply {
-    /// An output that `reader` has not read yet.
-    pub(super) fn new(reader: Reader, one_call: bool) -> Self {
-        Self { reader, one_call, calls: 0 }
-    }
-
-    /// Whether a tool was called.
-    pub(super) fn has_calls(&self) -> bool {
-        self.calls > 0
-    }
-
     /// Takes the next text, the last one if `ended`.
     pub(super) fn deltas(&mut self, text: &str, ended: bool) -> Vec<MessageDelta> {
-        let mut begun = self.calls;
+        let mut begun = self.calls();
         let parts = self.parts(text, ended).into_iter();
         parts.map(|part| MessageDelta::new(part, &mut begun)).collect()
     }
@@ -149,22 +130,5 @@ impl Reply {
         }
         let content = (!content.is_empty() || tool_calls.is_empty()).then_some(content);
         Message { role, content, reasoning_content, tool_calls }
-    }
-
-    /// The parts that the client is to see.
-    fn parts(&mut self, text: &str, ended: bool) -> Vec<Part> {
-        let mut parts = Parts::default();
-        let mut read = self.reader.push(text);
-        if ended {
-            read.extend(self.reader.finish());
-        }
-        for part in read {
-            self.calls += usize::from(matches!(part, Part::Call { .. }));
-            let of_a_call = matches!(part, Part::Call { .. } | Part::Arguments(_));
-            if !(of_a_call && self.one_call && self.calls > 1) {
-                parts.add(part);
-            }
-        }
-        parts.into_vec()
     }
 }

@@ -1,12 +1,13 @@
 //! The fields of a chat request about tools: which there are, and whether the model may call them.
 
+use crate::blocks::letters;
 use crate::error::Invalid;
 use crate::fields::{Fields, kind};
 use serde_json::Value;
 use std::sync::Arc;
 
 /// Longest name of a tool, bytes: OpenAI's bound.
-const NAME_MAX: usize = 64;
+pub const NAME_MAX: usize = 64;
 
 /// Tools of a request.
 #[derive(Debug, Clone, Default)]
@@ -87,12 +88,7 @@ fn name(tool: &Value, at: usize) -> Result<String, Invalid> {
 
 /// An id for a call of a tool: `call_` and 24 random letters and digits.
 pub fn call_id() -> String {
-    const ALPHABET: &[u8; 62] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789";
-    let mut drawn = [0; 24];
-    getrandom::fill(&mut drawn)
-        .expect("the kernel gives random bytes on every system that we run on");
-    let letter = |byte: u8| char::from(ALPHABET[usize::from(byte) % ALPHABET.len()]);
-    "call_".chars().chain(drawn.map(letter)).collect()
+    format!("call_{}", letters())
 }
 
 #[cfg(test)]

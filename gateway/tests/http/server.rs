@@ -29,10 +29,22 @@ async fn models_and_infos() {
         let info = gateway.get(path).await.json();
         assert_eq!(info["is_generation"], true);
         assert_eq!(info["vocab_size"], 512);
+        assert_eq!(info["model_type"], "qwen3");
+        assert_eq!(info["architectures"], json!(["Qwen3ForCausalLM"]));
     }
     for path in ["/server_info", "/get_server_info"] {
         assert_eq!(gateway.get(path).await.json()["served_model_name"], "tiny");
     }
+}
+
+#[tokio::test]
+async fn without_servers_nothing_is_generated_and_nothing_is_loaded() {
+    let gateway = Gateway::start(|_| {}).await;
+    let answer = gateway.get("/health_generate").await;
+    assert_eq!((answer.status, answer.error()["code"].clone()), (503, json!("not_ready")));
+    let loads = gateway.get("/v1/loads").await.json();
+    assert_eq!(loads["loads"], json!([]));
+    assert_eq!(loads["aggregate"]["total_reqs"], 0);
 }
 
 #[tokio::test]

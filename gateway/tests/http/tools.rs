@@ -40,9 +40,8 @@ fn shape(model: &Arc<Model>, delivery: Delivery, more: &Value) -> ChatShape {
     let mut fields = Fields::parse(body(more).to_string().as_bytes()).unwrap();
     let request = read(&mut fields, model).unwrap();
     let prompt = model.render(&request.conversation, "messages").unwrap();
-    let reader = request.reader(model, &prompt);
     ChatShape::new(head(model, "chatcmpl-1"), delivery, false)
-        .reading(reader, request.tools.one_call)
+        .reading(request.reply(model, &prompt))
 }
 
 /// `said` in `tokens_each` tokens an event.

@@ -1,0 +1,138 @@
+//! Schemas of answers: what a client may count on.
+#![expect(clippy::needless_pass_by_value, reason = "a schema is made of its parts, used up")]
+
+use serde_json::{Map, Value, json};
+
+/// By name.
+pub(super) fn schemas() -> Map<String, Value> {
+    let error = json!({
+        "message": {"type": "string"}, "type": {"type": "string"},
+        "param": {"type": ["string", "null"]}, "code": {"type": ["string", "null"]},
+    });
+    let named = [
+        ("Object", json!({"type": "object"})),
+        ("Error", object(json!({"error": object(error)}))),
+        ("AnthropicError", anthropic_error()),
+        ("Chat", object(head(json!({"choices": list(choice("message")), "usage": usage()})))),
+        ("Completion", object(head(json!({"choices": list(choice("text")), "usage": usage()})))),
+        ("Response", response()),
+        ("Message", message()),
+        ("TokenCount", object(json!({"input_tokens": {"type": "integer"}}))),
+        ("Generated", generated()),
+        ("Tokens", tokens()),
+        ("Text", object(json!({"prompt": {"type": "string"}}))),
+        ("Aborted", object(json!({"aborted": {"type": "integer"}}))),
+        ("Model", model()),
+        ("Models", object(json!({"object": {"const": "list"}, "data": list(model())}))),
+        ("ModelInfo", model_info()),
+        ("Loads", loads()),
+    ];
+    named.into_iter().map(|(name, schema)| (name.to_owned(), schema)).collect()
+}
+
+/// An object that has all these properties.
+fn object(properties: Value) -> Value {
+    let names: Vec<&String> = properties.as_object().into_iter().flat_map(Map::keys).collect();
+    json!({"type": "object", "required": names, "properties": properties})
+}
+
+fn list(items: Value) -> Value {
+    json!({"type": "array", "items": items})
+}
+
+fn head(mut properties: Value) -> Value {
+    properties["id"] = json!({"type": "string"});
+    properties["object"] = json!({"type": "string"});
+    properties["created"] = json!({"type": "integer"});
+    properties["model"] = json!({"type": "string"});
+    properties
+}
+
+fn choice(content: &str) -> Value {
+    let finish = json!({"enum": ["stop", "length", "tool_calls"]});
+    object(json!({"index": {"type": "integer"}, "finish_reason": finish, content: {}}))
+}
+
+fn usage() -> Value {
+    object(json!({
+        "prompt_tokens": {"type": "integer"}, "completion_tokens": {"type": "integer"},
+        "total_tokens": {"type": "integer"},
+    }))
+}
+
+fn response() -> Value {
+    object(json!({
+        "id": {"type": "string"}, "object": {"const": "response"},
+        "created_at": {"type": "integer"}, "model": {"type": "string"},
+        "status": {"enum": ["completed", "incomplete"]}, "output": list(json!({"type": "object"})),
+        "usage": object(json!({
+            "input_tokens": {"type": "integer"}, "output_tokens": {"type": "integer"},
+            "total_tokens": {"type": "integer"},
+        })),
+    }))
+}
+
+fn message() -> Value {
+    object(json!({
+        "id": {"type": "string"}, "type": {"const": "message"}, "role": {"const": "assistant"},
+        "model": {"type": "string"}, "content": list(json!({"type": "object"})),
+        "stop_reason": {"enum": ["end_turn", "max_tokens", "stop_sequence", "tool_use"]},
+        "stop_sequence": {"type": ["string", "null"]},
+        "usage": object(json!({
+            "input_tokens": {"type": "integer"}, "output_tokens": {"type": "integer"},
+        })),
+    }))
+}
+
+fn anthropic_error() -> Value {
+    object(json!({
+        "type": {"const": "error"},
+        "error": object(json!({"type": {"type": "string"}, "message": {"type": "string"}})),
+        "request_id": {"type": "string"},
+    }))
+}
+
+fn generated() -> Value {
+    let one = object(json!({
+        "text": {"type": "string"}, "output_ids": list(json!({"type": "integer"})),
+        "meta_info": {"type": "object"},
+    }));
+    json!({"anyOf": [one, list(one.clone())]})
+}
+
+fn tokens() -> Value {
+    object(json!({
+        "count": {"type": "integer"}, "max_model_len": {"type": "integer"},
+        "tokens": list(json!({"type": "integer"})),
+    }))
+}
+
+fn model() -> Value {
+    object(json!({
+        "id": {"type": "string"}, "object": {"const": "model"}, "created": {"type": "integer"},
+        "owned_by": {"type": "string"}, "max_model_len": {"type": "integer"},
+    }))
+}
+
+fn model_info() -> Value {
+    object(json!({
+        "model_path": {"type": "string"}, "tokenizer_path": {"type": "string"},
+        "is_generation": {"type": "boolean"}, "model_type": {"type": "string"},
+        "architectures": list(json!({"type": "string"})), "vocab_size": {"type": "integer"},
+    }))
+}
+
+fn loads() -> Value {
+    let server = object(json!({
+        "role": {"enum": ["prefill", "decode"]}, "id": {"type": "string"},
+        "num_running_reqs": {"type": "integer"}, "num_waiting_reqs": {"type": "integer"},
+        "num_used_tokens": {"type": "integer"}, "max_total_num_tokens": {"type": "integer"},
+        "token_usage": {"type": "number"}, "pages_used": {"type": "integer"},
+        "pages_free": {"type": "integer"}, "page_size": {"type": "integer"},
+    }));
+    let aggregate = object(json!({
+        "total_running_reqs": {"type": "integer"}, "total_waiting_reqs": {"type": "integer"},
+        "total_reqs": {"type": "integer"}, "avg_token_usage": {"type": "number"},
+    }));
+    object(json!({"loads": list(server), "aggregate": aggregate, "version": {"type": "string"}}))
+}

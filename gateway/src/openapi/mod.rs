@@ -1,0 +1,126 @@
+//! `/openapi.json`: a document of every route, made of the same limits as the checks.
+//!
+//! A test holds it to the code: every route is in it and takes the methods that it says, and every
+//! field of a body that it names is read, as a value of another type is refused by that name.
+
+mod answers;
+mod bodies;
+
+use crate::model::Model;
+use crate::ring::Limits;
+use serde_json::{Map, Value, json};
+
+/// What the document says of a route's method.
+struct Operation {
+    path: &'static str,
+    method: &'static str,
+    summary: &'static str,
+    /// Name of the schema of the request's body.
+    body: Option<&'static str>,
+    /// Name of the schema of the answer, which is text where there is none.
+    answer: Option<&'static str>,
+    /// Whether the answer can be a stream of events.
+    streams: bool,
+}
+
+const fn get(path: &'static str, summary: &'static str) -> Operation {
+    Operation { path, method: "get", summary, body: None, answer: None, streams: false }
+}
+
+const fn post(path: &'static str, body: &'static str, summary: &'static str) -> Operation {
+    Operation { body: Some(body), method: "post", ..get(path, summary) }
+}
+
+impl Operation {
+    const fn answers(self, answer: &'static str) -> Self {
+        Self { answer: Some(answer), ..self }
+    }
+    const fn streams(self) -> Self {
+        Self { streams: true, ..self }
+    }
+}
+
+const OPERATIONS: &[Operation] = &[
+    post("/v1/chat/completions", "Chat", "OpenAI's chat completions").answers("Chat").streams(),
+    post("/v1/completions", "Completions", "OpenAI's completions").answers("Completion").streams(),
+    post("/v1/responses", "Responses", "OpenAI's responses").answers("Response").streams(),
+    post("/v1/messages", "Messages", "Anthropic's messages").answers("Message").streams(),
+    post("/v1/messages/count_tokens", "CountTokens", "Tokens of a prompt of Anthropic's messages")
+        .answers("TokenCount"),
+    post("/generate", "Generate", "SGLang's generate").answers("Generated").streams(),
+    post("/tokenize", "Tokenize", "Token ids of a prompt or a conversation").answers("Tokens"),
+    post("/detokenize", "Detokenize", "Text of token ids").answers("Text"),
+    post("/abort_request", "Abort", "Ends a call by its name, or all calls").answers("Aborted"),
+    get("/v1/models", "The models served: one").answers("Models"),
+    get("/v1/models/{model}", "One model").answers("Model"),
+    get("/health", "Whether this process is alive").answers("Object"),
+    get("/health_generate", "Whether the whole ring makes tokens").answers("Object"),
+    get("/ready", "Whether a request would be served now").answers("Object"),
+    get("/metrics", "Metrics in Prometheus' text format"),
+    get("/v1/loads", "Requests and pages of every server").answers("Loads"),
+    get("/server_info", "The gateway and its servers").answers("Object"),
+    get("/get_server_info", "The gateway and its servers").answers("Object"),
+    get("/model_info", "The model").answers("ModelInfo"),
+    get("/get_model_info", "The model").answers("ModelInfo"),
+    get("/flush_cache", "Drops cached pages on every server"),
+    Operation { method: "post", ..get("/flush_cache", "Drops cached pages on every server") },
+    get("/openapi.json", "This document").answers("Object"),
+];
+
+/// The document of a gateway that serves `model` within `limits`.
+pub fn document(model: &Model, limits: Limits) -> Value {
+    let mut paths: Map<String, Value> = Map::new();
+    for operation in OPERATIONS {
+        paths.entry(operation.path).or_insert_with(|| json!({}))[operation.method] =
+            described(operation);
+    }
+    let mut schemas = bodies::schemas(model, limits);
+    schemas.extend(answers::schemas());
+    json!({
+        "openapi": "3.1.0",
+        "info": {"title": "Tandem", "version": env!("CARGO_PKG_VERSION")},
+        "paths": paths,
+        "components": {
+            "schemas": schemas,
+            "securitySchemes": {
+                "bearer": {"type": "http", "scheme": "bearer"},
+                "x-api-key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+            },
+        },
+        "security": [{}, {"bearer": []}, {"x-api-key": []}],
+    })
+}
+
+fn described(operation: &Operation) -> Value {
+    let schema = |name: &str| json!({"schema": {"$ref": format!("#/components/schemas/{name}")}});
+    let mut content = match operation.answer {
+        Some(answer) => json!({"application/json": schema(answer)}),
+        None => json!({"text/plain": {"schema": {"type": "string"}}}),
+    };
+    if operation.streams {
+        content["text/event-stream"] = json!({"schema": {"type": "string"}});
+    }
+    let error = match crate::anthropic::serves(operation.path) {
+        true => "AnthropicError",
+        false => "Error",
+    };
+    let mut described = json!({
+        "summary": operation.summary,
+        "responses": {
+            "200": {"description": "The answer", "content": content},
+            "default": {
+                "description": "An error",
+                "content": {"application/json": schema(error)},
+            },
+        },
+    });
+    if let Some(body) = operation.body {
+        let content = json!({"application/json": schema(&format!("{body}Request"))});
+        described["requestBody"] = json!({"required": true, "content": content});
+    }
+    if operation.path.contains("{model}") {
+        described["parameters"] = json!([
+            {"name": "model", "in": "path", "required": true, "schema": {"type": "string"}}]);
+    }
+    described
+}
