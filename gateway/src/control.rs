@@ -180,6 +180,9 @@ pub async fn tokenize(State(app): State<Arc<App>>, body: Body) -> Answered {
     let mut fields = fields(&app, body).await?;
     check_model(&mut fields, &app)?;
     let with_strings = fields.take_or("return_token_strs", false)?;
+    if fields.get("prompt").is_some() && fields.get("messages").is_some() {
+        return Err(fields.wrong("messages", "give either `prompt` or `messages`").into());
+    }
     let prompt = match fields.take("prompt")? {
         Some(text) => {
             let add_special = fields.take_or("add_special_tokens", true)?;

@@ -17,9 +17,12 @@ const NOT_YET: &[(&str, Neutral)] = &[
 ///
 /// # Errors
 /// By Anthropic's field.
-pub fn create(fields: Fields) -> Result<Fields, Invalid> {
+pub fn create(mut fields: Fields) -> Result<Fields, Invalid> {
     if fields.get("max_tokens").is_none() {
         return Err(fields.wrong("max_tokens", "is required"));
+    }
+    if let Some(stop) = fields.take::<Vec<String>>("stop_sequences")? {
+        fields.set("stop", json!(stop));
     }
     conversation(fields)
 }
@@ -46,9 +49,6 @@ pub fn conversation(mut fields: Fields) -> Result<Fields, Invalid> {
     fields.set("messages", Value::Array(messages));
     tools(&mut fields)?;
     thinking(&mut fields)?;
-    if let Some(stop) = fields.take::<Vec<String>>("stop_sequences")? {
-        fields.set("stop", json!(stop));
-    }
     let format = fields.object("output_config")?.take_value("format");
     if let Some(format) = fields.take_value("output_format").or(format) {
         let wrapped = json!({"name": "output", "schema": format["schema"]});
@@ -280,7 +280,7 @@ mod tests {
     use super::*;
 
     fn translated(body: &Value) -> Result<Fields, Invalid> {
-        conversation(Fields::parse(body.to_string().as_bytes()).unwrap())
+        create(Fields::parse(body.to_string().as_bytes()).unwrap())
     }
 
     #[test]
@@ -302,6 +302,7 @@ mod tests {
             "tool_choice": {"type": "any", "disable_parallel_tool_use": true},
             "thinking": {"type": "disabled"},
             "stop_sequences": ["x"],
+            "max_tokens": 9,
             "temperature": 0.5,
         });
         let chat = translated(&body).unwrap();
@@ -331,13 +332,15 @@ mod tests {
     #[test]
     fn what_is_wrong_is_named_in_anthropics_words() {
         let check = |more: Value, param: &str| {
-            let mut body = json!({"messages": [{"role": "user", "content": "x"}]});
+            let mut body = json!({"messages": [{"role": "user", "content": "x"}], "max_tokens": 9});
             body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
             assert_eq!(translated(&body).unwrap_err().param.as_deref(), Some(param), "{more}");
         };
         let turn =
             |role: &str, content: Value| json!({"messages": [{"role": role, "content": content}]});
         let block = |role: &str, block: Value| turn(role, json!([block]));
+        check(json!({"max_tokens": null}), "max_tokens");
+        check(json!({"stop_sequences": "x"}), "stop_sequences");
         check(json!({"messages": null}), "messages");
         check(json!({"messages": [3]}), "messages[0]");
         check(turn("tool", json!("x")), "messages[0].role");

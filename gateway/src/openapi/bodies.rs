@@ -94,6 +94,7 @@ impl Schemas<'_> {
         let mut fields = self.turns();
         fields.extend(object(json!({
             "max_tokens": {"type": "integer", "minimum": 1, "maximum": self.tokens_max()},
+            "stop_sequences": at_most(MAX_STOPS, stop()),
             "stream": kind("boolean"),
             "temperature": within("number", 0, 2),
             "top_p": above_0(1),
@@ -116,10 +117,9 @@ impl Schemas<'_> {
             "messages": {"type": "array", "minItems": 1, "items": {
                 "type": "object", "required": ["role", "content"],
                 "properties": {"role": {"enum": ["user", "assistant", "system"]},
-                               "content": {"type": ["string", "array"]}},
+                               "content": strings_or(block())},
             }},
-            "system": {"type": ["string", "array", "null"]},
-            "stop_sequences": at_most(MAX_STOPS, stop()),
+            "system": {"anyOf": [kind("string"), {"type": "array", "items": text_part()}]},
             "tools": list(json!({
                 "type": "object", "required": ["name"],
                 "properties": {"name": tool_name(), "input_schema": kind("object")},
@@ -142,8 +142,8 @@ impl Schemas<'_> {
             "min_new_tokens": self.tokens_or_0(),
         })));
         let fields = object(json!({
-            "text": {"type": ["string", "array", "null"]},
-            "input_ids": {"type": ["string", "array", "null"]},
+            "text": or_null(self.prompts()),
+            "input_ids": or_null(self.prompts()),
             "sampling_params": nested(Value::Object(sampling)),
             "stream": kind("boolean"),
             "rid": strings(json!({"type": "string"})),
@@ -154,18 +154,22 @@ impl Schemas<'_> {
             "cache_salt": salt(),
             "priority": priority(),
         }));
-        body(fields, &[], json!({"text": "Once"}))
+        let mut schema = body(fields, &[], json!({"text": "Once"}));
+        schema["oneOf"] = one_of("text", "input_ids");
+        schema
     }
 
     fn tokenize(&self) -> Value {
         let fields = object(json!({
             "model": self.model(),
             "prompt": kind("string"),
-            "messages": {"type": ["array", "null"]},
+            "messages": or_null(chat_messages()),
             "add_special_tokens": kind("boolean"),
             "return_token_strs": kind("boolean"),
         }));
-        body(fields, &[], json!({"prompt": "Once"}))
+        let mut schema = body(fields, &[], json!({"prompt": "Once"}));
+        schema["oneOf"] = one_of("prompt", "messages");
+        schema
     }
 
     fn detokenize(&self) -> Value {
@@ -248,7 +252,11 @@ impl Schemas<'_> {
 
 fn abort() -> Value {
     let fields = object(json!({"rid": kind("string"), "abort_all": kind("boolean")}));
-    body(fields, &[], json!({"rid": "x"}))
+    let mut schema = body(fields, &[], json!({"rid": "x"}));
+    let named = json!({"required": ["rid"], "properties": {"rid": {"type": "string"}}});
+    let all = json!({"required": ["abort_all"], "properties": {"abort_all": {"const": true}}});
+    schema["anyOf"] = json!([named, all]);
+    schema
 }
 
 fn chat_messages() -> Value {
@@ -256,9 +264,46 @@ fn chat_messages() -> Value {
         "type": "object", "required": ["role"],
         "properties": {
             "role": {"type": "string"},
-            "content": {"type": ["string", "array", "null"]},
+            "content": {"anyOf": [
+                kind("string"),
+                {"type": "array", "items": {"anyOf": [{"type": "string"}, text_part()]}},
+            ]},
         },
     }})
+}
+
+fn text_part() -> Value {
+    json!({"type": "object", "required": ["type", "text"],
+           "properties": {"type": {"const": "text"}, "text": {"type": "string"}}})
+}
+
+/// A content block of Anthropic's.
+fn block() -> Value {
+    let block = |kind: &str, fields: Value| {
+        let mut fields = object(fields);
+        fields.insert("type".to_owned(), json!({"const": kind}));
+        let names: Vec<&String> = fields.keys().collect();
+        json!({"type": "object", "required": names, "properties": fields})
+    };
+    let string = || json!({"type": "string"});
+    let input = json!({"type": "object"});
+    json!({"anyOf": [
+        text_part(),
+        block("tool_use", json!({"id": string(), "name": string(), "input": input})),
+        block("tool_result", json!({"tool_use_id": string()})),
+        block("thinking", json!({"thinking": string()})),
+        block("redacted_thinking", json!({})),
+    ]})
+}
+
+/// Exactly one of the two fields is given.
+fn one_of(one: &str, other: &str) -> Value {
+    let given = |given: &str, absent: &str| {
+        json!({"required": [given], "properties": {
+            given: {"not": {"type": "null"}}, absent: {"type": "null"},
+        }})
+    };
+    json!([given(one, other), given(other, one)])
 }
 
 fn function(schema: &str) -> Value {
@@ -318,6 +363,15 @@ fn list(items: Value) -> Value {
 
 fn at_most(count: usize, items: Value) -> Value {
     json!({"type": ["array", "null"], "items": items, "maxItems": count})
+}
+
+fn or_null(schema: Value) -> Value {
+    json!({"anyOf": [schema, {"type": "null"}]})
+}
+
+/// A string, or a list of something richer.
+fn strings_or(items: Value) -> Value {
+    json!({"anyOf": [{"type": "string"}, {"type": "array", "items": items}]})
 }
 
 /// A string or a list of them.

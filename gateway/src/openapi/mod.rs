@@ -98,7 +98,7 @@ fn described(operation: &Operation) -> Value {
         None => json!({"text/plain": {"schema": {"type": "string"}}}),
     };
     if operation.streams {
-        content["text/event-stream"] = json!({"schema": {"type": "string"}});
+        content["text/event-stream"] = json!({}); // OpenAPI 3.1 has no words for events
     }
     let error = match crate::anthropic::serves(operation.path) {
         true => "AnthropicError",
