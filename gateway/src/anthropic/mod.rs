@@ -17,5 +17,6 @@ pub const NAMES: &[(&str, &str)] = &[
     (".function.parameters", ".input_schema"),
     (".function.name", ".name"),
     ("stop[", "stop_sequences["),
+    ("response_format.json_schema", "output_format"),
     ("response_format", "output_format"),
 ];

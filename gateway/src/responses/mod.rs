@@ -18,6 +18,7 @@ pub const DIALECT: Dialect = Dialect { max_tokens: "max_output_tokens", ..chat::
 pub const NAMES: &[(&str, &str)] = &[
     (".function.parameters", ".parameters"),
     (".function.name", ".name"),
+    ("response_format.json_schema", "text.format"),
     ("response_format", "text.format"),
     ("max_tokens", "max_output_tokens"),
     ("messages", "input"),
