@@ -91,11 +91,12 @@ impl Decode {
 
     /// Pages of the prompt become cached where full; the rest is the sequence's own.
     fn land(&mut self, granted: Granted, cached_tokens: u32) -> Sequence {
-        let Granted { key, request, credit, held, target } = granted;
+        let Granted { key, request, credit, guide, held, target } = granted;
         let written = request.tokens.len() as u32;
         let mut sequence = Sequence {
             key,
             history: History::new(&request),
+            guide,
             request,
             cached_tokens,
             full: held,

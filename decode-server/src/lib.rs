@@ -69,6 +69,7 @@ pub async fn run(
         engine: core.engine,
         pool: core.pool,
         cache: core.cache,
+        guides: core.guides,
         limits,
         stops: config.stops.clone(),
         server: config.id.to_string(),

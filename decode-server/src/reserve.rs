@@ -85,7 +85,9 @@ impl Decode {
             return Err(Refusal::NoPages);
         }
         let credit = self.cache.reserve(&self.pool, pages).ok_or(Refusal::NoPages)?;
-        let granted = Granted { key, request, credit, held: vec![], target: vec![] };
+        // Its grammar compiles while prefill computes.
+        let guide = self.guides.begin(&request);
+        let granted = Granted { key, request, credit, guide, held: vec![], target: vec![] };
         let expires = now + self.limits.ticket_life;
         let ticket = self
             .tickets

@@ -2,6 +2,7 @@
 
 use crate::flight::Flying;
 use model::sample::History;
+use role::guide::Guide;
 use shared::ids::{Epoch, PageId, TokenId};
 use shared::pool::{Credit, Owned, Quarantined, Sealed};
 use shared::request::{Finish, Request, Token};
@@ -14,6 +15,8 @@ pub(crate) struct Granted {
     pub(crate) key: RequestKey,
     pub(crate) request: Request,
     pub(crate) credit: Credit,
+    /// Of the first token, while it is prefill's to draw.
+    pub(crate) guide: Option<Guide>,
     /// Leading pages that were cached here when the ticket was opened.
     pub(crate) held: Vec<Sealed>,
     /// Pages that the writer fills; empty until opened.
@@ -46,6 +49,8 @@ pub(crate) struct Sequence {
     pub(crate) written: u32,
     /// How the next token is drawn.
     pub(crate) history: History,
+    /// What it may be, where the request has a grammar.
+    pub(crate) guide: Option<Guide>,
     /// Tokens beyond these that are being made.
     pub(crate) flying: Flying,
 }
@@ -61,7 +66,8 @@ impl Sequence {
     /// an engine that overlaps it gets every other step, where others get every one.
     pub(crate) fn has_more(&self) -> bool {
         let left = self.made.len() as u32 + self.flying.steps < self.request.max_tokens;
-        left && (self.flying.steps == 0 || self.history.foresees())
+        let foresees = self.history.foresees() && self.guide.is_none();
+        left && (self.flying.steps == 0 || foresees)
     }
 
     /// The token after the written ones.
@@ -84,6 +90,9 @@ impl Sequence {
         let index = self.made.len() as u32;
         self.made.push(token.id);
         self.history.push(token.id);
+        if let Some(guide) = &mut self.guide {
+            guide.push(token.id);
+        }
         if self.request.stops_at(token.id, index) {
             Some(Finish::Stop)
         } else {
@@ -128,6 +137,7 @@ mod tests {
             logprobs: None,
             salt: String::new(),
             priority: 0,
+            grammar: None,
         };
         change(&mut parts);
         let request: Request = parts.try_into().unwrap();
@@ -142,6 +152,7 @@ mod tests {
             made: vec![],
             written: 1,
             history: History::new(&request),
+            guide: None,
             flying: Flying::default(),
             request,
         };

@@ -11,7 +11,8 @@ use crate::metrics::Meter;
 use crate::reserve::Retracted;
 use crate::sequence::{Granted, Sequence};
 use link::{SendError, Sender, StopPoint, Stops};
-use model::engine::{Batch, Engine, EngineError, IN_FLIGHT, Input, Row};
+use model::engine::{Batch, Engine, EngineError, IN_FLIGHT, Input, Row, Sample};
+use role::guide::{Guide, Guides};
 use role::outbox::Outboxes;
 use role::turn::Turn;
 use shared::ids::{Epoch, TicketId};
@@ -64,6 +65,7 @@ pub(crate) struct Decode {
     pub(crate) retracted: Retracted,
     pub(crate) outboxes: Outboxes<DecodeToGateway>,
     pub(crate) writers: HashMap<Epoch, Sender<DecodeToPrefill>>,
+    pub(crate) guides: Guides,
     pub(crate) limits: Limits,
     pub(crate) stops: Stops,
     pub(crate) draining: bool,
@@ -77,6 +79,7 @@ pub(crate) struct Parts {
     pub(crate) engine: Box<dyn Engine>,
     pub(crate) pool: Pool,
     pub(crate) cache: RadixCache,
+    pub(crate) guides: Guides,
     pub(crate) limits: Limits,
     pub(crate) stops: Stops,
     /// This server's name, for metrics.
@@ -99,6 +102,7 @@ impl Decode {
             retracted: Retracted::default(),
             outboxes: Outboxes::new(merge),
             writers: HashMap::new(),
+            guides: parts.guides,
             limits: parts.limits,
             stops: parts.stops,
             draining: false,
@@ -264,7 +268,10 @@ impl Decode {
             },
             start: sequence.written + ahead,
             pages: sequence.page_table(),
-            sample: Some(sequence.history.sample(ahead)),
+            sample: Some(Sample {
+                mask: sequence.guide.as_ref().map(Guide::mask),
+                ..sequence.history.sample(ahead)
+            }),
         }
     }
 
@@ -284,7 +291,7 @@ impl Decode {
     /// Takes what a step drew for its rows; those of sequences that have left are dropped.
     fn take(&mut self, rows: &[RequestKey], tokens: Vec<Option<Token>>) -> Result<(), EngineError> {
         let mut by_gateway: HashMap<Epoch, Vec<Emitted>> = HashMap::new();
-        let mut ended = vec![];
+        let (mut ended, mut broken) = (vec![], vec![]);
         let slots: HashMap<_, _> =
             self.sequences.iter().enumerate().map(|(slot, s)| (s.key, slot)).collect();
         for (key, token) in rows.iter().zip(tokens) {
@@ -292,6 +299,10 @@ impl Decode {
             let Some(&slot) = slots.get(key) else { continue };
             let sequence = &mut self.sequences[slot];
             sequence.flying.steps -= 1;
+            if let Some(why) = sequence.guide.as_ref().and_then(Guide::failure) {
+                broken.push((slot, why.to_owned()));
+                continue;
+            }
             sequence.written += 1;
             sequence.seal_full(self.page_tokens);
             let cached_tokens = sequence.cached_tokens;
@@ -306,6 +317,12 @@ impl Decode {
         for (gateway, emitted) in by_gateway {
             self.outboxes.push(gateway, DecodeToGateway::Tokens(emitted));
         }
+        for (slot, why) in broken {
+            let message = format!("the output cannot follow its grammar: {why}");
+            self.fail(self.sequences[slot].key, Fault { kind: FaultKind::Internal, message });
+            ended.push(slot);
+        }
+        ended.sort_unstable();
         for slot in ended.into_iter().rev() {
             let sequence = self.sequences.remove(slot);
             if let Some(sequence) = self.flight.part(sequence, Leaves::Pages) {

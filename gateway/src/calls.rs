@@ -15,6 +15,7 @@ use crate::reply::Reply;
 use crate::responses::{self, ResponseShape};
 use crate::ring::Limits;
 use crate::stream::{self, Shape, Speaking};
+use crate::structured;
 use crate::tokenize::{chat_prompt, tokenize};
 use crate::transcript::Transcript;
 use crate::validate::{Ask, Dialect, Prompt};
@@ -211,6 +212,7 @@ impl Call<'_> {
     /// Sends every prompt to the fleet and answers in `shape`.
     async fn answer(self, prompts: Vec<Prompt>, mut shape: impl Shape) -> Answered {
         let app = self.app;
+        structured::check(&app.model.grammars, self.ask.wanted()).await?;
         let mut requests = Vec::with_capacity(prompts.len());
         for prompt in prompts {
             let ids = tokenize(&app.model, prompt, self.ask.prompt_max()).await?;

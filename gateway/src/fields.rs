@@ -99,7 +99,8 @@ impl Fields {
         Invalid::unsupported(self.full_name(name), &value)
     }
 
-    fn full_name(&self, name: &str) -> String {
+    /// The client's name for field `name` of this object.
+    pub fn full_name(&self, name: &str) -> String {
         match self.prefix {
             "" => name.to_owned(),
             prefix => format!("{prefix}.{name}"),

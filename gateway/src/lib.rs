@@ -11,6 +11,7 @@
 pub mod config;
 pub mod error;
 pub mod fields;
+pub mod structured;
 pub mod ring;
 pub mod fleet;
 pub mod pieces;

@@ -3,6 +3,7 @@
 use crate::config::Config;
 use crate::error::Invalid;
 use crate::reasoning::Style;
+use crate::structured::Checker;
 use crate::template::{Conversation, Template, TemplateError};
 use crate::tokenize::{BadTokenizer, Tokenizer};
 use crate::tools::Format;
@@ -10,6 +11,7 @@ use checkpoint::{Checkpoint, Family, GenerationConfig, SpecialTokens};
 use serde_json::{Map, Value};
 use shared::ids::TokenId;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// The model, as far as text goes.
@@ -35,6 +37,8 @@ pub struct Model {
     pub calls: Option<Format>,
     /// How it writes its chain of thought; `None` leaves it in the text.
     pub thoughts: Option<Style>,
+    /// Says whether grammars compile.
+    pub grammars: Arc<Checker>,
     template: Option<Template>,
 }
 
@@ -117,6 +121,7 @@ impl Model {
             loaded_unix_s: unix_s(),
             calls,
             thoughts,
+            grammars: Arc::default(),
             template,
         })
     }

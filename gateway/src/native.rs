@@ -8,6 +8,7 @@ use crate::openai::{finish_reason, finite, text};
 use crate::pieces::Pieces;
 use crate::ring::Limits;
 use crate::stream::{Sent, Shape};
+use crate::structured;
 use crate::transcript::{Delta, Ending, Matched, Output, Usage};
 use crate::validate::{Dialect, Knobs, Neutral, Prompt, refuse_unless_neutral};
 use serde_json::{Value, json};
@@ -41,9 +42,6 @@ const NOT_YET: &[(&str, Neutral)] = &[
 /// Known sampling parameters, and not implemented.
 const SAMPLING_NOT_YET: &[(&str, Neutral)] = &[
     ("n", Neutral::Number(1.0)),
-    ("json_schema", Neutral::Absent),
-    ("regex", Neutral::Absent),
-    ("ebnf", Neutral::Absent),
     ("structural_tag", Neutral::Absent),
     ("stop_regex", Neutral::Empty),
     ("custom_params", Neutral::Empty),
@@ -131,6 +129,7 @@ fn sampling_knobs(sampling: &mut Fields) -> Result<Knobs, Invalid> {
         ignore_eos: sampling.take_or("ignore_eos", false)?,
         show_special: !sampling.take_or("skip_special_tokens", true)?,
         include_stop: sampling.take_or("no_stop_trim", false)?,
+        wanted: structured::read(sampling)?,
         ..Knobs::default()
     })
 }

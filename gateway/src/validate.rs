@@ -12,6 +12,7 @@ use crate::error::Invalid;
 use crate::fields::Fields;
 use crate::model::Model;
 use crate::ring::Limits;
+use crate::structured::Wanted;
 use serde_json::Value;
 use shared::ids::TokenId;
 use shared::request::{BadRequest, MAX_SALT, MAX_STOP_IDS, MAX_TOP_LOGPROBS};
@@ -89,6 +90,8 @@ pub struct Knobs {
     pub cache_salt: String,
     /// For the priority policy.
     pub priority: i32,
+    /// What the output has to be.
+    pub wanted: Option<Wanted>,
 }
 
 /// The words of an API: its names for fields, and its own default length.
@@ -230,6 +233,7 @@ impl Ask {
             logprobs: self.knobs.logprobs.map(|n| n.min(u32::from(u8::MAX)) as u8),
             salt: self.knobs.cache_salt.clone(),
             priority: self.knobs.priority,
+            grammar: self.wanted().map(|wanted| Box::new(wanted.grammar.clone())),
         };
         Request::try_from(parts).map_err(|bad| self.in_dialect(&bad))
     }
@@ -245,6 +249,10 @@ impl Ask {
     /// Whether what stopped the output is part of the text.
     pub fn include_stop(&self) -> bool {
         self.knobs.include_stop
+    }
+    /// What the output has to be.
+    pub fn wanted(&self) -> Option<&Wanted> {
+        self.knobs.wanted.as_ref()
     }
     /// Whether log-probabilities are reported.
     pub fn logprobs(&self) -> Option<u32> {

@@ -69,7 +69,8 @@ impl Prefill {
         tracing::debug!(target: "story", request = %key, "queued");
         self.arrivals += 1;
         let (arrival, arrived) = (self.arrivals, self.now());
-        self.queue.push(Queued { key, request, target, arrival, arrived, passed: 0 });
+        let guide = self.guides.begin(&request);
+        self.queue.push(Queued { key, request, guide, target, arrival, arrived, passed: 0 });
         Ok(())
     }
 

@@ -3,6 +3,7 @@
 //! A job ends when nothing of it is in flight: until then its pages are held, and its ticket is
 //! decode's to wait for. [`Job::settled`] is that moment.
 
+use role::guide::Guide;
 use shared::ids::{Epoch, PageId, TicketId, TokenId};
 use shared::pool::{Owned, Sealed};
 use shared::request::{Request, Token};
@@ -14,6 +15,8 @@ use std::time::Duration;
 pub(crate) struct Queued {
     pub(crate) key: RequestKey,
     pub(crate) request: Request,
+    /// Of the token that will be drawn here, where the request has a grammar.
+    pub(crate) guide: Option<Guide>,
     pub(crate) target: Option<Target>,
     pub(crate) arrival: u64,
     pub(crate) arrived: Duration,
@@ -37,6 +40,8 @@ pub(crate) enum Route {
 pub(crate) struct Job {
     pub(crate) key: RequestKey,
     pub(crate) request: Request,
+    /// Of the token that will be drawn here, where the request has a grammar.
+    pub(crate) guide: Option<Guide>,
     pub(crate) decode: Option<Epoch>,
     pub(crate) route: Route,
     /// Full pages: matched ones first, then computed ones.

@@ -80,6 +80,7 @@ pub async fn run(
         engine: core.engine,
         pool: core.pool,
         cache: core.cache,
+        guides: core.guides,
         limits: limits(&config),
         stops: config.stops.clone(),
         server: config.id.to_string(),

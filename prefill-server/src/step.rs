@@ -9,8 +9,9 @@ use crate::job::{Job, Queued, Route};
 use crate::metrics::Meter;
 use kv_transfer::OpId;
 use link::{StopPoint, Stops};
-use model::engine::{Batch, Engine, EngineError, Input, Row};
+use model::engine::{Batch, Engine, EngineError, Input, Row, Sample};
 use model::sample::History;
+use role::guide::{Guide, Guides};
 use role::outbox::Outboxes;
 use role::turn::Turn;
 use shared::ids::Epoch;
@@ -21,7 +22,9 @@ use shared::request::Finish;
 use shared::sched::budget::TokenBudget;
 use shared::sched::dfs::ranks;
 use shared::sched::prefill::{Candidate, Chunk, PrefillPolicy, Prefilling, chunks, order, waits};
-use shared::wire::messages::{Emitted, Load, PrefillToDecode, PrefillToGateway, RequestKey};
+use shared::wire::messages::{
+    Emitted, Fault, FaultKind, Load, PrefillToDecode, PrefillToGateway, RequestKey,
+};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -65,6 +68,7 @@ pub(crate) struct Prefill {
     pub(crate) arrivals: u64,
     pub(crate) outboxes: Outboxes<PrefillToGateway>,
     pub(crate) peers: HashMap<Epoch, Peer>,
+    pub(crate) guides: Guides,
     pub(crate) limits: Limits,
     pub(crate) stops: Stops,
     pub(crate) draining: bool,
@@ -78,6 +82,7 @@ pub(crate) struct Parts {
     pub(crate) engine: Box<dyn Engine>,
     pub(crate) pool: Pool,
     pub(crate) cache: RadixCache,
+    pub(crate) guides: Guides,
     pub(crate) limits: Limits,
     pub(crate) stops: Stops,
     /// This server's name, for metrics.
@@ -102,6 +107,7 @@ impl Prefill {
             arrivals: 0,
             outboxes: Outboxes::new(|_, message| Some(message)),
             peers: HashMap::new(),
+            guides: parts.guides,
             limits: parts.limits,
             stops: parts.stops,
             draining: false,
@@ -200,7 +206,7 @@ impl Prefill {
     /// there are too few.
     fn start(&mut self, slot: usize) -> Option<Job> {
         let now = self.now();
-        let Queued { key, request, target, arrived, .. } = &self.queue[slot];
+        let Queued { key, request, guide, target, arrived, .. } = &self.queue[slot];
         let tokens = &request.tokens;
         let most = &tokens[..tokens.len() - 1]; // one token at least is left to compute
         let pages = (tokens.len() as u32).div_ceil(self.page_tokens);
@@ -214,6 +220,7 @@ impl Prefill {
         let job = Job {
             key: *key,
             request: request.clone(),
+            guide: guide.clone(),
             decode: target.as_ref().map(|target| target.epoch),
             route: target.as_ref().map_or(Route::Gateway, |target| Route::Opening(target.ticket)),
             full,
@@ -277,7 +284,7 @@ impl Prefill {
     /// Takes what the step has computed.
     fn collect(&mut self) -> Result<(), EngineError> {
         let tokens = self.engine.collect()?;
-        let mut drawn = vec![];
+        let (mut drawn, mut broken) = (vec![], vec![]);
         for (key, token) in self.running.take().into_iter().flatten().zip(tokens) {
             let now = self.now();
             let job = self.jobs.iter_mut().find(|job| job.key == key);
@@ -288,12 +295,19 @@ impl Prefill {
             }
             // At once, for those that wait for the same prefix.
             self.cache.adopt(&job.request.salt, &job.request.tokens, &mut job.full, now);
-            if let Some(token) = token {
+            if let Some(why) =
+                job.guide.as_ref().and_then(Guide::failure).filter(|_| token.is_some())
+            {
+                broken.push((key, format!("the output cannot follow its grammar: {why}")));
+            } else if let Some(token) = token {
                 tracing::debug!(target: "story", request = %job.key, "computed");
                 job.first = Some(token);
                 job.finished = now;
                 drawn.push(key);
             }
+        }
+        for (key, message) in broken {
+            self.fail(key, Fault { kind: FaultKind::Internal, message });
         }
         self.stops.reach(StopPoint::PrefillComputed);
         self.ship_all();
@@ -321,7 +335,10 @@ impl Prefill {
             input: Input::Tokens(job.chunk(tokens)),
             start: job.computed,
             pages: job.page_table(),
-            sample: last.then(|| History::new(&job.request).sample(0)),
+            sample: last.then(|| Sample {
+                mask: job.guide.as_ref().map(Guide::mask),
+                ..History::new(&job.request).sample(0)
+            }),
         }
     }
 

@@ -17,6 +17,8 @@ pub const MAX_TOP_LOGPROBS: u8 = 20;
 pub const MAX_LOGIT_BIAS: usize = 300;
 /// Longest cache salt, bytes.
 pub const MAX_SALT: usize = 256;
+/// Longest grammar of an output, bytes.
+pub const MAX_GRAMMAR: usize = 1 << 18;
 
 /// How the next token is drawn. `temperature == 0` is greedy.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -87,6 +89,26 @@ impl Sampling {
     }
 }
 
+/// What an output has to be: text that every server compiles for itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Grammar {
+    /// JSON that this JSON schema describes.
+    JsonSchema(String),
+    /// All of it matches this regular expression.
+    Regex(String),
+    /// Derived from `start` of this grammar, in llguidance's dialect of Lark.
+    Lark(String),
+}
+
+impl Grammar {
+    /// The text, whatever it is.
+    pub fn text(&self) -> &str {
+        match self {
+            Self::JsonSchema(text) | Self::Regex(text) | Self::Lark(text) => text,
+        }
+    }
+}
+
 /// A request as it crosses the wire; see [`Request`] for the checked form.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RequestParts {
@@ -110,6 +132,8 @@ pub struct RequestParts {
     pub salt: String,
     /// Larger runs earlier under the priority policy.
     pub priority: i32,
+    /// What the output has to be. Once it is complete, only an end of sequence can be drawn.
+    pub grammar: Option<Box<Grammar>>,
 }
 
 /// A request that fits: see the checks in [`Request::try_from`].
@@ -133,6 +157,10 @@ impl Request {
     /// Index of the next output token: how many the client already has.
     pub fn output_index(&self) -> u32 {
         self.0.tokens.len() as u32 - self.0.prompt_len
+    }
+    /// Output that the client already has.
+    pub fn output(&self) -> &[TokenId] {
+        &self.0.tokens[self.0.prompt_len as usize..]
     }
     /// Longest the whole sequence can become, tokens.
     pub fn tokens_max(&self) -> u32 {
@@ -210,6 +238,10 @@ impl TryFrom<RequestParts> for Request {
         }
         if parts.salt.len() > MAX_SALT {
             return bad("salt", format!("{} bytes", parts.salt.len()), "at most 256 bytes");
+        }
+        let grammar = parts.grammar.as_ref().map_or(0, |grammar| grammar.text().len());
+        if grammar > MAX_GRAMMAR {
+            return bad("grammar", format!("{grammar} bytes"), "at most 262144 bytes");
         }
         Ok(Self(parts))
     }

@@ -5,7 +5,7 @@ mod wire;
 
 use shared::ids::{Attempt, Epoch, PageId, RequestId, ServerId, TicketId, TokenId};
 use shared::kv::{KvDtype, KvGeometry};
-use shared::request::{Finish, Request, RequestParts, Sampling, Token};
+use shared::request::{Finish, Grammar, Request, RequestParts, Sampling, Token};
 use shared::wire::codec::encode;
 use shared::wire::frame::{FrameKey, FrameKind, seal};
 use shared::wire::handshake::{Capacity, Hello, Identity, Layout, Refuse, Role, Welcome};
@@ -32,6 +32,7 @@ fn request() -> Request {
         logprobs: Some(2),
         salt: "tenant".to_owned(),
         priority: -1,
+        grammar: Some(Box::new(Grammar::Regex("a+".to_owned()))),
     };
     parts.try_into().expect("these parts fit")
 }

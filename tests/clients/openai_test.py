@@ -10,6 +10,7 @@ import urllib.error
 import urllib.request
 
 import openai
+import pydantic
 
 URL = os.environ["TANDEM_URL"]
 MESSAGES = [{"role": "user", "content": "What is the capital of France?"}]
@@ -43,6 +44,37 @@ class Case(unittest.TestCase):
     def complete(self, **fields):
         fields = {"max_tokens": 12, "temperature": 0, "prompt": "The capital of", **fields}
         return self.api.completions.create(model=self.model, **fields)
+
+
+class City(pydantic.BaseModel):
+    name: str = pydantic.Field(max_length=8)
+    people: int = pydantic.Field(ge=1, le=9999)
+    old: bool
+
+
+class Structured(Case):
+    def test_the_package_parses_what_it_asked_for(self):
+        answer = self.api.chat.completions.parse(
+            model=self.model, messages=MESSAGES, max_tokens=120, response_format=City, seed=1)
+        choice = answer.choices[0]
+        self.assertEqual(choice.finish_reason, "stop")
+        self.assertIsInstance(choice.message.parsed, City)
+
+    def test_regex_and_choice(self):
+        said = self.chat(extra_body={"regex": "[a-z]{3}-[0-9]{2}"}).choices[0]
+        self.assertRegex(said.message.content, r"\A[a-z]{3}-[0-9]{2}\Z")
+        self.assertEqual(said.finish_reason, "stop")
+        said = self.complete(extra_body={"guided_choice": ["yes", "no"]}).choices[0]
+        self.assertIn(said.text, ("yes", "no"))
+
+    def test_a_grammar_that_does_not_compile_is_named(self):
+        with self.assertRaises(openai.BadRequestError) as caught:
+            self.chat(response_format={"type": "json_schema", "json_schema": {
+                "name": "a", "schema": {"type": "thing"}}})
+        self.assertEqual(caught.exception.param, "response_format.json_schema.schema")
+        with self.assertRaises(openai.BadRequestError) as caught:
+            self.chat(extra_body={"regex": "[a"})
+        self.assertEqual(caught.exception.param, "regex")
 
 
 class Models(Case):
@@ -171,15 +203,34 @@ class Tools(Case):
         _, tokens = post("/tokenize", {"messages": messages, "tools": [self.SUM]})
         self.assertEqual(answer.usage.prompt_tokens, tokens["count"])
 
-    def test_a_choice_that_must_be_enforced_is_refused_by_name(self):
+    def test_a_call_that_is_required_fits_its_schema(self):
+        number = {"type": "integer", "minimum": 0, "maximum": 99}
+        parameters = {"type": "object", "properties": {"left": number, "right": number},
+                      "required": ["left", "right"], "additionalProperties": False}
+        tool = {"type": "function", "function": {"name": "sum", "parameters": parameters}}
+        fields = {"tools": [tool], "parallel_tool_calls": False, "max_tokens": 120}
         for choice in ("required", {"type": "function", "function": {"name": "sum"}}):
-            with self.assertRaises(openai.BadRequestError) as caught:
-                self.chat(tools=[self.SUM], tool_choice=choice)
-            self.assertEqual((caught.exception.param, caught.exception.code),
-                             ("tool_choice", "unsupported_parameter"))
+            said = self.chat(tool_choice=choice, **fields).choices[0]
+            self.assertEqual(said.finish_reason, "tool_calls")
+            (call,) = said.message.tool_calls
+            self.assertEqual(call.function.name, "sum")
+            arguments = json.loads(call.function.arguments)
+            self.assertEqual(set(arguments), {"left", "right"})
+            self.assertTrue(all(0 <= value <= 99 for value in arguments.values()))
+            chunks = self.chat(tool_choice=choice, stream=True, **fields)
+            deltas = [chunk.choices[0].delta for chunk in chunks]
+            pieces = [delta.tool_calls[0].function for delta in deltas if delta.tool_calls]
+            self.assertEqual("".join(piece.arguments for piece in pieces),
+                             call.function.arguments)
+
+    def test_what_is_wrong_with_tools_is_named(self):
         with self.assertRaises(openai.BadRequestError) as caught:
             self.chat(tools=[{"type": "function", "function": {}}])
         self.assertEqual(caught.exception.param, "tools[0].function.name")
+        with self.assertRaises(openai.BadRequestError) as caught:
+            self.chat(tools=[self.SUM], tool_choice={"type": "function",
+                                                     "function": {"name": "product"}})
+        self.assertEqual(caught.exception.param, "tool_choice")
 
     def test_thoughts_are_told_only_where_the_model_has_them(self):
         plain = self.chat().choices[0].message.content

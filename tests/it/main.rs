@@ -19,6 +19,7 @@ mod ask;
 mod random;
 
 mod golden;
+mod grammar;
 mod equal;
 mod gpu;
 mod killed;

@@ -154,6 +154,7 @@ mod tests {
             logprobs: None,
             salt: String::new(),
             priority: 0,
+            grammar: None,
         };
         parts.try_into().unwrap()
     }

@@ -11,6 +11,7 @@ use crate::model::Model;
 use crate::reasoning::Thoughts;
 use crate::reply::{Reader, Reply};
 use crate::stream::{Sent, Shape};
+use crate::structured;
 use crate::template::Conversation;
 use crate::tools::{CallParser, Format};
 use crate::transcript::{Delta, Ending, Matched, Output, Usage};
@@ -73,6 +74,9 @@ pub fn read(fields: &mut Fields, model: &Model) -> Result<ChatRequest, Invalid> 
     let delivery = knobs::delivery(fields)?;
     let separate_reasoning = fields.take_or("separate_reasoning", true)?;
     let (conversation, tools) = conversation(fields)?;
+    if let Some(calls) = tools.wanted(model.calls.unwrap_or(Format::HERMES)) {
+        structured::add(&mut knobs.wanted, calls)?;
+    }
     let tag_is_special = model.calls.is_some_and(Format::needs_special_tokens);
     knobs.show_special |= tag_is_special && !tools.callable.is_empty();
     Ok(ChatRequest { conversation, tools, separate_reasoning, knobs, dialect, delivery })
@@ -98,13 +102,17 @@ pub fn conversation(fields: &mut Fields) -> Result<(Conversation, Tools), Invali
 }
 
 impl ChatRequest {
-    /// What reads an output that follows `prompt`.
+    /// What reads an output that follows `prompt`. One that follows a grammar has no thoughts, and
+    /// calls that are required come as the grammar has them.
     pub fn reply(&self, model: &Model, prompt: &str) -> Reply {
         let offered = &self.tools.callable;
-        let calls = model.calls.filter(|_| !offered.is_empty());
+        let required = !self.tools.required.is_empty();
+        let format = model.calls.or(required.then_some(Format::HERMES));
+        let calls = format.filter(|_| !offered.is_empty());
         let separate = self.separate_reasoning;
+        let thinks = model.thoughts.filter(|_| self.knobs.wanted.is_none());
         let reader = Reader {
-            thoughts: model.thoughts.map(|style| Thoughts::new(style, separate, prompt)),
+            thoughts: thinks.map(|style| Thoughts::new(style, separate, prompt)),
             calls: calls.map(|format| CallParser::new(format, Arc::clone(offered))),
         };
         Reply::new(reader, self.tools.one_call)

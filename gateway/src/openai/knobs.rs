@@ -2,6 +2,7 @@
 
 use crate::error::Invalid;
 use crate::fields::Fields;
+use crate::structured;
 use crate::validate::{Knobs, Neutral, refuse_unless_neutral};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -23,15 +24,7 @@ const NOT_YET: &[(&str, Neutral)] = &[
     ("prompt_embeds", Neutral::Absent),
     ("return_token_ids", Neutral::False),
     ("truncate_prompt_tokens", Neutral::Absent),
-    ("guided_json", Neutral::Absent),
-    ("guided_regex", Neutral::Absent),
-    ("guided_choice", Neutral::Absent),
-    ("guided_grammar", Neutral::Absent),
-    ("structured_outputs", Neutral::Absent),
     ("structural_tag", Neutral::Absent),
-    ("json_schema", Neutral::Absent),
-    ("regex", Neutral::Absent),
-    ("ebnf", Neutral::Absent),
     ("stop_regex", Neutral::Empty),
     ("lora_path", Neutral::Absent),
     ("return_hidden_states", Neutral::False),
@@ -85,6 +78,7 @@ pub fn read(fields: &mut Fields) -> Result<Knobs, Invalid> {
         logprobs: None,
         cache_salt: fields.take_or("cache_salt", String::new())?,
         priority: fields.take_or("priority", 0)?,
+        wanted: structured::read(fields)?,
     })
 }
 
@@ -131,9 +125,6 @@ pub fn logit_bias(fields: &mut Fields) -> Result<BTreeMap<u32, f32>, Invalid> {
 
 /// Fields whose neutral value is nested or a word.
 fn refuse_formats(fields: &Fields) -> Result<(), Invalid> {
-    if fields.get("response_format").is_some_and(|format| format["type"] != "text") {
-        return Err(fields.unsupported("response_format"));
-    }
     if fields.get("function_call").is_some_and(|call| call != "none" && call != "auto") {
         return Err(fields.unsupported("function_call"));
     }

@@ -3,7 +3,10 @@
 use crate::blocks::letters;
 use crate::error::Invalid;
 use crate::fields::{Fields, kind};
+use crate::structured::Wanted;
+use crate::tools::Format;
 use serde_json::Value;
+use shared::request::Grammar;
 use std::sync::Arc;
 
 /// Longest name of a tool, bytes: OpenAI's bound.
@@ -18,6 +21,17 @@ pub struct Tools {
     pub callable: Arc<[String]>,
     /// Whether calls after the first are left out: `parallel_tool_calls` is false.
     pub one_call: bool,
+    /// Those of which one has to be called, with the schemas of their arguments; empty where the
+    /// model may answer.
+    pub required: Vec<(String, Value)>,
+}
+
+/// Whether the model calls tools.
+enum Choice {
+    Never,
+    Maybe,
+    /// One of them, or the one of this name.
+    Always(Option<String>),
 }
 
 /// Reads `tools`, `tool_choice` and `parallel_tool_calls`.
@@ -26,35 +40,60 @@ pub struct Tools {
 /// turns, and what the model writes is text.
 ///
 /// # Errors
-/// By field; a choice that would have to be enforced is not supported yet.
+/// By field.
 pub fn read(fields: &mut Fields) -> Result<Tools, Invalid> {
-    let may_call = may_call(fields)?;
+    let choice = choice(fields)?;
     let one_call = !fields.take_or("parallel_tool_calls", true)?;
     let definitions: Vec<Value> = fields.take_or("tools", Vec::new())?;
     let names = definitions.iter().enumerate().map(|(at, tool)| name(tool, at));
     let names: Vec<String> = names.collect::<Result<_, _>>()?;
+    let schemas = definitions.iter().map(|tool| tool["function"]["parameters"].clone());
+    let all = names.iter().cloned().zip(schemas);
+    let required: Vec<_> = match &choice {
+        Choice::Never | Choice::Maybe => Vec::new(),
+        Choice::Always(None) => all.collect(),
+        Choice::Always(Some(named)) => all.filter(|(name, _)| name == named).take(1).collect(),
+    };
+    if let (Choice::Always(named), []) = (&choice, &required[..]) {
+        let what = match named {
+            Some(named) => format!("{named:?} is not among `tools`"),
+            None => "\"required\" needs at least one tool in `tools`".to_owned(),
+        };
+        return Err(fields.wrong("tool_choice", &what));
+    }
     Ok(Tools {
         definitions: (!definitions.is_empty()).then_some(definitions),
-        callable: if may_call { names.into() } else { Arc::default() },
-        one_call,
+        callable: if matches!(choice, Choice::Never) { Arc::default() } else { names.into() },
+        // A choice by name is of one call, as OpenAI has it.
+        one_call: one_call || matches!(choice, Choice::Always(Some(_))),
+        required,
     })
 }
 
-fn may_call(fields: &mut Fields) -> Result<bool, Invalid> {
-    const WANT: &str = "want \"auto\" or \"none\"";
-    let Some(choice) = fields.take_value("tool_choice") else { return Ok(true) };
-    let enforced = match (choice.as_str(), choice["type"].as_str()) {
-        (Some("auto"), _) => return Ok(true),
-        (Some("none"), _) => return Ok(false),
-        (Some("required"), _) => "\"required\"".to_owned(),
-        (_, Some(kind @ ("function" | "allowed_tools" | "custom"))) => {
-            format!("a choice of type {kind:?}")
+impl Tools {
+    /// What an output has to be where one of the tools has to be called.
+    pub fn wanted(&self, format: Format) -> Option<Wanted> {
+        let lark = || Grammar::Lark(format.enforcing(&self.required, !self.one_call));
+        let field = || "tool_choice".to_owned();
+        (!self.required.is_empty()).then(|| Wanted { field: field(), grammar: lark() })
+    }
+}
+
+fn choice(fields: &mut Fields) -> Result<Choice, Invalid> {
+    const WANT: &str = "want \"auto\", \"none\", \"required\" or a function by name";
+    let Some(choice) = fields.take_value("tool_choice") else { return Ok(Choice::Maybe) };
+    match (choice.as_str(), choice["type"].as_str(), choice["function"]["name"].as_str()) {
+        (Some("auto"), ..) => Ok(Choice::Maybe),
+        (Some("none"), ..) => Ok(Choice::Never),
+        (Some("required"), ..) => Ok(Choice::Always(None)),
+        (_, Some("function"), Some(name)) => Ok(Choice::Always(Some(name.to_owned()))),
+        (_, Some(kind @ ("allowed_tools" | "custom")), _) => {
+            let what = format!("a choice of type {kind:?} is not supported yet; {WANT}");
+            let code = Some("unsupported_parameter");
+            Err(Invalid { code, ..fields.wrong("tool_choice", &what) })
         }
-        _ => return Err(fields.wrong("tool_choice", &format!("{choice} is no choice; {WANT}"))),
-    };
-    let what = format!("{enforced} cannot be enforced yet; {WANT}");
-    let code = Some("unsupported_parameter");
-    Err(Invalid { code, ..fields.wrong("tool_choice", &what) })
+        _ => Err(fields.wrong("tool_choice", &format!("{choice} is no choice; {WANT}"))),
+    }
 }
 
 /// Checks one tool as far as its name, which calls are matched with, and its types.
@@ -113,6 +152,20 @@ mod tests {
     }
 
     #[test]
+    fn a_choice_that_must_be_kept_is_a_grammar() {
+        let tool = |name: &str| json!({"type": "function", "function": {"name": name}});
+        let list = json!([tool("f"), tool("g")]);
+        let read = tools(&json!({"tools": list, "tool_choice": "required"})).unwrap();
+        assert!(read.required.len() == 2 && !read.one_call);
+        assert!(read.wanted(Format::HERMES).is_some());
+        let named = json!({"type": "function", "function": {"name": "g"}});
+        let read = tools(&json!({"tools": list, "tool_choice": named})).unwrap();
+        assert!(read.one_call && read.required == [("g".to_owned(), Value::Null)]);
+        let read = tools(&json!({"tools": list})).unwrap();
+        assert!(read.wanted(Format::HERMES).is_none());
+    }
+
+    #[test]
     fn what_is_wrong_is_named() {
         let check = |body: Value, param: &str, part: &str| {
             let error = tools(&body).unwrap_err();
@@ -120,11 +173,11 @@ mod tests {
             assert!(error.message.contains(part), "{error}");
             error.code
         };
+        let body = json!({"tool_choice": {"type": "custom"}});
+        assert_eq!(check(body, "tool_choice", "custom"), Some("unsupported_parameter"));
         let named = json!({"type": "function", "function": {"name": "f"}});
-        for choice in [json!("required"), named] {
-            let code = check(json!({"tool_choice": choice}), "tool_choice", "want \"auto\"");
-            assert_eq!(code, Some("unsupported_parameter"));
-        }
+        check(json!({"tool_choice": named}), "tool_choice", "\"f\" is not among");
+        check(json!({"tool_choice": "required"}), "tool_choice", "at least one tool");
         check(json!({"tool_choice": "always"}), "tool_choice", "\"always\" is no choice");
         check(json!({"tool_choice": 3}), "tool_choice", "3 is no choice");
         check(json!({"parallel_tool_calls": "no"}), "parallel_tool_calls", "boolean");

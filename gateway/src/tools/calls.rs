@@ -23,9 +23,9 @@ use std::sync::Arc;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Format {
     /// Opens a call. Only its first character is a `<`, so a failed match is never part of another.
-    open: &'static str,
+    pub(super) open: &'static str,
     /// Closes it, if anything does; built as `open` is.
-    close: Option<&'static str>,
+    pub(super) close: Option<&'static str>,
     /// An object that opens the output, or follows a call, needs no tag. `;` may stand between.
     bare: bool,
 }

@@ -3,9 +3,11 @@
 //! 1. [`ToolCallParser`] is the setting; [`ToolCallParser::format`] finds the model's [`Format`]
 //!    by its chat template.
 //! 2. [`CallParser`] reads the text as it comes and tells calls from content.
-//! 3. [`json`] follows a JSON object character by character, so that arguments stream.
+//! 3. Where a call is required, [`Format::enforcing`] is the grammar that leaves nothing else.
+//! 4. [`json`] follows a JSON object character by character, so that arguments stream.
 
 mod calls;
+mod enforce;
 pub mod json;
 
 pub use calls::{CallParser, Format};

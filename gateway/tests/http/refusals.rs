@@ -67,7 +67,12 @@ async fn completions_name_the_field() {
         (json!({"prompt": "a", "frequency_penalty": "x"}), "frequency_penalty"),
         (json!({"prompt": "a", "repetition_penalty": 0}), "repetition_penalty"),
         (json!({"prompt": "a", "repetition_penalty": 1e300}), "repetition_penalty"),
-        (json!({"prompt": "a", "response_format": {"type": "json_object"}}), "response_format"),
+        (json!({"prompt": "a", "response_format": {"type": "xml"}}), "response_format.type"),
+        (json!({"prompt": "a", "regex": "(", "max_tokens": 2}), "regex"),
+        (json!({"prompt": "a", "regex": "a", "guided_choice": ["b"]}), "guided_choice"),
+        (json!({"prompt": "a", "ebnf": "root ::= other"}), "ebnf"),
+        (json!({"prompt": "a", "json_schema": "{\"type\": \"thing\"}"}), "json_schema"),
+        (json!({"prompt": "a", "structured_outputs": {"json": 3}}), "structured_outputs.json"),
     ];
     for (body, param) in cases {
         check(&gateway, "/v1/completions", &body, 400, json!(param)).await;
@@ -90,7 +95,11 @@ async fn chat_and_generate_name_the_field() {
         ),
         (json!({"messages": hi, "tools": [{"type": "web_search"}]}), "tools[0].type"),
         (json!({"messages": hi, "tools": [{"type": "function"}]}), "tools[0].function"),
-        (json!({"messages": hi, "tools": tool, "tool_choice": "required"}), "tool_choice"),
+        (json!({"messages": hi, "tool_choice": "required"}), "tool_choice"),
+        (
+            json!({"messages": hi, "tools": tool, "tool_choice": "required", "regex": "a"}),
+            "tool_choice",
+        ),
         (json!({"messages": hi, "separate_reasoning": "no"}), "separate_reasoning"),
         (json!({"messages": hi, "top_logprobs": 2}), "top_logprobs"),
         (json!({"messages": hi, "logprobs": 1}), "logprobs"),
@@ -112,7 +121,7 @@ async fn chat_and_generate_name_the_field() {
             json!({"text": "a", "sampling_params": {"temperature": "x"}}),
             "sampling_params.temperature",
         ),
-        (json!({"text": "a", "sampling_params": {"regex": "x"}}), "sampling_params.regex"),
+        (json!({"text": "a", "sampling_params": {"regex": "["}}), "sampling_params.regex"),
         (
             json!({"text": "a", "sampling_params": {"max_new_tokens": 9999}}),
             "sampling_params.max_new_tokens",

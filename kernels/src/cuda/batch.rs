@@ -8,7 +8,7 @@
 use super::device::{Device, DeviceMemory, Event, Pinned};
 use super::heads::Heads;
 use super::plan::{self, Plan};
-use super::sample::{Adjusted, Draw};
+use super::sample::Draw;
 use crate::ops::{HostBatch, OpError, Segment};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -18,8 +18,9 @@ pub const ROWS_MAX: usize = 256;
 pub const DRAWN: u32 = 1 << 31;
 /// Position of a row that is none.
 const PADDING: u32 = u32::MAX;
-/// Adjusted tokens of all rows together that a [`Frame`] has room for.
-const FRAME_ADJUSTED: usize = 1 << 16;
+/// Words of lists and masks of all rows together that a [`Frame`] has room for: 65,536 adjusted
+/// tokens, or 41 masks of 151,936 bits. A step with more is enqueued kernel by kernel.
+const FRAME_EXTRA: usize = 3 << 16;
 /// Query rows of a work item of `cuda/prefill_attention.cu`.
 pub(super) const QUERY_TILE: usize = 128;
 
@@ -49,7 +50,7 @@ struct Counts {
 }
 
 /// Where each array begins, in words; tokens begin at 0, page tables and then the lists of adjusted
-/// tokens come last.
+/// tokens and the masks come last.
 #[derive(Clone, Copy, Debug)]
 struct Layout {
     positions: usize,
@@ -155,7 +156,7 @@ impl Writer {
         let mut list = layout.tables + host.pages.len();
         let rows_of = draws.iter().map(|draw| {
             let at = list;
-            list += adjusted_words(std::slice::from_ref(draw));
+            list += draw.extra_words();
             draw.words(address + 4 * at as u64)
         });
         let rows_of = rows_of.chain(std::iter::repeat(Draw::best().words(0)));
@@ -167,9 +168,12 @@ impl Writer {
         }
         let (tables, lists) = words[layout.tables..].split_at_mut(host.pages.len());
         tables.copy_from_slice(&host.pages);
-        let adjusted = draws.iter().flat_map(|draw| draw.adjusted.iter());
-        let lists = lists.chunks_exact_mut(Adjusted::WORDS).zip(adjusted);
-        lists.for_each(|(into, adjusted)| into.copy_from_slice(&adjusted.words()));
+        let mut rest = lists;
+        for draw in draws {
+            let (into, after) = rest.split_at_mut(draw.extra_words());
+            draw.write_extra(into);
+            rest = after;
+        }
     }
 
     fn write_plan(&mut self, segments: &[Segment], layout: &Layout, words: &mut [u32]) {
@@ -208,9 +212,9 @@ fn write_tiles(segments: &[Segment], layout: &Layout, words: &mut [u32]) {
     }
 }
 
-/// Words of the draws' lists.
-fn adjusted_words(draws: &[Draw]) -> usize {
-    draws.iter().map(|draw| draw.adjusted.len() * Adjusted::WORDS).sum()
+/// Words of the draws' lists and masks.
+fn extra_words(draws: &[Draw]) -> usize {
+    draws.iter().map(Draw::extra_words).sum()
 }
 
 /// Memory that a batch is filled in and copied to.
@@ -261,7 +265,7 @@ impl CudaBatch {
     ) -> Result<Self, OpError> {
         let (work, counts) = writer.counts(&host);
         let layout = Layout::new(&counts);
-        let words = layout.tables + host.pages.len() + adjusted_words(draws);
+        let words = layout.tables + host.pages.len() + extra_words(draws);
         let mut slots = spare.lock().unwrap_or_else(PoisonError::into_inner);
         let fits = slots.iter().position(|slot| slot.host.len() >= 4 * words);
         let slot = fits.map(|at| slots.swap_remove(at));
@@ -347,15 +351,15 @@ pub struct Frame {
 }
 
 impl Frame {
-    /// Whether it has room for what the draws adjust.
+    /// Whether it has room for what the draws adjust and mask.
     pub fn takes(&self, draws: &[Draw]) -> bool {
-        adjusted_words(draws) <= FRAME_ADJUSTED * Adjusted::WORDS
+        extra_words(draws) <= FRAME_EXTRA
     }
 
     /// For up to [`ROWS_MAX`] rows with `pages` pages in all.
     pub(super) fn new(device: &Device, writer: &Writer, pages: usize) -> Result<Self, OpError> {
         let arrays = Layout::new(&writer.decode_counts(ROWS_MAX)).tables;
-        let bytes = 4 * (arrays + pages + FRAME_ADJUSTED * Adjusted::WORDS);
+        let bytes = 4 * (arrays + pages + FRAME_EXTRA);
         let host = || Ok::<_, OpError>((Pinned::new(device, bytes)?, Event::new(device)?));
         Ok(Self { memory: device.allocate(bytes)?, hosts: [host()?, host()?], turn: 0 })
     }
@@ -388,7 +392,7 @@ impl Frame {
     ) -> Result<(), OpError> {
         let count = host.segments.len();
         assert!(count <= rows && host.sampled.len() == count, "{count} rows of {rows}");
-        assert!(self.takes(draws), "room for adjusted tokens");
+        assert!(self.takes(draws), "room for lists and masks");
         let layout = Layout::new(&writer.decode_counts(rows));
         self.turn ^= 1;
         let (pinned, copied) = &mut self.hosts[self.turn];
@@ -397,7 +401,7 @@ impl Frame {
         let at = (&mut *words, self.memory.address());
         writer.write((host, draws), (&layout, Work::Decode, rows), at);
         (0..rows as u32).zip(&mut words[layout.sampled..]).for_each(|(row, word)| *word = row);
-        let used = layout.tables + host.pages.len() + adjusted_words(draws);
+        let used = layout.tables + host.pages.len() + extra_words(draws);
         // SAFETY: this half is written again only after `copied`.
         unsafe { self.memory.fill(pinned, 4 * used) }?;
         copied.record()
@@ -407,6 +411,7 @@ impl Frame {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cuda::sample::Adjusted;
     use crate::ops::KvShape;
     use crate::parity::Random;
 
@@ -463,19 +468,28 @@ mod tests {
             let draw = |row| Draw {
                 seed: row as u64 + 1,
                 adjusted: if row % 2 == 1 { Arc::clone(&list) } else { Arc::default() },
+                mask: (row % 4 == 3).then(|| Arc::new(vec![row as u32, 0x55])),
                 ..Draw::best()
             };
             let draws: Vec<_> = (0..count).map(draw).collect();
             let layout = Layout::new(&writer.decode_counts(rows));
             let lists = layout.tables + host.pages.len();
-            let mut words = vec![0xdead_beef; lists + adjusted_words(&draws)];
+            let mut words = vec![0xdead_beef; lists + extra_words(&draws)];
             let at = (&mut words[..], 1 << 40);
             writer.write((&host, &draws), (&layout, Work::Decode, rows), at);
-            for (place, row) in (1..count).step_by(2).enumerate() {
-                let word = lists + place * Adjusted::WORDS;
+            let mut word = lists;
+            for row in (1..count).step_by(2) {
                 let draw = &words[layout.draws + row * Draw::WORDS..];
                 assert_eq!(draw[11..14], [1, 4 * word as u32, 1 << 8], "length and address");
                 assert_eq!(words[word..][..Adjusted::WORDS], [7, 2, (-1.5_f32).to_bits()]);
+                word += Adjusted::WORDS;
+                if row % 4 == 3 {
+                    assert_eq!(draw[14..16], [4 * word as u32, 1 << 8], "address of the mask");
+                    assert_eq!(words[word..][..2], [row as u32, 0x55]);
+                    word += 2;
+                } else {
+                    assert_eq!(draw[14..16], [0, 0], "no mask");
+                }
             }
             assert_eq!(words[..count], host.tokens);
             assert!(words[count..rows].iter().all(|&token| token == 0), "a token that exists");

@@ -73,6 +73,9 @@ pub struct Draw {
     pub presence: f32,
     /// Tokens that the three penalties or a bias apply to.
     pub adjusted: Arc<Vec<Adjusted>>,
+    /// Bit `id % 32` of word `id / 32` is set where a token may be drawn, a bit for each of the
+    /// vocabulary; absent: all may.
+    pub mask: Option<Arc<Vec<u32>>>,
 }
 
 impl Draw {
@@ -93,12 +96,28 @@ impl Draw {
             frequency: 0.0,
             presence: 0.0,
             adjusted: Arc::default(),
+            mask: None,
         }
     }
 
-    /// As the kernel reads it, with its list at the address `adjusted`. Masks are not used yet: the
-    /// last two words.
-    pub(super) fn words(&self, adjusted: u64) -> [u32; Self::WORDS] {
+    /// Words of what the row points to: its list, then its mask.
+    pub(super) fn extra_words(&self) -> usize {
+        self.adjusted.len() * Adjusted::WORDS + self.mask.as_ref().map_or(0, |mask| mask.len())
+    }
+
+    /// Writes what the row points to.
+    ///
+    /// # Panics
+    /// If `into` is not of [`Self::extra_words`].
+    pub(super) fn write_extra(&self, into: &mut [u32]) {
+        let (list, mask) = into.split_at_mut(self.adjusted.len() * Adjusted::WORDS);
+        let entries = list.chunks_exact_mut(Adjusted::WORDS).zip(self.adjusted.iter());
+        entries.for_each(|(into, adjusted)| into.copy_from_slice(&adjusted.words()));
+        mask.copy_from_slice(self.mask.as_ref().map_or(&[], |mask| mask.as_slice()));
+    }
+
+    /// As the kernel reads it, with what it points to at the address `extra`.
+    pub(super) fn words(&self, extra: u64) -> [u32; Self::WORDS] {
         let penalties = [self.repetition, self.frequency, self.presence].map(f32::to_bits);
         let seed = [self.seed as u32, (self.seed >> 32) as u32];
         let filters = [self.temperature.to_bits(), self.top_p.to_bits(), self.top_k];
@@ -109,7 +128,11 @@ impl Draw {
         words[6..8].copy_from_slice(&[self.output_index, self.top]);
         words[8..11].copy_from_slice(&penalties);
         words[11] = self.adjusted.len() as u32;
-        words[12..14].copy_from_slice(&[adjusted as u32, (adjusted >> 32) as u32]);
+        words[12..14].copy_from_slice(&[extra as u32, (extra >> 32) as u32]);
+        if self.mask.is_some() {
+            let mask = extra + 4 * (self.adjusted.len() * Adjusted::WORDS) as u64;
+            words[14..16].copy_from_slice(&[mask as u32, (mask >> 32) as u32]);
+        }
         words
     }
 }

@@ -18,10 +18,11 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("kernels", &[]),
     ("ucx-sys", &[]),
     ("xtask", &[]),
+    ("grammar", &["shared"]),
     ("link", &["shared"]),
     ("kv-transfer", &["shared", "kernels", "ucx-sys"]),
     ("model", &["shared", "checkpoint", "kernels"]),
-    ("gateway", &["shared", "checkpoint", "link"]),
+    ("gateway", &["shared", "checkpoint", "grammar", "link"]),
     ("role", BELOW_ROLE),
     ("prefill-server", SERVER),
     ("decode-server", SERVER),
@@ -30,14 +31,16 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("tandem-tests", EVERYTHING),
 ];
 
-const BELOW_ROLE: &[&str] = &["shared", "checkpoint", "link", "model", "kernels", "kv-transfer"];
+const BELOW_ROLE: &[&str] =
+    &["shared", "checkpoint", "grammar", "link", "model", "kernels", "kv-transfer"];
 
 const SERVER: &[&str] =
-    &["shared", "checkpoint", "link", "model", "kernels", "kv-transfer", "role"];
+    &["shared", "checkpoint", "grammar", "link", "model", "kernels", "kv-transfer", "role"];
 
 const EVERYTHING: &[&str] = &[
     "shared",
     "checkpoint",
+    "grammar",
     "link",
     "model",
     "kernels",

@@ -341,6 +341,8 @@ fn device(error: OpError) -> EngineError {
     EngineError(error.to_string())
 }
 
+/// As the device draws it. Waits for the mask, which is uploaded with the step: the server launches
+/// such a row only once its last token is known, so a mask is mostly there by now.
 fn to_draw(sample: &Sample) -> Draw {
     let sampling = &sample.sampling;
     Draw {
@@ -354,7 +356,8 @@ fn to_draw(sample: &Sample) -> Draw {
         repetition: sampling.repetition_penalty,
         frequency: sampling.frequency_penalty,
         presence: sampling.presence_penalty,
-        adjusted: Arc::clone(&sample.adjusted),
+        adjusted: sample.allowed_adjusted(),
+        mask: sample.words().cloned(),
     }
 }
 

@@ -7,6 +7,7 @@
 //!    row of the step before draws. At most [`IN_FLIGHT`] steps are launched and not collected.
 //! 3. Pages named in a launched batch stay untouched by anyone else until that step is collected.
 
+use crate::sample::Mask;
 use kernels::cuda::stream::Mark;
 use kernels::cuda::{Adjusted, PagePool};
 use shared::ids::{PageId, TokenId};
@@ -66,12 +67,14 @@ pub struct Sample {
     pub logprobs: Option<u8>,
     /// Tokens that are penalised or biased, ids ascending; see [`crate::sample::History`].
     pub adjusted: Arc<Vec<Adjusted>>,
+    /// Tokens that a grammar allows; absent: all.
+    pub mask: Option<Mask>,
 }
 
 impl Sample {
     /// No adjustments, nothing to report.
     pub fn new(sampling: Sampling, output_index: u32) -> Self {
-        Self { sampling, output_index, logprobs: None, adjusted: Arc::default() }
+        Self { sampling, output_index, logprobs: None, adjusted: Arc::default(), mask: None }
     }
 }
 

@@ -66,6 +66,7 @@ impl<'a> Ask<'a> {
             logprobs: self.logprobs,
             salt: String::new(),
             priority: 0,
+            grammar: None,
         };
         parts.try_into().map_err(|bad: BadRequest| EngineError(bad.to_string()))
     }

@@ -1,7 +1,9 @@
 //! The model, its pages, and who this server is: what a role needs before its loop can run.
 
+use crate::guide::Guides;
 use crate::settings::{BadSetting, Config, Device};
 use checkpoint::Checkpoint;
+use grammar::Compiler;
 use kernels::cpu::memory::HostMemory;
 use kernels::cuda::{self, PagePool, device::Priority};
 use kernels::ops::OpError;
@@ -59,6 +61,8 @@ pub struct Core {
     pub layout: Layout,
     /// How much there is.
     pub capacity: Capacity,
+    /// Follows outputs that have a grammar.
+    pub guides: Guides,
 }
 
 impl Core {
@@ -150,6 +154,7 @@ impl Core {
         memory: Option<HostMemory>,
     ) -> Result<Self, StartError> {
         let start = Instant::now();
+        let guides = guides(&sized.checkpoint)?;
         let engine = sized.engine((config, role), memory)?;
         let store = engine.pages();
         let pages = store.pages();
@@ -173,8 +178,18 @@ impl Core {
             layout: Layout { model, geometry: *store.geometry(), tensor_parallel: 1 },
             capacity: Capacity { pages, context_length, vocab: engine.vocab() },
             engine,
+            guides,
         })
     }
+}
+
+/// Starts what follows grammars; a model without a usable tokenizer serves all other requests.
+fn guides(checkpoint: &Checkpoint) -> io::Result<Guides> {
+    let tokenizer = checkpoint.tokenizer_json().map_err(|error| error.to_string());
+    let (vocab, eos) = (checkpoint.config().vocab as u32, checkpoint.eos_token_ids());
+    Guides::start(move || {
+        Compiler::new(&tokenizer?, vocab, &eos).map_err(|error| error.to_string())
+    })
 }
 
 /// A model's files, and how large the pool over it will be.

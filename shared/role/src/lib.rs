@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod core;
+pub mod guide;
 pub mod logs;
 pub mod outbox;
 pub mod place;

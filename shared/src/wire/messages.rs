@@ -108,6 +108,7 @@ pub struct Emitted {
 
 /// Gateway to prefill.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[expect(clippy::large_enum_variant, reason = "most of what is said here is requests")]
 pub enum GatewayToPrefill {
     /// Compute this prompt.
     Prefill {

@@ -97,6 +97,7 @@ impl History {
             output_index: self.output_index + ahead,
             logprobs: self.logprobs,
             adjusted,
+            mask: None,
         }
     }
 }
@@ -130,6 +131,7 @@ mod tests {
             logprobs: None,
             salt: String::new(),
             priority: 0,
+            grammar: None,
         };
         parts(&mut plain);
         plain.try_into().unwrap()

@@ -3,6 +3,7 @@
 //! 0. Biases and penalties change single logits, as the request's [`History`] has them: the bias
 //!    is added, then the repetition penalty divides what is positive and multiplies what is not,
 //!    then frequency and presence penalties are taken off (vLLM's order).
+//!    Last, the request's [`Mask`] rules out what its grammar does not allow.
 //! 1. Greedy (`temperature == 0`) takes the best; the lowest id among equals.
 //! 2. Otherwise logits are divided by the temperature; `min_p`, then `top_k`, then `top_p` remove
 //!    tokens (vLLM's order; `top_p` sees what the others left, renormalised).
@@ -14,15 +15,18 @@
 //! minus infinity.
 
 mod history;
+mod mask;
 mod philox;
 
 pub use history::History;
+pub use mask::{Mask, Promise, Words};
 
 use crate::engine::Sample;
 use kernels::cpu::Softmax;
 use kernels::cuda::Adjusted;
 use shared::ids::TokenId;
 use shared::request::{Sampling, Token};
+use std::sync::Arc;
 
 /// A drawn token and how nearly it was another.
 #[derive(Clone, Debug, PartialEq)]
@@ -68,18 +72,45 @@ pub fn draw(softmax: Softmax, logits: &[f32], sample: &Sample) -> Drawn {
     Drawn { token, margin }
 }
 
-/// The logits with biases and penalties, where there are any.
+/// The logits with biases, penalties and mask, where there are any. Waits for the mask.
 fn adjusted(logits: &[f32], sample: &Sample) -> Option<Vec<f32>> {
-    if sample.adjusted.is_empty() {
+    let (list, mask) = (sample.allowed_adjusted(), sample.words());
+    if list.is_empty() && mask.is_none() {
         return None;
     }
     let mut changed = logits.to_vec();
-    for adjusted in sample.adjusted.iter() {
+    for adjusted in list.iter() {
         if let Some(logit) = changed.get_mut(adjusted.token as usize) {
             *logit = adjust(*logit, adjusted, &sample.sampling);
         }
     }
+    if let Some(words) = mask {
+        mask::apply(words, &mut changed);
+    }
     Some(changed)
+}
+
+impl Sample {
+    /// The words of its mask, if it has one. Waits for them.
+    pub fn words(&self) -> Option<&Words> {
+        self.mask.as_ref().and_then(Mask::wait)
+    }
+
+    /// [`Self::adjusted`], with nothing forbidden where otherwise no token were left: an output
+    /// that is complete by its grammar ends, whatever `min_tokens` is. Waits for the mask.
+    pub fn allowed_adjusted(&self) -> Arc<Vec<Adjusted>> {
+        let forbids = |adjusted: &Adjusted| adjusted.bias == f32::NEG_INFINITY;
+        let Some(words) = self.words().filter(|_| self.adjusted.iter().any(forbids)) else {
+            return Arc::clone(&self.adjusted);
+        };
+        let is_set = |id: u32| words.get(id as usize / 32).is_some_and(|w| w >> (id % 32) & 1 == 1);
+        let allowed: u32 = words.iter().map(|word| word.count_ones()).sum();
+        let forbidden = self.adjusted.iter().filter(|a| forbids(a) && is_set(a.token)).count();
+        if forbidden < allowed as usize {
+            return Arc::clone(&self.adjusted);
+        }
+        Arc::new(self.adjusted.iter().copied().filter(|adjusted| !forbids(adjusted)).collect())
+    }
 }
 
 fn adjust(logit: f32, adjusted: &Adjusted, sampling: &Sampling) -> f32 {

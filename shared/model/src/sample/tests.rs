@@ -196,3 +196,56 @@ fn the_margin_tells_a_close_draw() {
         assert_eq!(drawn.token.id.get(), u32::from(uniform >= 0.5));
     }
 }
+
+fn masked(ids: &[u32], vocab: u32) -> Mask {
+    let mut words = vec![0; vocab.div_ceil(32) as usize];
+    ids.iter().for_each(|id| words[*id as usize / 32] |= 1 << (id % 32));
+    let (mask, promise) = Mask::promised();
+    promise.keep(words);
+    mask
+}
+
+#[test]
+fn only_what_the_mask_allows_is_drawn() {
+    let logits: Vec<f32> = (0..100).map(|id| id as f32 * 0.01).collect();
+    let mask = Some(masked(&[3, 31, 32, 70], 100));
+    let mut seen = std::collections::BTreeSet::new();
+    for index in 0..200 {
+        let sample = Sample { mask: mask.clone(), ..Sample::new(PLAIN, index) };
+        seen.insert(draw(Softmax::detect(), &logits, &sample).token.id.get());
+    }
+    assert_eq!(Vec::from_iter(seen), [3, 31, 32, 70]);
+    let sample = Sample { mask, ..Sample::new(Sampling::GREEDY, 0) };
+    let drawn = draw(Softmax::detect(), &logits, &sample);
+    assert_eq!(drawn.token.id.get(), 70);
+    let free = draw(Softmax::detect(), &logits, &Sample::new(Sampling::GREEDY, 0));
+    assert!(drawn.token.logprob < free.token.logprob, "of the logits as they came");
+    assert!((drawn.margin - (logits[70] - logits[32])).abs() < 1e-6);
+}
+
+#[test]
+fn what_is_held_is_freed_where_the_mask_leaves_nothing_else() {
+    let forbidden = |token| Adjusted { token, seen: 0, bias: f32::NEG_INFINITY };
+    let adjusted = std::sync::Arc::new(vec![forbidden(2), forbidden(5)]);
+    let check = |allowed: &[u32], expected: u32| {
+        let mask = Some(masked(allowed, 40));
+        let greedy = Sample::new(Sampling::GREEDY, 0);
+        let sample = Sample { mask, adjusted: std::sync::Arc::clone(&adjusted), ..greedy };
+        let logits: Vec<f32> = (0..40).map(|id| -(id as f32)).collect();
+        assert_eq!(draw(Softmax::detect(), &logits, &sample).token.id.get(), expected);
+    };
+    check(&[2, 5, 9], 9);
+    check(&[2, 5], 2);
+    check(&[5], 5);
+}
+
+#[test]
+fn a_promise_that_is_not_kept_is_a_failure() {
+    let (mask, promise) = Mask::promised();
+    assert_eq!(mask.failure(), None);
+    drop(promise);
+    assert!(mask.failure().is_some() && mask.wait().is_none());
+    let (mask, promise) = Mask::promised();
+    promise.fail("why".to_owned());
+    assert_eq!(mask.failure(), Some("why"));
+}
