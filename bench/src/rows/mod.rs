@@ -11,6 +11,7 @@ pub mod kill_ring;
 pub mod stop;
 pub mod mixed;
 pub mod openai;
+pub mod gateway;
 pub mod speed;
 pub mod build;
 
@@ -29,6 +30,7 @@ pub static GROUPS: &[Group] = &[
     stop::GROUP,
     mixed::GROUP,
     openai::GROUP,
+    gateway::GROUP,
     speed::GROUP,
     build::GROUP,
 ];
