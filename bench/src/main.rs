@@ -11,9 +11,10 @@
 //!
 //! In reading order: [`row`] is what a row and a group of rows measured together are; [`place`]
 //! finds or makes what they need (binaries, the demo model); [`fleet`] runs a ring of processes and
-//! talks to it; [`pair`] runs two processes that share a transport only; [`rows`] has one file a
-//! group; [`record`] writes what was measured; [`serve`] measures what a client sees, on a GPU too,
-//! and [`ship`] how pages move there; [`gpu`] times kernels, which hold no bar.
+//! talks to it; [`echo`] is an engine that computes nothing; [`pair`] runs two processes that share
+//! a transport only; [`rows`] has one file a group; [`record`] writes what was measured; [`serve`]
+//! measures what a client sees, on a GPU too, and [`ship`] how pages move there; [`gpu`] times
+//! kernels, which hold no bar.
 //!
 //! A figure that depends on the machine has its floor or peer beside it, taken in alternation in
 //! the same run; figures are medians unless the row says "longest".
@@ -23,6 +24,7 @@ mod row;
 mod numbers;
 mod place;
 mod fleet;
+mod echo;
 mod pair;
 mod rows;
 mod ship;
@@ -72,7 +74,9 @@ enum Command {
         place: PlaceOptions,
     },
     /// Load a ring as clients do and print what they see; starts it unless there is `--url`.
-    Serve(serve::Serve),
+    Serve(Box<serve::Serve>),
+    /// Run the seed report's experiments 1 to 3 and print its tables beside ours.
+    Experiments(serve::Experiments),
     /// Start a ring and print what each process did until it was ready.
     Startup(serve::Start),
     /// Follow requests through a ring; also as a trace for Perfetto.
@@ -88,6 +92,9 @@ enum Command {
     /// The other process of a pair.
     #[command(hide = true)]
     Peer(pair::peer::Peer),
+    /// An engine that computes nothing, for what a gateway costs.
+    #[command(hide = true)]
+    Echo(echo::Echo),
 }
 
 fn main() -> anyhow::Result<ExitCode> {
@@ -106,6 +113,7 @@ fn main() -> anyhow::Result<ExitCode> {
             all(&out, rows::GROUPS.iter().filter(wanted), &Place::open(place)?)
         }
         Command::Serve(serve) => serve.run().map(|()| ExitCode::SUCCESS),
+        Command::Experiments(all) => all.run().map(|()| ExitCode::SUCCESS),
         Command::Startup(start) => start.startup().map(|()| ExitCode::SUCCESS),
         Command::Story(story) => story.run().map(|()| ExitCode::SUCCESS),
         Command::Memory(start) => start.memory().map(|()| ExitCode::SUCCESS),
@@ -113,6 +121,7 @@ fn main() -> anyhow::Result<ExitCode> {
         Command::Roofline(roofline) => roofline.run(),
         Command::Ship => ship::run().map(|()| ExitCode::SUCCESS),
         Command::Peer(peer) => peer.run().map(|()| ExitCode::SUCCESS),
+        Command::Echo(echo) => echo.run().map(|()| ExitCode::SUCCESS),
     }
 }
 

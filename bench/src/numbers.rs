@@ -46,6 +46,11 @@ impl Random {
         ((u128::from(self.next()) * bound as u128) >> 64) as usize
     }
 
+    /// A number in 0..1, 1 excluded.
+    pub fn unit(&mut self) -> f64 {
+        (self.next() >> 11) as f64 / (1_u64 << 53) as f64
+    }
+
     /// True `percent` times of 100.
     pub fn chance(&mut self, percent: usize) -> bool {
         self.below(100) < percent

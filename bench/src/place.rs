@@ -23,6 +23,10 @@ pub struct PlaceOptions {
     /// Part of the rounds to run, above 0, at most 1; below 1 only to try a row out.
     #[arg(long, default_value_t = 1.0)]
     share: f64,
+    /// Routers to measure beside the gateway: commands, apart by commas, each started with
+    /// `--worker-urls URL --host HOST --port PORT`.
+    #[arg(long, env = "TANDEM_PEER_ROUTER", value_delimiter = ',')]
+    peer_router: Vec<String>,
 }
 
 pub struct Place {
@@ -62,6 +66,11 @@ impl Place {
             Some(folder) => Ok(folder.canonicalize().context("--bin-dir")?),
             None => self.build(),
         })
+    }
+
+    /// Commands of routers to measure beside the gateway.
+    pub fn peer_routers(&self) -> &[String] {
+        &self.options.peer_router
     }
 
     /// A model of the golden data.

@@ -265,7 +265,8 @@ fn program(
     fs::write(&file, toml::to_string(&config)?)?;
     let binary = binaries.join(format!("tandem-{role}"));
     let (name, environment) = (id.to_owned(), plan.environment());
-    Ok(Program { name, binary, command: None, config: file, log, environment })
+    let arguments = vec!["--config".into(), file.into()];
+    Ok(Program { name, binary, arguments, log, environment })
 }
 
 /// Free ports of the loopback address, all different.

@@ -4,6 +4,7 @@
 use anyhow::{Context, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use std::collections::HashSet;
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -18,9 +19,7 @@ const LOOK_EVERY: Duration = Duration::from_micros(500);
 pub struct Program {
     pub name: String,
     pub binary: PathBuf,
-    /// What comes before `--config`, if anything.
-    pub command: Option<&'static str>,
-    pub config: PathBuf,
+    pub arguments: Vec<OsString>,
     pub log: PathBuf,
     /// Beside what it inherits.
     pub environment: Vec<(String, String)>,
@@ -48,9 +47,7 @@ impl Process {
         let log = File::options().create(true).append(true).open(&program.log)?;
         let started = SystemTime::now();
         let child = Command::new(&program.binary)
-            .args(program.command)
-            .arg("--config")
-            .arg(&program.config)
+            .args(&program.arguments)
             .args(flags)
             .env("NO_COLOR", "1")
             .envs(program.environment.iter().map(|(name, value)| (name, value)))
@@ -118,6 +115,20 @@ impl Process {
         let threads = number("Threads:").context("no Threads in /proc/PID/status")?;
         let files = fs::read_dir(self.proc("fd"))?.count();
         Ok(Holdings { private_bytes: kilobytes << 10, threads: threads as usize, files })
+    }
+
+    /// CPU time of all its threads so far, those that have ended too; in steps of the clock's
+    /// ticks, mostly 10 ms.
+    pub fn cpu(&self) -> anyhow::Result<Duration> {
+        let stat = self.read("stat")?;
+        let fields = stat.rsplit(')').next().unwrap_or_default();
+        // After the name: state is the first, user and system ticks are the 12th and 13th.
+        let mut ticks = fields.split_ascii_whitespace().skip(11).map(str::parse::<u64>);
+        let (Some(Ok(user)), Some(Ok(system))) = (ticks.next(), ticks.next()) else {
+            anyhow::bail!("no times in /proc/PID/stat: {stat}");
+        };
+        let a_second = rustix::param::clock_ticks_per_second();
+        Ok(Duration::from_secs_f64((user + system) as f64 / a_second as f64))
     }
 
     /// Inodes of the shared memory that this process made for UCX.

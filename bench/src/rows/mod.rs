@@ -12,6 +12,7 @@ pub mod stop;
 pub mod mixed;
 pub mod openai;
 pub mod json_schema;
+pub mod gateway;
 pub mod speed;
 pub mod build;
 
@@ -31,6 +32,7 @@ pub static GROUPS: &[Group] = &[
     mixed::GROUP,
     openai::GROUP,
     json_schema::GROUP,
+    gateway::GROUP,
     speed::GROUP,
     build::GROUP,
 ];

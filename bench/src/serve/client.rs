@@ -64,6 +64,8 @@ pub struct Chunk {
 /// What came of a request.
 pub struct Sample {
     pub name: String,
+    /// When it should have been sent; absent where it was sent as soon as there was a place.
+    pub due: Option<Instant>,
     pub sent: Instant,
     /// The same moment by the clock that logs use.
     pub sent_clock: SystemTime,
@@ -72,6 +74,8 @@ pub struct Sample {
     pub end: Instant,
     /// Tokens of the prompt, as the server counts; 0 if it did not say.
     pub prompt_tokens: usize,
+    /// Of those, how many it did not compute.
+    pub cached_tokens: usize,
     /// Why it is no good, if it is not: refused, broken off, or fewer tokens than were asked for.
     pub failure: Option<String>,
 }
@@ -84,6 +88,13 @@ impl Sample {
     /// Time to the first token.
     pub fn ttft(&self) -> Option<Duration> {
         self.chunks.first().map(|chunk| chunk.at - self.sent)
+    }
+
+    /// Time per output token after the first chunk's; none of an answer of one chunk.
+    pub fn tpot(&self) -> Option<Duration> {
+        let [first, .., last] = &self.chunks[..] else { return None };
+        let tokens = self.tokens() - first.tokens;
+        Some((last.at - first.at) / tokens.try_into().ok()?)
     }
 }
 
@@ -105,7 +116,15 @@ struct Said {
 struct Usage {
     #[serde(default)]
     prompt_tokens: usize,
+    #[serde(default)]
+    prompt_tokens_details: Option<Details>,
     completion_tokens: usize,
+}
+
+#[derive(Deserialize)]
+struct Details {
+    #[serde(default)]
+    cached_tokens: Option<usize>,
 }
 
 impl Client {
@@ -135,11 +154,13 @@ impl Client {
         let now = Instant::now();
         let mut sample = Sample {
             name: ask.name.clone(),
+            due: None,
             sent: now,
             sent_clock: SystemTime::now(),
             chunks: Vec::with_capacity(ask.output),
             end: now,
             prompt_tokens: 0,
+            cached_tokens: 0,
             failure: None,
         };
         let outcome = match timeout(PATIENCE, self.run(ask, &mut sample)).await {
@@ -197,6 +218,8 @@ impl Client {
         }
         let Some(usage) = said.usage else { return Ok(()) };
         sample.prompt_tokens = usage.prompt_tokens;
+        let cached = usage.prompt_tokens_details.and_then(|details| details.cached_tokens);
+        sample.cached_tokens = cached.unwrap_or(sample.cached_tokens);
         let tokens = usage.completion_tokens.saturating_sub(sample.tokens());
         if tokens == 0 {
             return Ok(());
@@ -279,11 +302,13 @@ mod tests {
         let now = Instant::now();
         let mut sample = Sample {
             name: String::new(),
+            due: None,
             sent: now,
             sent_clock: SystemTime::now(),
             chunks: vec![],
             end: now,
             prompt_tokens: 0,
+            cached_tokens: 0,
             failure: None,
         };
         for made in [1, 3, 3] {

@@ -23,7 +23,7 @@ pub struct LoadOptions {
     pub only: Vec<Experiment>,
     /// Prompts are of ids below this, which the model must have.
     #[arg(long, default_value_t = 32_000)]
-    vocab: u32,
+    pub vocab: u32,
     /// Tokens of the long prompts that arrive beside running requests.
     #[arg(long, default_value_t = 8192)]
     long_prompt: usize,
@@ -39,6 +39,13 @@ pub struct LoadOptions {
     seed: Option<u64>,
 }
 
+impl LoadOptions {
+    /// The seed that was given, or one of this moment.
+    pub fn seed(&self) -> u64 {
+        self.seed.unwrap_or_else(|| super::log::clock_us(std::time::SystemTime::now()))
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Experiment {
     /// 50 prompts at once, lengths as SGLang's benchmark draws them (the seed report's first).
@@ -47,6 +54,8 @@ pub enum Experiment {
     Latency,
     /// A shared prefix, cold and warm, one by one and at once (its third).
     Prefix,
+    /// A short prefix cold, warm, and after others (its cache tests).
+    Cache,
     /// Throughput at 1 to 50 requests at a time, 256 tokens in and 64 out.
     Batch,
     /// 512 tokens in and 128 out, 64 at a time.
@@ -103,8 +112,7 @@ pub struct Lab {
 
 impl Lab {
     pub fn new(client: Arc<Client>, options: LoadOptions, share: f64) -> Self {
-        let now = super::log::clock_us(std::time::SystemTime::now());
-        let random = Random::new(options.seed.unwrap_or(now));
+        let random = Random::new(options.seed());
         Self { client, options, random, share, sent: 0, summaries: vec![], raw: Map::new() }
     }
 
@@ -131,6 +139,7 @@ impl Lab {
             Experiment::Burst => self.burst(bars).await,
             Experiment::Latency => self.latency().await,
             Experiment::Prefix => self.prefix().await,
+            Experiment::Cache => self.cache().await,
             Experiment::Batch => self.batch().await,
             Experiment::Serving => self.serving(bars).await,
             Experiment::Sweep => self.sweep().await,
@@ -138,6 +147,11 @@ impl Lab {
             Experiment::Decode => self.decode(bars).await,
             Experiment::Mixed => self.mixed(bars).await,
         }
+    }
+
+    /// Every summary so far.
+    pub fn summaries(&self) -> &[Summary] {
+        &self.summaries
     }
 
     /// Every summary and every request so far.
@@ -221,6 +235,27 @@ impl Lab {
         let asks = self.asks(16, 2048 + 64, 64);
         let run = at_once(&self.client, asks).await;
         self.keep("nothing shared, 16", &run)?;
+        Ok(())
+    }
+
+    /// As the seed report does it: 103 tokens of 107 in common, and 50 others of 100 between.
+    async fn cache(&mut self) -> anyhow::Result<()> {
+        let shared = self.ids(103);
+        let one = |lab: &mut Self| {
+            let ids = [shared.clone(), lab.ids(4)].concat();
+            lab.ask_for(&json!(ids), 64)
+        };
+        for (what, count, width) in [("cold", 1, 1), ("warm", 8, 1), ("at once", 8, 8)] {
+            let asks = (0..count).map(|_| one(self)).collect();
+            let run = closed(&self.client, asks, width).await;
+            self.keep(&format!("103 shared, {what}"), &run)?;
+        }
+        let others = self.asks(50, 100, 2);
+        let run = closed(&self.client, others, 8).await;
+        self.keep("50 others", &run)?;
+        let again = vec![one(self)];
+        let run = at_once(&self.client, again).await;
+        self.keep("after 50 others", &run)?;
         Ok(())
     }
 

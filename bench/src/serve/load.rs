@@ -1,6 +1,7 @@
 //! How requests arrive: so many at a time, or one every so often.
 
 use super::client::{Ask, Client, Sample};
+use crate::numbers::Random;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -44,6 +45,32 @@ pub async fn closed(client: &Arc<Client>, asks: Vec<Ask>, width: usize) -> Run {
 pub async fn at_once(client: &Arc<Client>, asks: Vec<Ask>) -> Run {
     let width = asks.len();
     closed(client, asks, width).await
+}
+
+/// Sends each request at its time from the start, however slow the answers to those before it.
+pub async fn open(client: &Arc<Client>, asks: Vec<(Duration, Ask)>) -> Run {
+    let start = Instant::now();
+    let mut tasks = JoinSet::new();
+    for (at, ask) in asks {
+        let due = start + at;
+        tokio::time::sleep_until(due.into()).await;
+        let client = client.clone();
+        tasks.spawn(async move {
+            let mut sample = client.ask(&ask).await;
+            sample.due = Some(due);
+            vec![sample]
+        });
+    }
+    Run::gather(start, tasks).await
+}
+
+/// Times of arrivals at `rate` a second that know nothing of each other: a Poisson process.
+pub fn poisson(random: &mut Random, rate: f64) -> impl Iterator<Item = Duration> + '_ {
+    let gap = move || -(1.0 - random.unit()).ln() / rate;
+    std::iter::repeat_with(gap).scan(0.0, |at, gap| {
+        *at += gap;
+        Some(Duration::from_secs_f64(*at))
+    })
 }
 
 /// Sends what `make` makes every `period`, whether or not the ones before are answered, until

@@ -1,19 +1,26 @@
-//! What a client sees of a ring: `serve`, `startup`, `story`, `memory`.
+//! What a client sees of a ring: `serve`, `experiments`, `startup`, `story`, `memory`.
 //!
 //! [`ring`] starts or finds it; [`client`] speaks to it and notes every token's time; [`load`] says
 //! how requests arrive; [`experiments`] what they are; [`report`] sums them up; [`bars`] has the
-//! rows. [`log`] reads what the processes wrote, for [`startup`] and [`story`].
+//! rows. [`workload`] sends what [`dataset`] and [`trace`] plan, and [`plot`] draws how it went.
+//! [`seed`] puts the seed report's tables beside ours. [`log`] reads what the processes wrote, for
+//! [`startup`] and [`story`].
 
 mod bars;
-mod client;
+pub mod client;
+mod dataset;
 mod experiments;
-mod load;
+pub mod load;
 mod log;
 mod mps;
-mod report;
+mod plot;
+pub mod report;
 mod ring;
+mod seed;
 mod startup;
 mod story;
+mod trace;
+mod workload;
 
 use anyhow::Context;
 use bars::Bars;
@@ -27,6 +34,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use story::StoryOptions;
 use tokio::runtime::Runtime;
+use workload::WorkloadOptions;
 
 /// Threads of the load generator; more would be taken from the ring.
 const THREADS: usize = 4;
@@ -34,6 +42,19 @@ const THREADS: usize = 4;
 /// `tandem-bench serve`
 #[derive(Args)]
 pub struct Serve {
+    #[command(flatten)]
+    ring: RingOptions,
+    #[command(flatten)]
+    load: LoadOptions,
+    #[command(flatten)]
+    workload: WorkloadOptions,
+    #[command(flatten)]
+    out: Out,
+}
+
+/// `tandem-bench experiments`
+#[derive(Args)]
+pub struct Experiments {
     #[command(flatten)]
     ring: RingOptions,
     #[command(flatten)]
@@ -70,7 +91,7 @@ struct Out {
 }
 
 impl Serve {
-    /// Starts the ring unless there is one, and runs the experiments.
+    /// Starts the ring unless there is one, and runs the workload, or else the experiments.
     ///
     /// # Errors
     /// The ring does not start, or a request fails.
@@ -82,6 +103,17 @@ impl Serve {
         let startup = startup::timeline(&logged, ring.ready_us, &mut bars);
         let memory = startup::memory(&logged);
         let client = Arc::new(Client::new(&ring.url, ring.served_model.clone())?);
+        if self.workload.is_wanted() {
+            let about = (self.load.vocab, self.load.seed());
+            let outcome = runtime()?.block_on(self.workload.run(client, about))?;
+            print!("{outcome}");
+            if let Some(folder) = &self.out.out {
+                for (name, svg) in outcome.plots() {
+                    save(folder, &format!("workload-{name}.svg"), &svg)?;
+                }
+            }
+            return self.out.file("workload", &outcome.record(), &bars);
+        }
         let mut lab = Lab::new(client, self.load.clone(), place.share());
         println!("{}", Summary::HEADER);
         let done = runtime()?.block_on(lab.run(&mut bars));
@@ -90,6 +122,27 @@ impl Serve {
         record["startup"] = startup;
         record["memory"] = memory;
         self.out.file("serve", &record, &bars)?;
+        done
+    }
+}
+
+impl Experiments {
+    /// Starts the ring unless there is one, and runs the seed report's experiments.
+    ///
+    /// # Errors
+    /// The ring does not start, or a request fails.
+    pub fn run(&self) -> anyhow::Result<()> {
+        let place = self.ring.place()?;
+        let ring = self.ring.start(&place, "info")?;
+        let mut bars = bars("experiments", &self.ring, ring.mode, place.share());
+        let client = Arc::new(Client::new(&ring.url, ring.served_model.clone())?);
+        let mut load = self.load.clone();
+        load.only = seed::EXPERIMENTS.to_vec();
+        let mut lab = Lab::new(client, load, place.share());
+        println!("{}", Summary::HEADER);
+        let done = runtime()?.block_on(lab.run(&mut bars));
+        println!("{}", seed::tables(lab.summaries()));
+        self.out.file("experiments", &lab.record(), &bars)?;
         done
     }
 }
@@ -158,10 +211,14 @@ impl Out {
 }
 
 fn write(folder: &Path, name: &str, value: &Value) -> anyhow::Result<()> {
-    let path = folder.join(format!("{name}.json"));
+    save(folder, &format!("{name}.json"), &(value.to_string() + "\n"))
+}
+
+fn save(folder: &Path, name: &str, text: &str) -> anyhow::Result<()> {
+    let path = folder.join(name);
     let shown = path.display().to_string();
     std::fs::create_dir_all(folder).with_context(|| shown.clone())?;
-    std::fs::write(&path, value.to_string() + "\n").context(shown)
+    std::fs::write(&path, text).context(shown)
 }
 
 fn bars(verb: &str, ring: &RingOptions, mode: Option<ring::Mode>, share: f64) -> Bars {

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 /// Latencies in ms, by rank.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Ranks {
+    pub mean: f64,
     pub p50: f64,
     pub p90: f64,
     pub p99: f64,
@@ -23,7 +24,8 @@ impl Ranks {
             let at = (share * ms.len() as f64).ceil() as usize;
             ms.get(at.saturating_sub(1)).copied().unwrap_or(f64::NAN)
         };
-        Self { p50: rank(0.5), p90: rank(0.9), p99: rank(0.99) }
+        let mean = ms.iter().sum::<f64>() / ms.len() as f64;
+        Self { mean, p50: rank(0.5), p90: rank(0.9), p99: rank(0.99) }
     }
 }
 
@@ -37,12 +39,16 @@ pub struct Summary {
     pub seconds: f64,
     pub requests_a_second: f64,
     pub input_tokens: usize,
+    /// Of those, how many the server found in its cache, if it says so.
+    pub cached_tokens: usize,
     pub output_tokens: usize,
     pub output_tokens_a_second: f64,
     /// To the first token, ms.
     pub ttft: Ranks,
     /// Between two chunks that brought tokens, ms.
     pub itl: Ranks,
+    /// A token of output after the first, mean of its request, ms.
+    pub tpot: Ranks,
     /// To the end, ms.
     pub e2e: Ranks,
 }
@@ -59,10 +65,12 @@ impl Summary {
             seconds,
             requests_a_second: good.len() as f64 / seconds,
             input_tokens: good.iter().map(|sample| sample.prompt_tokens).sum(),
+            cached_tokens: good.iter().map(|sample| sample.cached_tokens).sum(),
             output_tokens,
             output_tokens_a_second: output_tokens as f64 / seconds,
             ttft: Ranks::of(good.iter().filter_map(|sample| sample.ttft())),
             itl: Ranks::of(good.iter().flat_map(|sample| gaps(sample, None))),
+            tpot: Ranks::of(good.iter().filter_map(|sample| sample.tpot())),
             e2e: Ranks::of(good.iter().map(|sample| sample.end - sample.sent)),
         }
     }
@@ -101,11 +109,13 @@ pub fn raw(run: &Run) -> Value {
     let each = run.samples.iter().map(|sample| {
         json!({
             "request": sample.name,
+            "due_us": sample.due.map(|due| due.saturating_duration_since(zero).as_micros() as u64),
             "sent_us": us(sample.sent),
             "chunks_us": sample.chunks.iter().map(|chunk| us(chunk.at)).collect::<Vec<_>>(),
             "chunk_tokens": sample.chunks.iter().map(|chunk| chunk.tokens).collect::<Vec<_>>(),
             "end_us": us(sample.end),
             "prompt_tokens": sample.prompt_tokens,
+            "cached_tokens": sample.cached_tokens,
             "failure": sample.failure,
         })
     });

@@ -192,8 +192,7 @@ fn one(place: &Place, plan: &Plan) -> anyhow::Result<(String, Processes)> {
     let program = Program {
         name: "ring".to_owned(),
         binary: place.binaries()?.join("tandem"),
-        command: Some("ring"),
-        config: path("ring.toml"),
+        arguments: vec!["ring".into(), "--config".into(), path("ring.toml").into()],
         log: path("ring.log"),
         environment: plan.environment(),
     };

@@ -328,11 +328,13 @@ mod tests {
         let sent = Instant::now();
         let sample = Sample {
             name: "s".into(),
+            due: None,
             sent,
             sent_clock: UNIX_EPOCH + Duration::from_micros(1_000_100),
             chunks: vec![Chunk { at: sent + Duration::from_micros(2000), tokens: 1 }],
             end: sent + Duration::from_micros(3000),
             prompt_tokens: 1,
+            cached_tokens: 0,
             failure: None,
         };
         let told = tell(&[sample], &processes).unwrap();
@@ -350,11 +352,13 @@ mod tests {
     fn told_sample(sent: Instant) -> Sample {
         Sample {
             name: String::new(),
+            due: None,
             sent,
             sent_clock: UNIX_EPOCH,
             chunks: vec![],
             end: sent,
             prompt_tokens: 0,
+            cached_tokens: 0,
             failure: None,
         }
     }

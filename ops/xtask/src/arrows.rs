@@ -26,7 +26,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("role", BELOW_ROLE),
     ("prefill-server", SERVER),
     ("decode-server", SERVER),
-    ("tandem-bench", &["shared", "checkpoint", "model", "kernels", "kv-transfer"]),
+    ("tandem-bench", &["shared", "checkpoint", "link", "model", "kernels", "kv-transfer"]),
     ("tandem", EVERYTHING),
     ("tandem-tests", EVERYTHING),
 ];
