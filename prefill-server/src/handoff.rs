@@ -187,8 +187,10 @@ impl Prefill {
         self.jobs[at].in_flight -= 1;
         match result {
             Ok(()) => {
-                if self.jobs[at].is_handed() {
+                if self.jobs[at].flush_sent && self.jobs[at].in_flight == 0 {
                     tracing::debug!(target: "story", request = %key, "flushed");
+                }
+                if self.jobs[at].is_handed() {
                     self.stops.reach(StopPoint::PrefillWritten);
                     self.hand_over(at, peer);
                 }

@@ -320,8 +320,9 @@ impl Prefill {
         self.answer();
         self.settle();
         if tracing::enabled!(target: "story", Level::DEBUG) {
-            let ago_us = self.engine.computed_ago()?.as_micros() as u64;
+            let ended = self.engine.computed_at()?;
             for request in drawn {
+                let ago_us = ended.map_or(0, |at| at.elapsed().as_micros() as u64);
                 tracing::debug!(target: "story", %request, ago_us, "kernels ended");
             }
         }

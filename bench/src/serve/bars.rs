@@ -50,6 +50,7 @@ struct Entry<'r> {
     value: Option<f64>,
     unit: &'r str,
     command: &'r str,
+    /// The bar, or, where there is none, the stretch.
     holds: bool,
 }
 
@@ -94,7 +95,11 @@ impl Bars {
             // NaN is no JSON, and nothing that was measured.
             let value = Some(value).filter(|value| value.is_finite()).map(rounded);
             let bar = row.bar.filter(|_| !row.of_one || self.mode == Some(Mode::One));
-            let holds = value.is_some_and(|v| bar.is_none_or(|bar| bar.holds(v)));
+            let stretch = match row.bar {
+                Some(AtLeast(_)) => AtLeast(row.stretch),
+                Some(AtMost(_)) | None => AtMost(row.stretch),
+            };
+            let holds = value.is_some_and(|v| bar.unwrap_or(stretch).holds(v));
             Some(Entry {
                 row: format!("{name}{mode}"),
                 bar: bar.map(Bar::limit),

@@ -8,7 +8,7 @@ use super::device::{Device, DeviceMemory, Event, Pinned};
 use super::module::{Arg, Entry, Kernel, Shape};
 use crate::ops::OpError;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Most alternatives reported beside a token: `kTopMax` of `cuda/sample_types.cuh`.
 pub const TOP_MAX: usize = 20;
@@ -251,17 +251,19 @@ impl Fetch {
         Ok(Self { host, computed: Event::timed(device)?, done: Event::new(device)?, rows: 0 })
     }
 
-    /// How long ago the step's last kernel ended, by the device's clock, when it has. Waits for
-    /// all work that was enqueued since, so it is for stories of devices with nothing else to do.
+    /// When the step's last kernel ended, by the device's clock, when it has; some microseconds too
+    /// early rather than too late. Waits for all work that was enqueued since, so it is for stories
+    /// of devices with nothing else to do.
     ///
     /// # Errors
     /// [`OpError::Device`] if the device failed.
-    pub fn computed_ago(&self, device: &Device) -> Result<Duration, OpError> {
-        let now = Event::timed(device)?;
+    pub fn computed_at(&self, device: &Device) -> Result<Instant, OpError> {
+        let (now, asked) = (Event::timed(device)?, Instant::now());
         now.record()?;
         now.wait()?;
         let micros = self.computed.micros_to(&now)?;
-        Ok(Duration::from_secs_f64(micros.max(0.0) / 1e6))
+        let ago = Duration::from_secs_f64(micros.max(0.0) / 1e6);
+        Ok(asked.checked_sub(ago).unwrap_or(asked))
     }
 
     /// Whether the step is done: reading waits for nothing.

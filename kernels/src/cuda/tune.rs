@@ -8,9 +8,14 @@ use super::backend::{Cuda, CudaMatrix, CudaTensor};
 use super::compile::user_cache;
 use crate::ops::{Linear, OpError, Ops};
 use std::fs;
+use std::path::Path;
 
 /// Replays of a recording; the median counts.
 const ROUNDS: usize = 3;
+
+/// What a later proposal's time is of the best before it at most, to be taken: others may use the
+/// GPU meanwhile, and what is chosen is kept.
+const CLEARLY: f64 = 0.98;
 
 /// A product of several layers: the same shapes, other weights.
 pub struct Tune<'a> {
@@ -43,7 +48,7 @@ impl Cuda {
         if let Some(index) = known.and_then(|text| text.trim().parse().ok()) {
             return products.choose(product, index);
         }
-        let mut best = (f64::INFINITY, 0);
+        let (mut best, mut failed) = (None, None);
         for index in 0..products.proposals(product)? {
             products.choose(product, index)?;
             let times = self.time_recorded(ROUNDS, || {
@@ -52,19 +57,32 @@ impl Cuda {
                     .iter()
                     .try_for_each(|weight| self.linear(Linear { rows, x, weight, bias, add, out }))
             });
-            // One that cannot run where it is to is no candidate.
-            let Ok(mut times) = times else { continue };
-            times.sort_by(f64::total_cmp);
-            if times[ROUNDS / 2] < best.0 {
-                best = (times[ROUNDS / 2], index);
+            match times {
+                Ok(mut times) => {
+                    times.sort_by(f64::total_cmp);
+                    let time = times[ROUNDS / 2];
+                    if best.is_none_or(|(least, _)| time < least * CLEARLY) {
+                        best = Some((time, index));
+                    }
+                }
+                // One that cannot run where it is to is no candidate.
+                Err(error) => failed = Some(error),
             }
         }
-        products.choose(product, best.1)?;
+        let Some((_, index)) = best else { return failed.map_or(Ok(()), Err) };
+        products.choose(product, index)?;
         if let Some(path) = path {
-            let folder = path.parent().map_or(Ok(()), fs::create_dir_all);
             // A full or read-only disk costs the next start this time and no more.
-            drop(folder.and_then(|()| fs::write(&path, best.1.to_string())));
+            drop(keep(&path, index));
         }
         Ok(())
     }
+}
+
+/// Writes it whole or not at all.
+fn keep(path: &Path, index: usize) -> std::io::Result<()> {
+    path.parent().map_or(Ok(()), fs::create_dir_all)?;
+    let part = path.with_extension(std::process::id().to_string());
+    fs::write(&part, index.to_string())?;
+    fs::rename(part, path)
 }

@@ -30,6 +30,13 @@ const PROBE_BYTES: usize = SLOTS * SLOT_BYTES;
 /// Alignment that pools ask for, bytes.
 const ALIGN: usize = 64;
 
+/// The address of a probe slot behind a pool of `bytes` at `base`, as the target names it; none if
+/// there is no such address.
+pub(super) fn slot_at(base: u64, bytes: usize, slot: usize) -> Option<u64> {
+    let behind = bytes.checked_next_multiple_of(ALIGN)?.checked_add(slot * SLOT_BYTES)?;
+    base.checked_add(u64::try_from(behind).ok()?)
+}
+
 /// The transport's hold on a pool's memory.
 #[derive(Clone)]
 pub struct Region(Arc<Allocation>);
@@ -53,8 +60,8 @@ enum Backing {
 
 // SAFETY: plain memory and a handle that UCX locks (see `Context`); it is freed once, by drop.
 unsafe impl Send for Allocation {}
-// SAFETY: `&Allocation` only reads addresses; the memory behind them is shared under the rules in
-// the module's head.
+// SAFETY: `&Allocation` reads addresses, whose memory is shared under the rules in the module's
+// head, and hands out UCX's handle and a stream, which UCX and the driver lock.
 unsafe impl Sync for Allocation {}
 
 /// Ordinary zeroed memory for a source's pool.
@@ -228,11 +235,6 @@ impl Region {
     /// The pool's address in this process, which its peers name bytes by.
     pub(super) fn base(&self) -> u64 {
         self.0.start.addr().get() as u64
-    }
-
-    /// The address of a probe slot of a shared region, as peers name it.
-    pub(super) fn slot_address(&self, slot: usize) -> u64 {
-        self.base() + (self.0.len + slot * SLOT_BYTES) as u64
     }
 
     fn slot(&self, slot: usize) -> [&AtomicU64; 2] {

@@ -2,7 +2,7 @@
 
 use super::context::Ucx;
 use super::endpoint::{Endpoint, Step};
-use super::memory::Region;
+use super::memory::{Region, slot_at};
 use super::target::{NO_GPU, Terms};
 use super::{refused, unavailable};
 use crate::host::{ProcessName, same_host};
@@ -10,6 +10,7 @@ use crate::offer::{Writer, random};
 use crate::queue::{Limit, Next, Number, Queue};
 use crate::{Event, Joined, Kind, Link, OpId, PutOp, Source, TransferError};
 use kernels::cuda::Device;
+use kernels::cuda::device::GPU_LOST;
 use kernels::ops::OpError;
 use shared::kv::KvGeometry;
 use std::sync::{Mutex, PoisonError};
@@ -23,6 +24,8 @@ const TURN_BYTES: usize = 16 << 20;
 const LIMIT: Limit = Limit { bytes: 4 << 20, across_pages: true };
 /// Whole runs of pages: a put costs the CPU some microseconds, whatever its size.
 const ON_DEVICE: Limit = Limit { bytes: usize::MAX, across_pages: true };
+/// Longest time that a copy on a GPU may take once its link is closed.
+const CLOSE_LIMIT: Duration = Duration::from_secs(5);
 /// Longest spin on an operation that UCX did not finish at once.
 const SPIN: Duration = Duration::from_micros(100);
 
@@ -86,6 +89,11 @@ impl Source for UcxSource {
         {
             return Err(refused(why));
         }
+        let bytes = self.geometry.page_bytes().checked_mul(terms.head.pages as usize);
+        let slot = bytes.and_then(|bytes| slot_at(terms.base, bytes, terms.slot as usize));
+        let slot = slot.ok_or_else(|| {
+            TransferError::malformed("offer.base", &terms.base, "an address with a pool behind it")
+        })?;
         let answer = u64::from_le_bytes(random(Kind::Ucx)?);
         // One join at a time, for a margin has one slot for it.
         let joining = self.joining.lock().unwrap_or_else(PoisonError::into_inner);
@@ -93,11 +101,11 @@ impl Source for UcxSource {
         let probe = self.region.probe(&words)?;
         let mut endpoint = Endpoint::connect(&self.ucx, terms.address, terms.key)?;
         let direct = |at| device.is_some() || endpoint.stores_directly(at);
-        if !(direct(terms.base) && direct(terms.slot)) {
+        if !(direct(terms.base) && direct(slot)) {
             return Err(refused("the target's pool is not mapped here, puts would be emulated"));
         }
         // SAFETY: `words` and the region were there before the endpoint, and go after it.
-        let step = unsafe { endpoint.put(probe, terms.slot) };
+        let step = unsafe { endpoint.put(probe, slot) };
         endpoint.wait(step?, PROBE_LIMIT)?;
         let step = endpoint.flush()?;
         endpoint.wait(step, PROBE_LIMIT)?;
@@ -163,6 +171,29 @@ impl UcxLink {
     }
 }
 
+/// Waits for a copy on a GPU; whether it succeeded. What still runs after that may write: only the
+/// end of this process ends it for certain.
+fn drain(endpoint: &mut Endpoint) -> bool {
+    let start = Instant::now();
+    loop {
+        match endpoint.poll() {
+            Ok(Step::Done) => return true,
+            Ok(Step::Pending) if start.elapsed() < CLOSE_LIMIT => std::thread::yield_now(),
+            Ok(Step::Pending) => {
+                tracing::error!(
+                    "a page is still being copied {CLOSE_LIMIT:?} after its link's end"
+                );
+                std::process::exit(GPU_LOST);
+            }
+            // The context is lost, and with it all that ran there.
+            Err(error) => {
+                tracing::warn!(%error, "a link's copy failed");
+                return false;
+            }
+        }
+    }
+}
+
 impl Link for UcxLink {
     fn kind(&self) -> Kind {
         Kind::Ucx
@@ -199,7 +230,13 @@ impl Link for UcxLink {
     }
 
     fn close(self: Box<Self>) -> Vec<Event> {
-        let Self { endpoint, queue, .. } = *self;
+        let Self { mut endpoint, mut queue, pending, region, .. } = *self;
+        // The driver copies on a stream that dropping an endpoint does not wait for.
+        if let (Some(number), Some(_)) = (pending, region.device())
+            && drain(&mut endpoint)
+        {
+            queue.done(number);
+        }
         // Before the operations end: after this nothing reads their pages.
         drop(endpoint);
         queue.close()

@@ -29,8 +29,8 @@ pub(super) struct Terms<'a> {
     pub(super) uuid: [u8; 16],
     /// The pool's address at the target.
     pub(super) base: u64,
-    /// The probe slot's address at the target.
-    pub(super) slot: u64,
+    /// The probe slot, below [`SLOTS`]: that it is reached shows that `base` is right.
+    pub(super) slot: u32,
     pub(super) nonce: u64,
     pub(super) address: &'a [u8],
     pub(super) key: &'a [u8],
@@ -44,19 +44,22 @@ impl<'a> Terms<'a> {
             boot_id: reader.array("offer.boot_id")?,
             uuid: reader.array("offer.uuid")?,
             base: reader.u64("offer.base")?,
-            slot: reader.u64("offer.slot")?,
+            slot: reader.u32("offer.slot")?,
             nonce: reader.u64("offer.nonce")?,
             address: reader.blob("offer.address")?,
             key: reader.blob("offer.key")?,
         };
         reader.end()?;
+        if terms.slot as usize >= SLOTS {
+            return Err(TransferError::malformed("offer.slot", &terms.slot, "0 to 255"));
+        }
         Ok(terms)
     }
 
     fn write(&self) -> Vec<u8> {
         let mut writer = Writer::default();
         self.head.write(&mut writer);
-        writer.raw(&self.boot_id).raw(&self.uuid).u64(self.base).u64(self.slot).u64(self.nonce);
+        writer.raw(&self.boot_id).raw(&self.uuid).u64(self.base).u32(self.slot).u64(self.nonce);
         writer.blob(self.address).blob(self.key);
         writer.0
     }
@@ -150,7 +153,7 @@ impl Target for UcxTarget {
             boot_id: self.boot_id,
             uuid: self.uuid,
             base: self.region.base(),
-            slot: self.region.slot_address(slot),
+            slot: slot as u32,
             nonce,
             address: &address,
             key: &self.key,

@@ -209,6 +209,9 @@ fn write_without_end(way: &str, mut control: Control) {
             break;
         }
     }
+    // With something on its way.
+    link.put(put(4, &second, whole));
+    let _ = link.progress(Duration::ZERO, &mut Vec::new());
     drop(link.close());
     control.send(b"closed");
     // The parent ends this process, or hangs up.
@@ -388,6 +391,22 @@ fn ucx_writer_closes() {
         let Proof::ProcessEnd(writer) = session.revoke() else { panic!("UCX is no receiver") };
         assert!(!writer.is_dead() && writer.ended());
         nobody_writes(&pool, || ());
+    }
+}
+
+/// Once a writer on a GPU says that its link is closed, nothing of it is on its way, though what
+/// ends its session is its process.
+#[test]
+#[ignore = "needs a GPU and a UCX that knows it, in TANDEM_UCX_DIR"]
+fn cuda_ucx_writer_closes() {
+    let (pool, targets) = targets("ucx-cuda");
+    for _ in 0..rounds() {
+        let (mut other, session) = half_written("ucx-cuda", &pool, &targets);
+        other.control.send(b"close");
+        assert_eq!(other.control.receive(), b"closed");
+        nobody_writes(&pool, || pause("ucx-cuda"));
+        let Proof::ProcessEnd(writer) = session.revoke() else { panic!("the writer stores") };
+        assert!(!writer.is_dead());
     }
 }
 

@@ -18,7 +18,7 @@ use kernels::cuda::device::GPU_LOST;
 use kernels::cuda::stream::Mark;
 use kernels::cuda::{
     Cuda, CudaPages, CudaShape, DRAWN, Device, Draw, DrawnToken, Fetch, Frame, Heads, LIBRARY_ROWS,
-    PagePool, ROWS_MAX, Recorded, Tune,
+    PROJECT_ROWS_MAX, PagePool, ROWS_MAX, Recorded, Tune,
 };
 use kernels::ops::{HostBatch, KvShape, Linear, OpError, Ops};
 use shared::ids::{PageId, TokenId};
@@ -27,7 +27,7 @@ use shared::request::Token;
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// A margin by which the device's sampler and the host's, which sum in another order, may differ.
 const SAMPLER_TIE: f32 = 1e-5;
@@ -256,7 +256,9 @@ impl CudaEngine {
 fn rehearse(cuda: &Cuda, model: &Model<Cuda>, scratch: &mut Scratch<Cuda>) -> Result<(), OpError> {
     model.products(scratch, |LayerProduct { x, weights, add, out }| {
         let most = x.rows().min(out.rows());
-        (LIBRARY_ROWS..=most).step_by(LIBRARY_ROWS).try_for_each(|rows| {
+        // Few rows are asked for as they are, where no kernel of ours takes the product.
+        let few = 1..=PROJECT_ROWS_MAX.min(most);
+        few.chain((LIBRARY_ROWS..=most).step_by(LIBRARY_ROWS)).try_for_each(|rows| {
             cuda.linear(Linear { rows, x, weight: weights[0], bias: None, add, out })
         })
     })?;
@@ -450,9 +452,8 @@ impl Engine for CudaEngine {
         let mut drawn = drawn.into_iter().map(to_token);
         Ok(samples.iter().map(|sample| sample.as_ref().and_then(|_| drawn.next())).collect())
     }
-    fn computed_ago(&self) -> Result<Duration, EngineError> {
-        let last = self.spare.last();
-        let ago = last.map(|results| results.computed_ago(self.cuda.device()).map_err(device));
-        ago.unwrap_or(Ok(Duration::ZERO))
+    fn computed_at(&self) -> Result<Option<Instant>, EngineError> {
+        let at = |results: &Fetch| results.computed_at(self.cuda.device()).map_err(device);
+        self.spare.last().map(at).transpose()
     }
 }

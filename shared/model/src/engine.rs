@@ -15,7 +15,7 @@ use shared::kv::PageStore;
 use shared::request::{Sampling, Token};
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Most steps that are launched and not collected.
 pub const IN_FLIGHT: usize = 2;
@@ -144,12 +144,12 @@ pub trait Engine: Send {
     /// # Errors
     /// As [`Self::launch`]; also when nothing was launched.
     fn collect(&mut self) -> Result<Vec<Option<Token>>, EngineError>;
-    /// How long ago the device was done with the step collected last, for a story; it may wait for
-    /// what was launched since.
+    /// When the device was done with the step collected last, for a story, if it can tell; it may
+    /// wait for what was launched since.
     ///
     /// # Errors
     /// As [`Self::launch`].
-    fn computed_ago(&self) -> Result<Duration, EngineError> {
-        Ok(Duration::ZERO)
+    fn computed_at(&self) -> Result<Option<Instant>, EngineError> {
+        Ok(None)
     }
 }
