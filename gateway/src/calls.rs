@@ -90,7 +90,8 @@ pub async fn completions(
     let request = completions::read(&mut fields, limits)?;
     let ask = Ask::new(request.knobs, completions::DIALECT, &app.model, limits, random)?;
     let head = head(&app, &arrival, "cmpl-");
-    let shape = CompletionShape::new(head, request.delivery, request.prompts.len())
+    let count = request.prompts.len() * ask.outputs() as usize;
+    let shape = CompletionShape::new(head, request.delivery, count)
         .with_logprobs(ask.logprobs().is_some(), request.tokens_as_ids);
     let stream = request.delivery.stream;
     Call { app: &app, arrival: &arrival, ask, stream }.answer(request.prompts, shape).await
@@ -213,15 +214,18 @@ impl Call<'_> {
     async fn answer(self, prompts: Vec<Prompt>, mut shape: impl Shape) -> Answered {
         let app = self.app;
         structured::check(&app.model.grammars, self.ask.wanted()).await?;
-        let mut requests = Vec::with_capacity(prompts.len());
+        let each = self.ask.outputs() as usize;
+        self.ask.check_outputs(prompts.len())?;
+        let mut requests = Vec::with_capacity(prompts.len() * each);
         for prompt in prompts {
             let ids = tokenize(&app.model, prompt, self.ask.prompt_max()).await?;
-            requests.push(self.ask.request(ids)?);
+            requests.extend(self.ask.requests(&ids)?);
         }
         let mut answers = Vec::with_capacity(requests.len());
         for (index, request) in requests.into_iter().enumerate() {
             let pieces = app.model.tokenizer.pieces();
-            let transcript = Transcript::new(index, &self.ask, &request, pieces);
+            let first = index.is_multiple_of(each);
+            let transcript = Transcript::new((index, first), &self.ask, &request, pieces);
             let timing = Timing::new(self.arrival.at, request.prompt_len);
             answers.push(Speaking { answer: app.ring.submit(request)?, transcript, timing });
         }

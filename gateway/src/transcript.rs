@@ -63,6 +63,7 @@ pub struct Delta {
 #[derive(Debug)]
 pub struct Transcript {
     index: usize,
+    first: bool,
     detokenizer: Detokenizer,
     stops: StopMatcher,
     stop_ids: Vec<TokenId>,
@@ -73,17 +74,23 @@ pub struct Transcript {
 }
 
 impl Transcript {
-    /// For output number `index` of a call.
-    pub fn new(index: usize, ask: &Ask, request: &Request, pieces: &Arc<Pieces>) -> Self {
+    /// For output number `index` of a call, `first` of its prompt's, which the prompt counts to.
+    pub fn new(
+        (index, first): (usize, bool),
+        ask: &Ask,
+        request: &Request,
+        pieces: &Arc<Pieces>,
+    ) -> Self {
         Self {
             index,
+            first,
             detokenizer: Detokenizer::new(Arc::clone(pieces), ask.skip_special()),
             stops: StopMatcher::new(ask.stop().to_vec(), ask.include_stop()),
             stop_ids: request.stop_ids.clone(),
             min_tokens: request.min_tokens,
             include_stop: ask.include_stop(),
             stopped_by: None,
-            usage: Usage { prompt: request.prompt_len, ..Usage::default() },
+            usage: Usage { prompt: if first { request.prompt_len } else { 0 }, ..Usage::default() },
         }
     }
 
@@ -120,7 +127,9 @@ impl Transcript {
 
     /// So many tokens of the prompt were cached.
     pub fn cached(&mut self, tokens: u32) {
-        self.usage.cached = tokens;
+        if self.first {
+            self.usage.cached = tokens;
+        }
     }
 
     /// The output has ended.

@@ -19,8 +19,10 @@ use shared::request::{BadRequest, MAX_SALT, MAX_STOP_IDS, MAX_TOP_LOGPROBS};
 use shared::request::{Request, RequestParts, Sampling};
 use std::collections::BTreeMap;
 
-/// Most prompts of one call.
+/// Most prompts of one call, counted once an output.
 pub const MAX_PROMPTS: usize = 512;
+/// Most outputs of one prompt, OpenAI's.
+pub const MAX_OUTPUTS: u32 = 128;
 /// Most stop strings of one request.
 pub const MAX_STOPS: usize = 64;
 /// Longest stop string, bytes.
@@ -52,6 +54,8 @@ pub enum Content {
 /// What a client said about sampling and output; `None` where it said nothing.
 #[derive(Debug, Clone, Default)]
 pub struct Knobs {
+    /// Outputs of a prompt; one if absent.
+    pub n: Option<u32>,
     /// Softmax temperature.
     pub temperature: Option<f32>,
     /// Mass of the nucleus.
@@ -202,11 +206,45 @@ impl Ask {
         self.limits.context_length.min(self.limits.pool_tokens)
     }
 
+    /// Outputs of each prompt.
+    pub fn outputs(&self) -> u32 {
+        self.knobs.n.unwrap_or(1)
+    }
+
+    /// Refuses more outputs than a call may have.
+    ///
+    /// # Errors
+    /// By `n`.
+    pub fn check_outputs(&self, prompts: usize) -> Result<(), Invalid> {
+        let (n, fit) = (self.outputs(), MAX_PROMPTS / prompts.max(1));
+        if n as usize <= fit {
+            return Ok(());
+        }
+        let what = format!("{n} outputs of {prompts} prompts are too many; at most {fit} each fit");
+        Err(self.dialect.invalid("n", &what))
+    }
+
+    /// The requests for a prompt of 1 to [`Self::prompt_max`] tokens, one an output. The first
+    /// draws by the seed, each other one by the next, as vLLM has it. They have the prompt in
+    /// common, which is computed once.
+    ///
+    /// # Errors
+    /// As [`Self::request`].
+    pub fn requests(&self, prompt: &[TokenId]) -> Result<Vec<Request>, Invalid> {
+        let numbers = 0..u64::from(self.outputs());
+        numbers.map(|number| self.output(prompt.to_vec(), number)).collect()
+    }
+
     /// The request for a prompt of 1 to [`Self::prompt_max`] tokens.
     ///
     /// # Errors
     /// Prompt and `max_tokens` do not fit, or a sampling value is out of range.
     pub fn request(&self, prompt: Vec<TokenId>) -> Result<Request, Invalid> {
+        self.output(prompt, 0)
+    }
+
+    fn output(&self, prompt: Vec<TokenId>, number: u64) -> Result<Request, Invalid> {
+        let seed = self.sampling.seed.wrapping_add(number);
         let most = self.sequence_max();
         let prompt_len = u32::try_from(prompt.len()).unwrap_or(u32::MAX);
         let left = most.saturating_sub(prompt_len);
@@ -227,7 +265,7 @@ impl Ask {
             prompt_len,
             max_tokens,
             min_tokens: self.min_tokens,
-            sampling: self.sampling,
+            sampling: Sampling { seed, ..self.sampling },
             logit_bias: self.logit_bias.clone(),
             stop_ids: self.stop_ids.clone(),
             logprobs: self.knobs.logprobs.map(|n| n.min(u32::from(u8::MAX)) as u8),
@@ -282,6 +320,9 @@ fn check_rest(knobs: &Knobs, dialect: Dialect) -> Result<(), Invalid> {
     if let Some(n) = knobs.logprobs.filter(|&n| n > u32::from(MAX_TOP_LOGPROBS)) {
         let what = format!("{n} alternatives are too many; at most {MAX_TOP_LOGPROBS}");
         return Err(dialect.invalid("logprobs", &what));
+    }
+    if let Some(n) = knobs.n.filter(|n| !(1..=MAX_OUTPUTS).contains(n)) {
+        return Err(dialect.invalid("n", &format!("must be 1 to {MAX_OUTPUTS}, got {n}")));
     }
     if knobs.cache_salt.len() > MAX_SALT {
         let what = format!("has {} bytes; at most {MAX_SALT} fit", knobs.cache_salt.len());

@@ -271,6 +271,24 @@ class Completions(Case):
         answer = self.complete(prompt=[tokens["tokens"]] * 2)
         self.assertEqual([choice.text for choice in answer.choices], [one, one])
 
+    def test_n_outputs_share_a_prompt(self):
+        drawn = {"temperature": 1, "extra_body": {"ignore_eos": True}}
+        several = self.complete(**drawn, seed=5, n=3)
+        self.assertEqual([choice.index for choice in several.choices], [0, 1, 2])
+        texts = [choice.text for choice in several.choices]
+        self.assertEqual(len(set(texts)), 3)
+        for seed, text in zip([5, 6, 7], texts):
+            alone = self.complete(**drawn, seed=seed)
+            self.assertEqual(alone.choices[0].text, text)
+        self.assertEqual(several.usage.prompt_tokens, alone.usage.prompt_tokens)
+        self.assertEqual(several.usage.completion_tokens, 36)
+        streamed = ["", "", ""]
+        for chunk in self.complete(**drawn, seed=5, n=3, stream=True):
+            for choice in chunk.choices:
+                streamed[choice.index] += choice.text
+        self.assertEqual(streamed, texts)
+        self.assertEqual(len(self.chat(n=2).choices), 2)
+
     def test_sixteen_tokens_by_default(self):
         answer = self.complete(max_tokens=openai.NOT_GIVEN, extra_body={"ignore_eos": True})
         self.assertEqual(answer.usage.completion_tokens, 16)

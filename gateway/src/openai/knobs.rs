@@ -9,8 +9,6 @@ use std::collections::BTreeMap;
 
 /// Known to OpenAI, vLLM or SGLang, and refused where they would change the result.
 const NOT_YET: &[(&str, Neutral)] = &[
-    ("n", Neutral::Number(1.0)),
-    ("best_of", Neutral::Number(1.0)),
     ("use_beam_search", Neutral::False),
     ("length_penalty", Neutral::Number(1.0)),
     ("bad_words", Neutral::Empty),
@@ -58,6 +56,7 @@ pub fn read(fields: &mut Fields) -> Result<Knobs, Invalid> {
     refuse_unless_neutral(fields, NOT_YET)?;
     refuse_formats(fields)?;
     Ok(Knobs {
+        n: outputs(fields)?,
         temperature: fields.take("temperature")?,
         top_p: fields.take("top_p")?,
         top_k: fields.take("top_k")?,
@@ -97,6 +96,18 @@ pub fn delivery(fields: &mut Fields) -> Result<Delivery, Invalid> {
         include_usage: options.take_or("include_usage", false)?,
         continuous_usage: options.take_or("continuous_usage_stats", false)?,
     })
+}
+
+/// `n`, of which `best_of` can ask for no more: all that are made are answered.
+fn outputs(fields: &mut Fields) -> Result<Option<u32>, Invalid> {
+    let n: Option<u32> = fields.take("n")?;
+    let best: Option<u32> = fields.take("best_of")?;
+    match best {
+        Some(best) if best != n.unwrap_or(1) => {
+            Err(fields.wrong("best_of", &format!("must be `n`, or left out, got {best}")))
+        }
+        _ => Ok(n),
+    }
 }
 
 /// A field that is one string or a list of them.

@@ -6,7 +6,7 @@
 use crate::model::Model;
 use crate::openai::tools::NAME_MAX;
 use crate::ring::Limits;
-use crate::validate::{MAX_STOP_LEN, MAX_STOPS};
+use crate::validate::{MAX_OUTPUTS, MAX_STOP_LEN, MAX_STOPS};
 use serde_json::{Map, Value, json};
 use shared::request::{MAX_LOGIT_BIAS, MAX_SALT, MAX_STOP_IDS, MAX_TOP_LOGPROBS};
 
@@ -188,6 +188,7 @@ impl Schemas<'_> {
             "model": self.model(),
             "max_tokens": self.tokens(),
             "min_tokens": self.tokens_or_0(),
+            "n": within("integer", 1, MAX_OUTPUTS),
             "seed": seed(),
             "stream": kind("boolean"),
             "include_stop_str_in_output": kind("boolean"),

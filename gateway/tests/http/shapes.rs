@@ -54,7 +54,7 @@ pub fn speaking(
 ) -> (Speaking, mpsc::Sender<Event>) {
     let ask = Ask::new(knobs, DIALECT, model, LIMITS, || 1).unwrap();
     let request = ask.request([1, 2, 3].map(TokenId::new).to_vec()).unwrap();
-    let transcript = Transcript::new(index, &ask, &request, model.tokenizer.pieces());
+    let transcript = Transcript::new((index, true), &ask, &request, model.tokenizer.pieces());
     let (sender, receiver) = mpsc::channel(1024);
     for event in std::iter::once(Event::Cached(2)).chain(said) {
         sender.try_send(event).unwrap();
