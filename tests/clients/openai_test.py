@@ -309,7 +309,8 @@ class Errors(Case):
     def test_the_field_is_named(self):
         self.assertEqual(self.refused(temperature=3).param, "temperature")
         self.assertEqual(self.refused(prompt="").param, "prompt")
-        self.assertEqual(self.refused(n=2).code, "unsupported_parameter")
+        words = {"bad_words": ["x"]}
+        self.assertEqual(self.refused(extra_body=words).code, "unsupported_parameter")
         self.assertEqual(self.refused(prompt=[10**9]).param, "prompt[0]")
 
     def test_too_long(self):
