@@ -44,32 +44,32 @@ need_pip() {
     apt_install python3-pip
 }
 
-# Prints the folder of NVRTC, which compiles the GPU kernels where no CUDA toolkit is installed.
-need_nvrtc() {
-    local version=13.0.88 folder=${XDG_CACHE_HOME:-$HOME/.cache}/tandem/nvrtc
+# fetched NAME PACKAGE VERSION WHY : prints the folder that the pip package's files are in.
+fetched() {
+    local name=$1 package=$2 version=$3 why=$4 folder=${XDG_CACHE_HOME:-$HOME/.cache}/tandem/$1
     if [ ! -d "$folder-$version" ]; then
         need_pip >&2 || return 1
-        say "fetching NVRTC $version by pip, to compile the GPU kernels (90 MB)" >&2
+        say "fetching $name $version by pip, $why" >&2
         rm -rf "$folder.part"
         python3 -m pip install --quiet --no-deps --target "$folder.part" \
-            "nvidia-cuda-nvrtc==$version" >&2 || return 1
+            "$package==$version" >&2 || return 1
         mv "$folder.part" "$folder-$version" || return 1
     fi
-    printf '%s\n' "$folder-$version/nvidia/cu13/lib"
+    printf '%s\n' "$folder-$version"
+}
+
+# Prints the folder of NVRTC, which compiles the GPU kernels where no CUDA toolkit is installed.
+need_nvrtc() {
+    local folder
+    folder=$(fetched nvrtc nvidia-cuda-nvrtc 13.0.88 'to compile the GPU kernels (90 MB)') &&
+        printf '%s\n' "$folder/nvidia/cu13/lib"
 }
 
 # Prints the folder of a UCX that knows GPUs; Debian's does not.
 need_ucx_cuda() {
-    local version=1.22.0 folder=${XDG_CACHE_HOME:-$HOME/.cache}/tandem/ucx
-    if [ ! -d "$folder-$version" ]; then
-        need_pip >&2 || return 1
-        say "fetching UCX $version with CUDA by pip, for pages in GPU memory (43 MB)" >&2
-        rm -rf "$folder.part"
-        python3 -m pip install --quiet --no-deps --target "$folder.part" \
-            "libucx-cu13==$version" >&2 || return 1
-        mv "$folder.part" "$folder-$version" || return 1
-    fi
-    printf '%s\n' "$folder-$version/libucx/lib"
+    local folder
+    folder=$(fetched ucx libucx-cu13 1.22.0 'for pages in GPU memory (43 MB)') &&
+        printf '%s\n' "$folder/libucx/lib"
 }
 
 have_ucx() { python3 -c 'import ctypes; ctypes.CDLL("libucp.so.0")' >/dev/null 2>&1; }

@@ -1,30 +1,17 @@
 //! Anthropic's Messages: the answer whole and as events, errors in its shape.
 
 use crate::shapes::{done, head, speaking, streamed, text, tokens};
-use crate::support::{Gateway, config};
+use crate::support::{Gateway, SAID, talking_model};
 use gateway::anthropic::{MessageShape, request};
 use gateway::fields::Fields;
 use gateway::model::Model;
 use gateway::openai::chat;
-use gateway::reasoning::ReasoningParser;
 use gateway::ring::{Event, Failure, FailureKind};
 use gateway::stream::{outputs, whole};
-use gateway::tools::ToolCallParser;
 use gateway::validate::Knobs;
 use serde_json::{Value, json};
 use shared::request::Finish;
 use std::sync::Arc;
-
-const SAID: &str = "<think>\nHé asks\n</think>\n\nSure.\n<tool_call>\n{\"name\": \"sum\", \
-                    \"arguments\": {\"of\": [1, 2]}}\n</tool_call>";
-
-fn model() -> Arc<Model> {
-    let config = config(|settings| {
-        settings.tool_call_parser = Some(ToolCallParser::Hermes);
-        settings.reasoning_parser = Some(ReasoningParser::Qwen3);
-    });
-    Arc::new(Model::load(&config).unwrap())
-}
 
 fn shape(model: &Arc<Model>) -> MessageShape {
     let body = json!({
@@ -52,7 +39,7 @@ fn parsed(body: &str) -> Vec<Value> {
 
 #[tokio::test]
 async fn a_message_has_thoughts_text_and_calls() {
-    let model = model();
+    let model = talking_model();
     let said = vec![Event::Tokens(tokens(&model, SAID)), done(Finish::Stop)];
     let (one, _sender) = speaking(&model, Knobs::default(), 0, said);
     let body = text(whole(outputs(vec![one], ()), 1, &mut shape(&model)).await).await;
@@ -78,7 +65,7 @@ async fn a_message_has_thoughts_text_and_calls() {
 
 #[tokio::test]
 async fn a_stream_tells_the_same_block_by_block() {
-    let model = model();
+    let model = talking_model();
     let tokens = tokens(&model, SAID);
     let said = tokens.chunks(3).map(|some| Event::Tokens(some.to_vec()));
     let said = said.chain([done(Finish::Stop)]).collect();
@@ -103,7 +90,7 @@ async fn a_stream_tells_the_same_block_by_block() {
 
 #[tokio::test]
 async fn what_ended_it_is_told() {
-    let model = model();
+    let model = talking_model();
     let check = async |stop: &str, finish: Finish, reason: &str, sequence: Value| {
         let said = vec![Event::Tokens(tokens(&model, "one STOP")), done(finish)];
         let knobs = Knobs { stop: vec![stop.into()], ..Knobs::default() };
@@ -119,7 +106,7 @@ async fn what_ended_it_is_told() {
 
 #[tokio::test]
 async fn errors_have_anthropics_shape_also_in_mid_stream() {
-    let model = model();
+    let model = talking_model();
     let failure = Failure { kind: FailureKind::PeerLost, message: "decode-0 is lost".into() };
     let said = vec![Event::Tokens(tokens(&model, "a")), Event::Failed(failure)];
     let (one, _sender) = speaking(&model, Knobs::default(), 0, said);

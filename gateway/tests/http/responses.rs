@@ -1,30 +1,17 @@
 //! The Responses API: the answer whole and as numbered events, errors by its fields' names.
 
 use crate::shapes::{done, head, speaking, streamed, text, tokens};
-use crate::support::{Gateway, config};
+use crate::support::{Gateway, SAID, talking_model};
 use gateway::fields::Fields;
 use gateway::model::Model;
 use gateway::openai::chat;
-use gateway::reasoning::ReasoningParser;
 use gateway::responses::{ResponseShape, request};
 use gateway::ring::{Event, Failure, FailureKind};
 use gateway::stream::{outputs, whole};
-use gateway::tools::ToolCallParser;
 use gateway::validate::Knobs;
 use serde_json::{Value, json};
 use shared::request::Finish;
 use std::sync::Arc;
-
-const SAID: &str = "<think>\nHé asks\n</think>\n\nSure.\n<tool_call>\n{\"name\": \"sum\", \
-                    \"arguments\": {\"of\": [1, 2]}}\n</tool_call>";
-
-fn model() -> Arc<Model> {
-    let config = config(|settings| {
-        settings.tool_call_parser = Some(ToolCallParser::Hermes);
-        settings.reasoning_parser = Some(ReasoningParser::Qwen3);
-    });
-    Arc::new(Model::load(&config).unwrap())
-}
 
 fn shape(model: &Arc<Model>) -> ResponseShape {
     let body = json!({
@@ -80,7 +67,7 @@ fn items() -> Value {
 
 #[tokio::test]
 async fn a_response_has_an_item_a_thought_text_and_call() {
-    let model = model();
+    let model = talking_model();
     let said = vec![Event::Tokens(tokens(&model, SAID)), done(Finish::Stop)];
     let (one, _sender) = speaking(&model, Knobs::default(), 0, said);
     let body = text(whole(outputs(vec![one], ()), 1, &mut shape(&model)).await).await;
@@ -99,7 +86,7 @@ async fn a_response_has_an_item_a_thought_text_and_call() {
 
 #[tokio::test]
 async fn a_stream_builds_the_same_items() {
-    let model = model();
+    let model = talking_model();
     let tokens = tokens(&model, SAID);
     let said = tokens.chunks(3).map(|some| Event::Tokens(some.to_vec()));
     let said = said.chain([done(Finish::Stop)]).collect();
@@ -134,7 +121,7 @@ async fn a_stream_builds_the_same_items() {
 
 #[tokio::test]
 async fn a_cut_response_is_incomplete_and_a_lost_one_failed() {
-    let model = model();
+    let model = talking_model();
     let check = async |last: Event| -> Value {
         let said = vec![Event::Tokens(tokens(&model, "a")), last];
         let (one, _sender) = speaking(&model, Knobs::default(), 0, said);

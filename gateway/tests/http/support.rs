@@ -4,7 +4,9 @@ use gateway::config::{Config, HttpLimits, Settings};
 use gateway::fleet::{FleetConfig, Ring};
 use gateway::http::App;
 use gateway::model::Model;
+use gateway::reasoning::ReasoningParser;
 use gateway::serve::serve;
+use gateway::tools::ToolCallParser;
 use metrics_exporter_prometheus::PrometheusBuilder;
 use serde_json::Value;
 use shared::ids::ServerId;
@@ -31,6 +33,19 @@ pub fn config(change: impl FnOnce(&mut Settings)) -> Config {
     };
     change(&mut settings);
     Config::new(settings).unwrap()
+}
+
+/// Thoughts, text and a call, as [`talking_model`]'s formats have them.
+pub const SAID: &str = "<think>\nHé asks\n</think>\n\nSure.\n<tool_call>\n{\"name\": \"sum\", \
+                        \"arguments\": {\"of\": [1, 2]}}\n</tool_call>";
+
+/// One whose output has calls and thoughts.
+pub fn talking_model() -> Arc<Model> {
+    let config = config(|settings| {
+        settings.tool_call_parser = Some(ToolCallParser::Hermes);
+        settings.reasoning_parser = Some(ReasoningParser::Qwen3);
+    });
+    Arc::new(Model::load(&config).unwrap())
 }
 
 /// The tiny model.

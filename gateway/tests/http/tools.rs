@@ -1,15 +1,13 @@
 //! Tools and thoughts from the request to the answer: the prompt, the stream, the whole message.
 
 use crate::shapes::{done, head, speaking, streamed, text, tokens};
-use crate::support::{Gateway, config};
+use crate::support::{Gateway, talking_model};
 use gateway::fields::Fields;
 use gateway::model::Model;
 use gateway::openai::chat::{ChatShape, read};
 use gateway::openai::knobs::Delivery;
-use gateway::reasoning::ReasoningParser;
 use gateway::ring::Event;
 use gateway::stream::{outputs, whole};
-use gateway::tools::ToolCallParser;
 use serde_json::{Value, json};
 use shared::request::Finish;
 use std::sync::Arc;
@@ -17,14 +15,6 @@ use std::sync::Arc;
 const SAID: &str = "<think>\nHé asks\n</think>\n\nSure.\n<tool_call>\n{\"name\": \"sum\", \
                     \"arguments\": {\"of\": [1, 2]}}\n</tool_call>\n<tool_call>\n{\"name\": \
                     \"sum\", \"arguments\": {}}\n</tool_call>";
-
-fn model() -> Arc<Model> {
-    let config = config(|settings| {
-        settings.tool_call_parser = Some(ToolCallParser::Hermes);
-        settings.reasoning_parser = Some(ReasoningParser::Qwen3);
-    });
-    Arc::new(Model::load(&config).unwrap())
-}
 
 fn body(more: &Value) -> Value {
     let mut body = json!({
@@ -52,7 +42,7 @@ fn events(model: &Model, said: &str, tokens_each: usize, finish: Finish) -> Vec<
 }
 
 async fn whole_choice(said: &str, finish: Finish, more: &Value) -> Value {
-    let model = model();
+    let model = talking_model();
     let said = events(&model, said, 64, finish);
     let (one, _sender) = speaking(&model, Default::default(), 0, said);
     let mut shape = shape(&model, Delivery::default(), more);
@@ -62,7 +52,7 @@ async fn whole_choice(said: &str, finish: Finish, more: &Value) -> Value {
 
 /// Adds up deltas as the clients do.
 async fn streamed_choice(said: &str, tokens_each: usize, more: &Value) -> Value {
-    let model = model();
+    let model = talking_model();
     let said = events(&model, said, tokens_each, Finish::Stop);
     let (one, _sender) = speaking(&model, Default::default(), 0, said);
     let delivery = Delivery { stream: true, ..Delivery::default() };
