@@ -3,6 +3,7 @@
 
 use crate::ask::Ask;
 use crate::frozen;
+use crate::grammar::check_grammars;
 use crate::killed::{self, Victim};
 use crate::plan::{Plan, demo_model, golden_path};
 use crate::process::wait_for;
@@ -63,6 +64,13 @@ fn cuda_three_processes() {
 #[ignore = "needs a GPU"]
 fn cuda_one_process() {
     check(&on_gpu(demo_model()).start_in_one_process(), &demo_model(), 49_152);
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn cuda_outputs_follow_grammars() {
+    check_grammars(&on_gpu(demo_model()).start());
+    check_grammars(&on_gpu(demo_model()).start_in_one_process());
 }
 
 #[test]

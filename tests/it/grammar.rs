@@ -52,24 +52,29 @@ fn assert_city(text: &str) {
 
 #[test]
 fn the_demo_model_follows_grammars() {
-    let ring = Plan::new(demo_model()).servers("threads", 2).start();
+    check_grammars(&Plan::new(demo_model()).servers("threads", 2).start());
+}
+
+/// Every kind of grammar, a few seeds each.
+#[track_caller]
+pub fn check_grammars(ring: &Ring) {
     let format =
         json!({"type": "json_schema", "json_schema": {"name": "city", "schema": schema()}});
     for seed in 0..4 {
-        assert_city(whole(&chat(&ring, seed, &json!({"response_format": format}))));
-        let text = chat(&ring, seed, &json!({"regex": "[A-Z][a-z]{2,5}, \\d{4}"}));
+        assert_city(whole(&chat(ring, seed, &json!({"response_format": format}))));
+        let text = chat(ring, seed, &json!({"regex": "[A-Z][a-z]{2,5}, \\d{4}"}));
         let text = whole(&text).to_owned();
         let (name, year) = text.split_once(", ").unwrap();
         assert!(year.len() == 4 && year.parse::<u32>().is_ok(), "{text}");
         assert!(name.len() <= 6 && name.starts_with(char::is_uppercase), "{text}");
         let choices = ["Rome", "Paris", "New York"];
-        let choice = chat(&ring, seed, &json!({"guided_choice": choices}));
+        let choice = chat(ring, seed, &json!({"guided_choice": choices}));
         assert!(choices.contains(&whole(&choice)), "{choice}");
         let ebnf = "root ::= item (\", \" item){0,3}\nitem ::= [a-z]{1,6} \"!\"";
-        let list = chat(&ring, seed, &json!({"ebnf": ebnf, "min_tokens": 2}));
+        let list = chat(ring, seed, &json!({"ebnf": ebnf, "min_tokens": 2}));
         assert!(whole(&list).split(", ").all(|item| item.ends_with('!')), "{list}");
         // What it may hold is not bounded, so it may be cut.
-        let object = chat(&ring, seed, &json!({"response_format": {"type": "json_object"}}));
+        let object = chat(ring, seed, &json!({"response_format": {"type": "json_object"}}));
         let text = object["message"]["content"].as_str().unwrap();
         assert!(text.starts_with('{'), "{object}");
         let value = serde_json::from_str::<Value>(text);

@@ -9,7 +9,7 @@ use checkpoint::Checkpoint;
 use kernels::cuda::Device;
 use std::path::Path;
 
-fn engine(path: &Path, pages: u32) -> CudaEngine {
+pub(super) fn engine(path: &Path, pages: u32) -> CudaEngine {
     let checkpoint = Checkpoint::open(path).unwrap();
     let pool = PoolSize { fraction: 0.9, pages_max: Some(pages) };
     let (page_tokens, threads) = (16, None);
@@ -19,7 +19,7 @@ fn engine(path: &Path, pages: u32) -> CudaEngine {
 }
 
 /// ‖found − expected‖ / ‖expected‖.
-fn norm_error(found: &[f32], expected: &[f32]) -> f32 {
+pub(super) fn norm_error(found: &[f32], expected: &[f32]) -> f32 {
     assert_eq!(found.len(), expected.len());
     let square = |x: f32| f64::from(x) * f64::from(x);
     let difference: f64 = found.iter().zip(expected).map(|(a, b)| square(a - b)).sum();

@@ -6,6 +6,7 @@
 mod cuda;
 mod demo;
 mod support;
+mod transformers;
 
 use crate::WeightFormat;
 use crate::engine::{Batch, Engine, Input, Row, Sample};
