@@ -4,6 +4,7 @@
 //! `peers` (sockets) → `inbox` → the engine thread: `reserve` → `landing` → `step` → `emit`.
 #![forbid(unsafe_code)]
 
+pub mod command;
 mod emit;
 mod flight;
 mod inbox;
@@ -17,11 +18,11 @@ mod step;
 use inbox::{Event, INBOX};
 use kv_transfer::loopback::Hub;
 use link::Door;
-use link::shutdown::Shutdown;
 use peers::Peers;
 use role::core::{Core, StartError};
 use role::settings::Config;
 use role::turn;
+use service::shutdown::Shutdown;
 use shared::wire::handshake::Role;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -74,12 +75,12 @@ pub async fn run(
         stops: config.stops.clone(),
         server: config.id.to_string(),
     });
-    let ended = turn::spawn(decode, inbox).map_err(StartError::Io)?;
+    let engine = turn::spawn(decode, inbox).map_err(StartError::Io)?;
     let address = listener.local_addr().map_err(StartError::Io)?;
     tracing::info!(id = %config.id, %address, "decode server ready");
     let _ = listening.send(address); // nobody may be waiting
     let accept = tokio::spawn(door.keep(listener, move |session| peers.clone().serve(session)));
-    let result = turn::supervise(ended, shutdown, (events, Event::Drain), config.drain).await;
+    let result = turn::supervise(engine, shutdown, (events, Event::Drain), config.drain).await;
     accept.abort();
     Ok(result?)
 }

@@ -1,7 +1,8 @@
-//! `--api-key`: a bearer token, or Anthropic's `x-api-key`, on every route but health, readiness
-//! and metrics.
+//! The key of clients: a bearer token, or Anthropic's `x-api-key`, on every route but those that
+//! monitors ask.
 
 use axum::http::{HeaderMap, header};
+use std::sync::{PoisonError, RwLock};
 
 /// Routes that monitors ask without a key.
 const OPEN: [&str; 3] = ["/health", "/ready", "/metrics"];
@@ -9,29 +10,37 @@ const OPEN: [&str; 3] = ["/health", "/ready", "/metrics"];
 /// Where Anthropic's clients put the key.
 const X_API_KEY: &str = "x-api-key";
 
-/// The key, kept as a digest.
-#[derive(Debug, Clone)]
-pub struct ApiKey(blake3::Hash);
+/// Who may pass: whoever sends the key, or everyone where there is none. It is kept as a digest and
+/// can change while requests come.
+#[derive(Debug, Default)]
+pub struct Guard(RwLock<Option<blake3::Hash>>);
 
-impl ApiKey {
-    /// A key that clients must send.
-    pub fn new(key: &str) -> Self {
-        Self(blake3::hash(key.as_bytes()))
+impl Guard {
+    /// One that wants this key.
+    pub fn new(key: Option<&str>) -> Self {
+        let guard = Self::default();
+        guard.set(key);
+        guard
+    }
+
+    /// From now on it wants this key.
+    pub fn set(&self, key: Option<&str>) {
+        let digest = key.map(|key| blake3::hash(key.as_bytes()));
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = digest;
     }
 
     /// Whether a request to `path` may pass. Digests are compared in constant time, so the time
     /// tells nothing of the key.
     pub fn admits(&self, path: &str, headers: &HeaderMap) -> bool {
-        if OPEN.contains(&path) {
-            return true;
-        }
+        let wanted = *self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let Some(wanted) = wanted.filter(|_| !OPEN.contains(&path)) else { return true };
         let given = headers.get(header::AUTHORIZATION).map(|value| value.as_bytes());
         let token = given.and_then(|value| {
             let (scheme, token) = value.split_at_checked(b"Bearer ".len())?;
             scheme.eq_ignore_ascii_case(b"Bearer ").then_some(token)
         });
         let token = token.or_else(|| headers.get(X_API_KEY).map(|value| value.as_bytes()));
-        token.is_some_and(|token| blake3::hash(token) == self.0)
+        token.is_some_and(|token| blake3::hash(token) == wanted)
     }
 }
 
@@ -42,7 +51,7 @@ mod tests {
 
     #[test]
     fn only_the_key_opens_and_health_is_open() {
-        let key = ApiKey::new("sesame");
+        let key = Guard::new(Some("sesame"));
         let check = |path: &str, value: Option<&'static str>, expect: bool| {
             let mut headers = HeaderMap::new();
             if let Some(value) = value {
@@ -64,5 +73,10 @@ mod tests {
         check("/health", None, true);
         check("/metrics", None, true);
         check("/flush_cache", None, false);
+        key.set(Some("open"));
+        check("/v1/models", Some("Bearer sesame"), false);
+        check("/v1/models", Some("Bearer open"), true);
+        key.set(None);
+        check("/v1/models", None, true);
     }
 }

@@ -12,6 +12,7 @@ use crate::tools::ToolCallParser;
 use clap::Args;
 use link::Timing;
 use serde::Deserialize;
+use service::logs::Format;
 use shared::ids::ServerId;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -36,7 +37,7 @@ macro_rules! settings {
 
         impl Settings {
             /// Every key of the file.
-            const KEYS: &[&str] = &[$(stringify!($name),)* "prefill", "decode"];
+            pub const KEYS: &[&str] = &[$(stringify!($name),)* "prefill", "decode"];
 
             /// These values, and `below` where there is none.
             #[must_use]
@@ -55,8 +56,10 @@ macro_rules! settings {
 settings! {
     /// Name of this gateway in logs and handshakes [gateway].
     id: String,
-    /// Which logs are written: a level, or `target=level` pairs [info].
+    /// Which logs are written: a level, or `target=level` pairs; RUST_LOG wins [info].
     log: String,
+    /// How logs look: text or json [text].
+    log_format: String,
     /// Address of HTTP [127.0.0.1:8000].
     listen: SocketAddr,
     /// Model folder or GGUF file: tokenizer, chat template and defaults are read from it.
@@ -116,6 +119,7 @@ settings! {
 pub struct Config {
     pub id: ServerId,
     pub log: String,
+    pub log_format: Format,
     pub listen: SocketAddr,
     pub model: PathBuf,
     pub served_model_name: Option<String>,
@@ -195,11 +199,8 @@ impl Settings {
     /// Not TOML (with its line), an unknown key, or a value of the wrong type.
     pub fn from_toml_str(text: &str) -> Result<Self, ConfigError> {
         let toml = |err: toml::de::Error| ConfigError::Toml(err.to_string());
-        let table: toml::Table = toml::from_str(text).map_err(toml)?;
-        if let Some(key) = table.keys().find(|key| !Self::KEYS.contains(&key.as_str())) {
-            let nearest = Self::KEYS.iter().min_by_key(|known| distance(key, known));
-            let nearest = nearest.expect("there are keys");
-            return Err(ConfigError::UnknownKey { key: key.clone(), nearest });
+        if let Some((key, nearest)) = service::keys::unknown(text, Self::KEYS) {
+            return Err(ConfigError::UnknownKey { key, nearest });
         }
         toml::from_str(text).map_err(toml)
     }
@@ -239,9 +240,17 @@ impl Config {
             drain_max: Duration::from_secs(settings.drain_seconds.unwrap_or(30)),
         };
         let own = Deadlines::default();
+        let log_format = match settings.log_format.map(|name| (name.parse(), name)) {
+            None => Format::default(),
+            Some((Ok(format), _)) => format,
+            Some((Err(_), name)) => {
+                return refuse("log_format", format!("{name:?}"), "text or json");
+            }
+        };
         Ok(Self {
             id,
             log: settings.log.unwrap_or_else(|| "info".to_owned()),
+            log_format,
             listen,
             model: settings.model.ok_or(ConfigError::Missing { key: "model" })?,
             served_model_name: settings.served_model_name,
@@ -321,21 +330,6 @@ fn first_line(key: &'static str, path: &Path) -> Result<String, ConfigError> {
         reason: err.to_string(),
     })?;
     Ok(text.lines().next().unwrap_or_default().trim().to_owned())
-}
-
-/// Levenshtein distance, over bytes.
-fn distance(a: &str, b: &str) -> usize {
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.bytes().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, y) in b.bytes().enumerate() {
-            let changed = diagonal + usize::from(x != y);
-            diagonal = row[j + 1];
-            row[j + 1] = changed.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row[b.len()]
 }
 
 #[cfg(test)]

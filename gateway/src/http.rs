@@ -4,7 +4,7 @@
 //! a count by route and status. Bodies are read here, within a size and a time.
 
 use crate::anthropic;
-use crate::auth::ApiKey;
+use crate::auth::Guard;
 use crate::calls;
 use crate::config::HttpLimits;
 use crate::control;
@@ -43,8 +43,8 @@ pub struct App {
     pub in_flight: InFlight,
     /// Renders `/metrics`.
     pub metrics: PrometheusHandle,
-    /// The key clients need, if any.
-    pub api_key: Option<ApiKey>,
+    /// Who may pass.
+    pub guard: Arc<Guard>,
     draining: AtomicBool,
 }
 
@@ -55,7 +55,7 @@ impl App {
         model: Model,
         limits: HttpLimits,
         metrics: PrometheusHandle,
-        api_key: Option<&str>,
+        guard: Arc<Guard>,
     ) -> Self {
         Self {
             ring,
@@ -63,7 +63,7 @@ impl App {
             limits,
             in_flight: InFlight::default(),
             metrics,
-            api_key: api_key.map(ApiKey::new),
+            guard,
             draining: AtomicBool::new(false),
         }
     }
@@ -142,8 +142,7 @@ async fn pass(State(app): State<Arc<App>>, mut request: Request, next: Next) -> 
     let matched = request.extensions().get::<MatchedPath>();
     let route = matched.map_or_else(|| "unknown".to_owned(), |path| path.as_str().to_owned());
     let name = name(request.headers().get(&REQUEST_ID));
-    let admitted = app.api_key.as_ref();
-    let admitted = admitted.is_none_or(|key| key.admits(request.uri().path(), request.headers()));
+    let admitted = app.guard.admits(request.uri().path(), request.headers());
     let is_anthropic = anthropic::serves(request.uri().path());
     let mut response = if admitted {
         request.extensions_mut().insert(Arrival { at: Instant::now(), name: name.clone() });

@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 pub mod config;
+pub mod command;
 pub mod error;
 pub mod fields;
 pub mod structured;

@@ -2,30 +2,64 @@
 #![forbid(unsafe_code)]
 
 use clap::Parser;
+use gateway::auth::Guard;
+use gateway::command::Arguments;
 use gateway::config::{Config, Settings};
 use gateway::start;
-use link::shutdown;
+use service::logs::{self, Logs};
+use service::{notify, shutdown};
 use std::error::Error;
-use std::path::PathBuf;
-use tracing_subscriber::EnvFilter;
+use std::path::Path;
+use std::sync::Arc;
+use tokio::sync::oneshot;
 
-/// The gateway of a Tandem ring: HTTP in front of prefill and decode servers.
-#[derive(Parser)]
-#[command(name = "tandem-gateway", version)]
-struct Command {
-    /// Config file; flags win over it.
-    #[arg(long)]
-    config: Option<PathBuf>,
-    #[command(flatten)]
-    settings: Settings,
-}
+type Failure = Box<dyn Error + Send + Sync>;
 
 #[tokio::main]
-async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
-    let command = Command::parse();
-    let file = command.config.as_deref().map(start::settings).transpose()?.unwrap_or_default();
-    let config = Config::new(command.settings.or(file))?;
-    let filter = EnvFilter::try_new(&config.log)?;
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
-    start::run(config, shutdown::on_signal()?).await
+async fn main() -> Result<(), Failure> {
+    let Arguments { config: file, settings: flags } = Arguments::parse();
+    let settings = settings(&flags, file.as_deref())?;
+    let config = Config::new(settings.clone())?;
+    let logs = logs::start(Some(&config.log), config.log_format)?;
+    let guard = Arc::new(Guard::new(config.api_key.as_deref()));
+    let shutdown = shutdown::on_signal()?;
+    let kept = Arc::clone(&guard);
+    notify::on_reload(move || {
+        reload(self::settings(&flags, file.as_deref())?, &settings, (&kept, &logs))
+    })?;
+    let (listening, listens) = oneshot::channel();
+    let mut draining = shutdown.clone();
+    tokio::spawn(async move {
+        if let Ok(address) = listens.await {
+            notify::ready(&format!("serving on http://{address}"));
+            draining.wait().await;
+            notify::stopping();
+        }
+    });
+    start::run(config, guard, listening, shutdown).await
+}
+
+/// Flags over the file.
+fn settings(flags: &Settings, file: Option<&Path>) -> Result<Settings, Failure> {
+    let file = file.map(start::settings).transpose()?.unwrap_or_default();
+    Ok(flags.clone().or(file))
+}
+
+/// Takes what can change while the process runs, logs and the key of clients, and says if there is
+/// more.
+fn reload(
+    found: Settings,
+    running: &Settings,
+    (guard, logs): (&Guard, &Logs),
+) -> Result<(), Failure> {
+    let config = Config::new(found.clone())?;
+    logs.set(Some(&config.log))?;
+    guard.set(config.api_key.as_deref());
+    let Settings { log, api_key, api_key_file, .. } = running.clone();
+    if (Settings { log, api_key, api_key_file, ..found }) != *running {
+        tracing::warn!(
+            "keys other than `log`, `api_key` and `api_key_file` have changed; they need a restart"
+        );
+    }
+    Ok(())
 }

@@ -1,16 +1,20 @@
 //! From a config to a gateway that serves, until it is told to drain.
 
+use crate::auth::Guard;
 use crate::config::{Config, ConfigError, Settings};
 use crate::fleet::{FleetConfig, Ring};
 use crate::http::App;
 use crate::model::Model;
 use crate::serve;
-use link::shutdown::Shutdown;
+use service::notify;
+use service::shutdown::Shutdown;
 use shared::wire::handshake::{RingKey, Role};
 use std::error::Error;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use tokio::net::TcpListener;
+use tokio::sync::oneshot;
 
 /// Settings from a TOML file.
 ///
@@ -22,22 +26,29 @@ pub fn settings(path: &Path) -> Result<Settings, Box<dyn Error + Send + Sync>> {
     Ok(Settings::from_toml_str(&text).map_err(|err: ConfigError| named(&err))?)
 }
 
-/// Runs a gateway until `shutdown`, then drains. Installs the process's metrics recorder. Must be
+/// Runs a gateway until `shutdown`, then drains. `guard` says who may pass; `listening` learns the
+/// bound address once clients can connect. Installs the process's metrics recorder. Must be
 /// called within a tokio runtime.
 ///
 /// # Errors
 /// It cannot start: the port, the model's files, the ring's key.
 pub async fn run(
     config: Config,
+    guard: Arc<Guard>,
+    listening: oneshot::Sender<SocketAddr>,
     mut shutdown: Shutdown,
 ) -> Result<(), Box<dyn Error + Send + Sync>> {
-    let metrics = link::admin::install()?;
+    let metrics = service::admin::install()?;
     let listener = TcpListener::bind(config.listen).await?;
     let model = Model::load(&config)?;
     let ring = Ring::start(fleet(&config)?);
-    tracing::info!(listen = %listener.local_addr()?, model = model.served_name, "listening");
-    let app = App::new(ring, model, config.http, metrics, config.api_key.as_deref());
+    let address = listener.local_addr()?;
+    tracing::info!(listen = %address, model = model.served_name, "listening");
+    let app = App::new(ring, model, config.http, metrics, guard);
+    let _ = listening.send(address); // nobody may be waiting
+    let alive = tokio::spawn(notify::sign_of_life(None));
     let cut = serve::serve(listener, Arc::new(app), shutdown.wait()).await;
+    alive.abort();
     if cut > 0 {
         tracing::warn!(connections = cut, "the drain ran out of time; they were cut");
     }

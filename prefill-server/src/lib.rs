@@ -4,6 +4,7 @@
 //! `gateways`, `decodes` (sockets) → `inbox` → the engine thread: `intake` → `step` → `handoff`.
 #![forbid(unsafe_code)]
 
+pub mod command;
 mod decodes;
 mod gateways;
 mod handoff;
@@ -19,10 +20,10 @@ use inbox::{Event, INBOX};
 use kv_transfer::loopback::Hub;
 use kv_transfer::{PushConfig, SelfTest};
 use link::Door;
-use link::shutdown::Shutdown;
 use role::core::{Core, StartError};
 use role::settings::{BadSetting, Config};
 use role::turn;
+use service::shutdown::Shutdown;
 use shared::wire::handshake::Role;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -85,7 +86,7 @@ pub async fn run(
         stops: config.stops.clone(),
         server: config.id.to_string(),
     });
-    let ended = turn::spawn(prefill, inbox).map_err(StartError::Io)?;
+    let engine = turn::spawn(prefill, inbox).map_err(StartError::Io)?;
     let address = listener.local_addr().map_err(StartError::Io)?;
     tracing::info!(id = %config.id, %address, "prefill server ready");
     let _ = listening.send(address); // nobody may be waiting
@@ -95,7 +96,7 @@ pub async fn run(
     }
     let gateways = Arc::new(Gateways::new(events.clone()));
     tasks.spawn(door.keep(listener, move |session| gateways.clone().serve(session)));
-    let result = turn::supervise(ended, shutdown, (events, Event::Drain), config.drain).await;
+    let result = turn::supervise(engine, shutdown, (events, Event::Drain), config.drain).await;
     Ok(result?)
 }
 

@@ -1,5 +1,6 @@
 //! A gateway in this process on a free port, and a client that writes HTTP/1.1 by hand.
 
+use gateway::auth::Guard;
 use gateway::config::{Config, HttpLimits, Settings};
 use gateway::fleet::{FleetConfig, Ring};
 use gateway::http::App;
@@ -96,7 +97,8 @@ impl Gateway {
         let model = Model::load(&config).unwrap();
         let metrics = PrometheusBuilder::new().build_recorder().handle();
         let limits: HttpLimits = config.http;
-        let app = Arc::new(App::new(ring, model, limits, metrics, config.api_key.as_deref()));
+        let guard = Arc::new(Guard::new(config.api_key.as_deref()));
+        let app = Arc::new(App::new(ring, model, limits, metrics, guard));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (stop, stopped) = oneshot::channel();

@@ -8,11 +8,12 @@ use std::sync::Arc;
 
 use anyhow::{Context, anyhow};
 use clap::Args;
+use gateway::auth::Guard;
 use kv_transfer::loopback::Hub;
-use link::shutdown::{self, Shutdown, Trigger};
-use role::logs;
 use role::settings::{Settings, StringList};
 use serde::Deserialize;
+use service::logs::{self, Format};
+use service::shutdown::{self, Shutdown, Trigger};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
@@ -45,7 +46,7 @@ impl RingCommand {
     /// # Errors
     /// The config does not fit, or a role cannot start or fails.
     pub fn run(&self) -> anyhow::Result<ExitCode> {
-        logs::start();
+        logs::start(None, Format::Text)?;
         let text = std::fs::read_to_string(&self.config)
             .with_context(|| format!("read {}", self.config.display()))?;
         let file = toml::from_str(&text).with_context(|| self.config.display().to_string())?;
@@ -77,8 +78,10 @@ async fn run(file: File) -> anyhow::Result<()> {
     })
     .await?;
     let gateway = gateway_settings(&file, prefill.address, decode.address);
-    let gateway =
-        gateway::start::run(gateway::config::Config::new(gateway)?, shutdown::on_signal()?);
+    let gateway = gateway::config::Config::new(gateway)?;
+    let guard = Arc::new(Guard::new(gateway.api_key.as_deref()));
+    let (listening, shutdown) = (oneshot::channel().0, shutdown::on_signal()?);
+    let gateway = gateway::start::run(gateway, guard, listening, shutdown);
     tokio::select! {
         served = gateway => served.map_err(|error| anyhow!(error))?,
         ended = &mut decode.task => ended.context("the decode server")??,

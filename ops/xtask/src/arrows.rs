@@ -20,9 +20,10 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("xtask", &[]),
     ("grammar", &["shared"]),
     ("link", &["shared"]),
+    ("service", &["shared"]),
     ("kv-transfer", &["shared", "kernels", "ucx-sys"]),
     ("model", &["shared", "checkpoint", "kernels"]),
-    ("gateway", &["shared", "checkpoint", "grammar", "link"]),
+    ("gateway", &["shared", "checkpoint", "grammar", "link", "service"]),
     ("role", BELOW_ROLE),
     ("prefill-server", SERVER),
     ("decode-server", SERVER),
@@ -32,16 +33,26 @@ const ARROWS: &[(&str, &[&str])] = &[
 ];
 
 const BELOW_ROLE: &[&str] =
-    &["shared", "checkpoint", "grammar", "link", "model", "kernels", "kv-transfer"];
+    &["shared", "checkpoint", "grammar", "link", "service", "model", "kernels", "kv-transfer"];
 
-const SERVER: &[&str] =
-    &["shared", "checkpoint", "grammar", "link", "model", "kernels", "kv-transfer", "role"];
+const SERVER: &[&str] = &[
+    "shared",
+    "checkpoint",
+    "grammar",
+    "link",
+    "service",
+    "model",
+    "kernels",
+    "kv-transfer",
+    "role",
+];
 
 const EVERYTHING: &[&str] = &[
     "shared",
     "checkpoint",
     "grammar",
     "link",
+    "service",
     "model",
     "kernels",
     "kv-transfer",

@@ -9,12 +9,10 @@
 //! A lost link says nothing about the peer's process: it may be frozen, or beyond a broken network.
 #![forbid(unsafe_code)]
 
-pub mod admin;
 mod connection;
 mod handshake;
 mod listen;
 pub mod identity;
-pub mod shutdown;
 mod stop;
 
 pub use connection::{LinkError, Receiver, SendError, Sender, Timing};

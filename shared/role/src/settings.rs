@@ -5,6 +5,7 @@ use kv_transfer::select::Choice;
 use link::{Stops, Timing};
 use model::WeightFormat;
 use serde::Deserialize;
+use service::logs::Format;
 use shared::eviction::EvictionPolicy;
 use shared::ids::ServerId;
 use shared::kv::KvDtype;
@@ -19,13 +20,16 @@ macro_rules! settings {
     ($($(#[doc = $doc:literal])+ $name:ident: $type:ty,)*) => {
         /// Every setting, each optional; file keys and flags have the same names (`_` is `-` in a
         /// flag).
-        #[derive(Args, Clone, Debug, Default, Deserialize)]
+        #[derive(Args, Clone, Debug, Default, PartialEq, Deserialize)]
         #[serde(deny_unknown_fields)]
         pub struct Settings {
             $($(#[doc = $doc])+ #[arg(long)] pub $name: Option<$type>,)*
         }
 
         impl Settings {
+            /// Every key of the file.
+            pub const KEYS: &[&str] = &[$(stringify!($name),)*];
+
             /// These settings, and for those that are absent `below`.
             fn over(self, below: Self) -> Self {
                 Self { $($name: self.$name.or(below.$name),)* }
@@ -37,6 +41,10 @@ macro_rules! settings {
 settings! {
     /// Name of this server, stable over restarts.
     id: String,
+    /// Which logs are written: a level, or `target=level` pairs; RUST_LOG wins [default: info].
+    log: String,
+    /// How logs look: text or json [default: text].
+    log_format: String,
     /// Address for gateways and peers.
     listen: SocketAddr,
     /// Address for /health and /metrics; absent: none.
@@ -136,6 +144,16 @@ pub enum BadSetting {
         /// What is wrong where.
         error: Box<toml::de::Error>,
     },
+    /// A key that does not exist.
+    #[error("{path}: unknown key `{key}`; did you mean `{nearest}`?")]
+    UnknownKey {
+        /// Which file.
+        path: PathBuf,
+        /// As written.
+        key: String,
+        /// The key that is most like it.
+        nearest: &'static str,
+    },
     /// A value that does not fit, or is missing.
     #[error("{name}: {problem}")]
     Value {
@@ -180,6 +198,8 @@ impl FromStr for Device {
 #[expect(missing_docs, reason = "each field is the setting of the same name")]
 pub struct Config {
     pub id: ServerId,
+    pub log: Option<String>,
+    pub log_format: Format,
     pub listen: SocketAddr,
     pub admin: Option<SocketAddr>,
     pub key: RingKey,
@@ -218,21 +238,30 @@ impl Settings {
     /// # Errors
     /// [`BadSetting`] with the name, the value and the cure.
     pub fn resolve(self, file: Option<&Path>) -> Result<Config, BadSetting> {
-        let below = match file {
-            None => Self::default(),
-            Some(path) => {
-                let text = std::fs::read_to_string(path)
-                    .map_err(|error| BadSetting::Unreadable { path: path.into(), error })?;
-                toml::from_str(&text).map_err(|error| BadSetting::Syntax {
-                    path: path.into(),
-                    error: Box::new(error),
-                })?
-            }
-        };
-        self.over(below).check()
+        self.above(file)?.check()
     }
 
-    fn check(self) -> Result<Config, BadSetting> {
+    /// These settings over those of `file`, if given.
+    ///
+    /// # Errors
+    /// [`BadSetting`]: the file cannot be read, or a key in it does not exist.
+    pub fn above(self, file: Option<&Path>) -> Result<Self, BadSetting> {
+        let Some(path) = file else { return Ok(self) };
+        let text = std::fs::read_to_string(path)
+            .map_err(|error| BadSetting::Unreadable { path: path.into(), error })?;
+        if let Some((key, nearest)) = service::keys::unknown(&text, Self::KEYS) {
+            return Err(BadSetting::UnknownKey { path: path.into(), key, nearest });
+        }
+        let below = toml::from_str(&text)
+            .map_err(|error| BadSetting::Syntax { path: path.into(), error: Box::new(error) })?;
+        Ok(self.over(below))
+    }
+
+    /// Exact values of these settings.
+    ///
+    /// # Errors
+    /// [`BadSetting`] with the name, the value and the cure.
+    pub fn check(self) -> Result<Config, BadSetting> {
         let missing = |name| bad(name, "is not set, and there is no default");
         let listen = self.listen.ok_or_else(|| missing("listen"))?;
         let key_file = self.key_file.ok_or_else(|| missing("key_file"))?;
@@ -253,6 +282,8 @@ impl Settings {
         }
         Ok(Config {
             id: ServerId::new(id).map_err(|e| bad("id", e.to_string()))?,
+            log: self.log,
+            log_format: parse("log_format", self.log_format)?.unwrap_or_default(),
             listen,
             admin: self.admin,
             key: read_key(&key_file)?,

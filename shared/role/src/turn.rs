@@ -4,8 +4,9 @@
 //! waits while there is work, hears and answers while its engine computes, and sleeps on the inbox
 //! when there is nothing to do.
 
-use link::shutdown::Shutdown;
 use model::engine::EngineError;
+use service::notify::{self, Pulse};
+use service::shutdown::Shutdown;
 use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc::{Receiver, Sender, error::TryRecvError};
@@ -52,9 +53,10 @@ const EVENTS_A_TURN: usize = 4096;
 pub fn run<R: Turn>(
     mut role: R,
     mut inbox: Receiver<R::Event>,
-    runtime: &Handle,
+    (runtime, pulse): (&Handle, &Pulse),
 ) -> Result<(), EngineError> {
     loop {
+        pulse.beat();
         while role.computing()? {
             match inbox.try_recv() {
                 Ok(event) => {
@@ -92,36 +94,45 @@ pub fn run<R: Turn>(
     }
 }
 
-/// Yields how an engine thread ended; an error if it panicked.
-pub type Ended = oneshot::Receiver<Result<(), EngineError>>;
+/// A role that runs on a thread of its own.
+#[derive(Debug)]
+pub struct Engine {
+    /// Yields how it ended; an error if it panicked.
+    ended: oneshot::Receiver<Result<(), EngineError>>,
+    /// Beats once a turn: a step that never ends stops it.
+    pulse: Pulse,
+}
 
-/// Runs `role` on a thread of its own; the receiver yields how it ended.
+/// Runs `role` on a thread of its own.
 ///
 /// # Errors
 /// If the thread cannot be started.
 pub fn spawn<R: Turn + Send + 'static>(
     role: R,
     inbox: Receiver<R::Event>,
-) -> std::io::Result<Ended> {
+) -> std::io::Result<Engine> {
     let (done, ended) = oneshot::channel();
-    let runtime = Handle::current();
+    let (runtime, pulse) = (Handle::current(), Pulse::default());
+    let beats = pulse.clone();
     std::thread::Builder::new()
         .name("engine".into())
-        .spawn(move || done.send(run(role, inbox, &runtime)))?;
-    Ok(ended)
+        .spawn(move || done.send(run(role, inbox, (&runtime, &beats))))?;
+    Ok(Engine { ended, pulse })
 }
 
 /// Waits for a role's end; when `shutdown` says so it sends `drain`, and gives the role `deadline`
-/// to finish. A role that is not finished by then is left to the end of its process.
+/// to finish. A role that is not finished by then is left to the end of its process. Until then the
+/// service manager's watchdog hears of every turn.
 ///
 /// # Errors
 /// If the engine failed, or its thread panicked.
 pub async fn supervise<E>(
-    mut ended: Ended,
+    Engine { mut ended, pulse }: Engine,
     mut shutdown: Shutdown,
     (inbox, drain): (Sender<E>, E),
     deadline: Duration,
 ) -> Result<(), EngineError> {
+    let watched = tokio::spawn(notify::sign_of_life(Some(pulse)));
     let result = tokio::select! {
         result = &mut ended => result,
         () = shutdown.wait() => {
@@ -139,6 +150,7 @@ pub async fn supervise<E>(
             }
         }
     };
+    watched.abort();
     result.unwrap_or_else(|_| Err(EngineError("the engine thread panicked".into())))
 }
 
@@ -198,7 +210,7 @@ mod tests {
         events.try_send(()).unwrap();
         let calls = Arc::default();
         let noted = Noted { calls: Arc::clone(&calls), computing: computing.into_iter() };
-        run(noted, inbox, runtime.handle()).unwrap();
+        run(noted, inbox, (runtime.handle(), &Pulse::default())).unwrap();
         assert_eq!(calls.lock().unwrap()[..first.len()], *first);
     }
 

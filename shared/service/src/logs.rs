@@ -1,0 +1,102 @@
+//! Logs to standard error, as text or as JSON, one object a line.
+//!
+//! What is written is said by `RUST_LOG`, else by the setting `log`, else it is `info`; a reload of
+//! the config changes it while the process runs.
+
+use std::str::FromStr;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
+use tracing_subscriber::{EnvFilter, Layer, Registry, fmt, reload};
+
+/// How a line looks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Format {
+    /// For people.
+    #[default]
+    Text,
+    /// For collectors: an object with `timestamp`, `level`, `target` and `fields`.
+    Json,
+}
+
+impl FromStr for Format {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        match name {
+            "text" => Ok(Self::Text),
+            "json" => Ok(Self::Json),
+            _ => Err(format!("{name:?} is not known; want text or json")),
+        }
+    }
+}
+
+/// Why logs cannot be as asked.
+#[derive(Debug, thiserror::Error)]
+pub enum LogError {
+    /// Not a filter.
+    #[error("`log` is {filter:?}: {problem}; want a level, or `target=level` pairs")]
+    Filter {
+        /// As given.
+        filter: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// This process logs already.
+    #[error("logs: {0}")]
+    Started(#[from] TryInitError),
+}
+
+/// The logs of this process.
+#[derive(Clone, Debug)]
+pub struct Logs(reload::Handle<EnvFilter, Registry>);
+
+/// Starts them. Colours only where a terminal reads.
+///
+/// # Errors
+/// [`LogError`].
+pub fn start(log: Option<&str>, format: Format) -> Result<Logs, LogError> {
+    let (filter, handle) = reload::Layer::new(filter(log)?);
+    let lines = match format {
+        Format::Text => {
+            let colours = std::io::IsTerminal::is_terminal(&std::io::stderr());
+            fmt::layer().with_writer(std::io::stderr).with_ansi(colours).boxed()
+        }
+        Format::Json => fmt::layer().json().with_writer(std::io::stderr).boxed(),
+    };
+    tracing_subscriber::registry().with(filter).with(lines).try_init()?;
+    Ok(Logs(handle))
+}
+
+impl Logs {
+    /// Takes another value of the setting `log`.
+    ///
+    /// # Errors
+    /// [`LogError::Filter`]; the one before stays.
+    pub fn set(&self, log: Option<&str>) -> Result<(), LogError> {
+        let filter = filter(log)?;
+        // It fails only where the subscriber is gone, and with it the process.
+        drop(self.0.reload(filter));
+        Ok(())
+    }
+}
+
+fn filter(log: Option<&str>) -> Result<EnvFilter, LogError> {
+    let named = std::env::var_os(EnvFilter::DEFAULT_ENV).filter(|value| !value.is_empty());
+    let named = named.map(|value| value.to_string_lossy().into_owned());
+    let filter = named.as_deref().or(log).unwrap_or("info");
+    EnvFilter::try_new(filter)
+        .map_err(|error| LogError::Filter { filter: filter.to_owned(), problem: error.to_string() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_filter_that_is_none_is_named() {
+        let error = filter(Some("link=loud")).unwrap_err().to_string();
+        assert!(error.contains("link=loud") && error.contains("want a level"), "{error}");
+        assert!(filter(Some("info,link=debug")).is_ok() && filter(None).is_ok());
+        assert!("yaml".parse::<Format>().unwrap_err().contains("text or json"));
+    }
+}
