@@ -138,6 +138,7 @@ mod tests {
             salt: String::new(),
             priority: 0,
             grammar: None,
+            reads: None,
         };
         change(&mut parts);
         let request: Request = parts.try_into().unwrap();

@@ -272,6 +272,7 @@ impl Decode {
                 mask: sequence.guide.as_ref().map(Guide::mask),
                 ..sequence.history.sample(ahead)
             }),
+            reads: None,
         }
     }
 

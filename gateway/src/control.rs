@@ -57,7 +57,7 @@ async fn finished(mut answer: Answer) -> Result<(), Failure> {
         match event {
             Event::Finished(_) => return Ok(()),
             Event::Failed(failure) => return Err(failure),
-            Event::Cached(_) | Event::Tokens(_) => {}
+            Event::Cached(_) | Event::Read(_) | Event::Tokens(_) => {}
         }
     }
     let message = "The request ended without a result".to_owned();

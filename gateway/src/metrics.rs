@@ -40,7 +40,7 @@ impl Timing {
         match self.last.replace(now) {
             None => {
                 histogram!(names::TTFT).record(now - self.arrived);
-                counter!(names::PROMPT_TOKENS).increment(u64::from(self.prompt_tokens));
+                self.prompt();
             }
             Some(last) => {
                 let each = (now - last).as_secs_f64() / count as f64;
@@ -50,8 +50,15 @@ impl Timing {
         counter!(names::GENERATION_TOKENS).increment(count as u64);
     }
 
-    /// The output is complete.
+    fn prompt(&self) {
+        counter!(names::PROMPT_TOKENS).increment(u64::from(self.prompt_tokens));
+    }
+
+    /// The output, maybe of no token, is complete.
     pub fn finished(&self, usage: Usage) {
+        if self.last.is_none() {
+            self.prompt();
+        }
         histogram!(names::E2E).record(self.arrived.elapsed());
         counter!(names::CACHED_TOKENS).increment(u64::from(usage.cached));
     }

@@ -1,14 +1,14 @@
 //! The seam between HTTP and the fleet: a checked request goes in, events come out.
 //!
 //! 1. [`Ring::submit`] queues a request or refuses it at once.
-//! 2. [`Answer::next`] yields [`Event`]s: `Cached`, any number of `Tokens`, then one `Finished` or
-//!    `Failed`.
+//! 2. [`Answer::next`] yields [`Event`]s: any number of `Read`, `Cached`, any number of `Tokens`,
+//!    then one `Finished` or `Failed`.
 //! 3. Dropping an unfinished [`Answer`] cancels the request on both servers and frees its pages.
 //!
 //! Replays (retraction) happen behind this seam: the client sees a pause, no gap, no duplicate.
 
 use shared::ids::RequestId;
-use shared::request::{Finish, Token};
+use shared::request::{Finish, Read, Token};
 use tokio::sync::mpsc;
 
 /// What the fleet says of one request.
@@ -16,6 +16,8 @@ use tokio::sync::mpsc;
 pub enum Event {
     /// Comes before the first tokens: prompt tokens that did not have to be computed.
     Cached(u32),
+    /// The next part of what is read of the prompt. A vector may come again, after a replay.
+    Read(Read),
     /// New output tokens, in order. The stop id that ends a request is among them.
     Tokens(Vec<Token>),
     /// The request is done, by a stop id or by length; a stop string is HTTP's own affair.

@@ -17,6 +17,8 @@ use axum::body::{Body, Bytes};
 use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use futures_util::stream::{self, BoxStream, SelectAll, Stream, StreamExt};
+use shared::ids::TokenId;
+use shared::request::Read;
 use std::sync::Arc;
 
 /// Deltas of all outputs of a call, merged as they come.
@@ -38,6 +40,8 @@ pub trait Shape: Send + 'static {
         };
         last.into_iter().chain([DONE.to_owned()]).map(Sent::from).collect()
     }
+    /// The prompt of an output, said before any delta of it.
+    fn prompt(&mut self, _index: usize, _ids: &[TokenId]) {}
     /// The body of a whole answer, one output a prompt.
     fn whole(&mut self, outputs: Vec<Output>) -> String;
 }
@@ -85,25 +89,30 @@ pub fn outputs<T: Send + Sync + 'static>(answers: Vec<Speaking>, held: T) -> Del
 }
 
 impl Speaking {
-    /// The next delta; after one with an ending, or an error, none may be asked for. Cancel safe.
+    /// The next delta; after one with an ending, or an error, none may be asked for. Not cancel
+    /// safe: what was read of the prompt so far goes with it.
     async fn next(&mut self) -> Result<Delta, Failure> {
-        let mut event = self.answer.next().await;
-        while let Some(Event::Cached(tokens)) = event {
-            self.transcript.cached(tokens);
-            event = self.answer.next().await;
-        }
-        let delta = match event {
+        let mut prompt = Vec::new();
+        let event = loop {
+            match self.answer.next().await {
+                Some(Event::Cached(tokens)) => self.transcript.cached(tokens),
+                Some(Event::Read(Read::Tokens(tokens))) => prompt.extend(tokens),
+                other => break other,
+            }
+        };
+        let mut delta = match event {
             Some(Event::Tokens(tokens)) => {
                 self.timing.tokens(tokens.len());
                 self.transcript.take(tokens)
             }
             Some(Event::Finished(finish)) => self.transcript.finish(finish),
             Some(Event::Failed(failure)) => return Err(failure),
-            Some(Event::Cached(_)) | None => {
+            Some(Event::Cached(_) | Event::Read(_)) | None => {
                 let message = "The request ended without a result".to_owned();
                 return Err(Failure { kind: FailureKind::Internal, message });
             }
         };
+        delta.prompt = prompt;
         if delta.ending.is_some() {
             self.timing.finished(delta.usage);
         }

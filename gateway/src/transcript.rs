@@ -53,6 +53,8 @@ pub struct Delta {
     pub text: String,
     /// Tokens that were counted; their text may still be held back.
     pub tokens: Vec<Token>,
+    /// What was read of the prompt's own tokens; all of it is in the first delta.
+    pub prompt: Vec<Token>,
     /// Usage so far.
     pub usage: Usage,
     /// Present on the last delta.
@@ -143,7 +145,8 @@ impl Transcript {
     }
 
     fn delta(&self, text: String, tokens: Vec<Token>, ending: Option<Ending>) -> Delta {
-        Delta { index: self.index, text, tokens, usage: self.usage, ending }
+        let (index, prompt, usage) = (self.index, Vec::new(), self.usage);
+        Delta { index, text, tokens, prompt, usage, ending }
     }
 }
 
@@ -154,6 +157,8 @@ pub struct Output {
     pub text: String,
     /// All tokens counted.
     pub tokens: Vec<Token>,
+    /// What was read of the prompt's own tokens.
+    pub prompt: Vec<Token>,
     /// Usage.
     pub usage: Usage,
     /// Present once it has ended.
@@ -165,12 +170,13 @@ impl Output {
     pub fn add(&mut self, delta: Delta) {
         self.text.push_str(&delta.text);
         self.tokens.extend(delta.tokens);
+        self.prompt.extend(delta.prompt);
         self.usage = delta.usage;
         self.ending = delta.ending;
     }
     /// The whole output as if it had come at once.
     pub fn into_delta(self, index: usize) -> Delta {
-        let Self { text, tokens, usage, ending } = self;
-        Delta { index, text, tokens, usage, ending }
+        let Self { text, tokens, prompt, usage, ending } = self;
+        Delta { index, text, tokens, prompt, usage, ending }
     }
 }

@@ -16,7 +16,7 @@ use crate::structured::Wanted;
 use serde_json::Value;
 use shared::ids::TokenId;
 use shared::request::{BadRequest, MAX_SALT, MAX_STOP_IDS, MAX_TOP_LOGPROBS};
-use shared::request::{Request, RequestParts, Sampling};
+use shared::request::{Reads, Request, RequestParts, Sampling};
 use std::collections::BTreeMap;
 
 /// Most prompts of one call, counted once an output.
@@ -90,12 +90,25 @@ pub struct Knobs {
     pub include_stop: bool,
     /// Report log-probabilities, with this many alternatives.
     pub logprobs: Option<u32>,
+    /// Report those of the prompt's own tokens.
+    pub prompt_logprobs: Option<PromptLogprobs>,
+    /// Whether a call that makes no token is of use.
+    pub may_make_none: bool,
     /// Keeps cached pages of tenants apart.
     pub cache_salt: String,
     /// For the priority policy.
     pub priority: i32,
     /// What the output has to be.
     pub wanted: Option<Wanted>,
+}
+
+/// Which tokens of a prompt are told of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PromptLogprobs {
+    /// The first one, at least 1: the very first of a prompt follows nothing.
+    pub from: u32,
+    /// Alternatives.
+    pub top: u32,
 }
 
 /// The words of an API: its names for fields, and its own default length.
@@ -160,7 +173,7 @@ impl Ask {
         limits: Limits,
         draw_seed: impl FnOnce() -> u64,
     ) -> Result<Self, Invalid> {
-        if knobs.max_tokens == Some(0) {
+        if knobs.max_tokens == Some(0) && !knobs.may_make_none {
             return Err(dialect.invalid("max_tokens", "must be at least 1, got 0"));
         }
         let defaults = if dialect.model_defaults { model.defaults } else { Default::default() };
@@ -196,9 +209,9 @@ impl Ask {
         })
     }
 
-    /// Longest prompt that leaves room for one token of output.
+    /// Longest prompt that leaves room for one token of output, if any is wanted.
     pub fn prompt_max(&self) -> u32 {
-        self.sequence_max().saturating_sub(1)
+        self.sequence_max().saturating_sub(u32::from(self.max_tokens != Some(0)))
     }
 
     /// Longest prompt and output together, tokens.
@@ -272,8 +285,21 @@ impl Ask {
             salt: self.knobs.cache_salt.clone(),
             priority: self.knobs.priority,
             grammar: self.wanted().map(|wanted| Box::new(wanted.grammar.clone())),
+            reads: self.reads(prompt_len, max_tokens),
         };
         Request::try_from(parts).map_err(|bad| self.in_dialect(&bad))
+    }
+
+    /// What is read of a prompt of `prompt_len` tokens; one that is to make no token is read too,
+    /// though nothing of it.
+    fn reads(&self, prompt_len: u32, max_tokens: u32) -> Option<Reads> {
+        match self.knobs.prompt_logprobs {
+            Some(PromptLogprobs { from, top }) => {
+                let top = top.min(u32::from(u8::MAX)) as u8;
+                Some(Reads::Logprobs { from: from.min(prompt_len), top })
+            }
+            None => (max_tokens == 0).then_some(Reads::Logprobs { from: prompt_len, top: 0 }),
+        }
     }
 
     /// The stop strings.
@@ -295,6 +321,11 @@ impl Ask {
     /// Whether log-probabilities are reported.
     pub fn logprobs(&self) -> Option<u32> {
         self.knobs.logprobs
+    }
+
+    /// Whether those of the prompt are.
+    pub fn prompt_logprobs(&self) -> Option<PromptLogprobs> {
+        self.knobs.prompt_logprobs
     }
 
     fn in_dialect(&self, bad: &BadRequest) -> Invalid {

@@ -6,7 +6,7 @@ use crate::job::{Queued, Route};
 use crate::step::Prefill;
 use link::StopPoint;
 use shared::ids::Epoch;
-use shared::request::Request;
+use shared::request::{Reads, Request};
 use shared::sched::decode::fits_pool;
 use shared::wire::messages::{
     Fault, FaultKind, GatewayToPrefill, PrefillToGateway, Refusal, RequestKey, Target,
@@ -57,8 +57,17 @@ impl Prefill {
         if self.queue.iter().map(|q| &q.key).chain(self.jobs.iter().map(|j| &j.key)).any(here) {
             return Err(Refusal::NoLink(format!("{key} is here already")));
         }
-        if let Some(foreign) = request.tokens.iter().find(|t| t.get() >= self.engine.vocab()) {
+        let asked = match &request.reads {
+            Some(Reads::Next(ids)) => &ids[..],
+            _ => &[],
+        };
+        let mut all = request.tokens.iter().chain(asked);
+        if let Some(foreign) = all.find(|t| t.get() >= self.engine.vocab()) {
             return Err(Refusal::NoLink(format!("token {foreign} is not in this vocabulary")));
+        }
+        if target.is_none() && request.needs_decode() {
+            let wanted = request.max_tokens;
+            return Err(Refusal::NoLink(format!("{wanted} tokens, and no decode server is named")));
         }
         if let Some(target) = &target
             && !self.peers.contains_key(&target.epoch)

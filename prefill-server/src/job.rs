@@ -27,7 +27,7 @@ pub(crate) struct Queued {
 /// Where the pages go.
 #[derive(Debug)]
 pub(crate) enum Route {
-    /// Nowhere: one token is all that is wanted, and the gateway gets it from here.
+    /// Nowhere: one token at most is wanted, and the gateway gets it from here.
     Gateway,
     /// `Open` is sent.
     Opening(TicketId),
@@ -52,7 +52,12 @@ pub(crate) struct Job {
     pub(crate) cached_tokens: u32,
     /// Tokens whose keys and values are in the pages, or are being written by the step that runs.
     pub(crate) computed: u32,
+    /// Whether all of it is computed, and what was drawn and read is known.
+    pub(crate) done: bool,
+    /// Drawn, where the request makes any token.
     pub(crate) first: Option<Token>,
+    /// Sum of the hidden states of what is computed, where they are read; else empty.
+    pub(crate) states: Vec<f32>,
     /// Whether it has a chunk in the step that runs.
     pub(crate) flying: bool,
     /// Pages queued for writing, of the whole prompt's.
@@ -76,7 +81,7 @@ impl Job {
 
     /// Whether chunks are left to compute.
     pub(crate) fn is_computing(&self) -> bool {
-        self.ended.is_none() && self.first.is_none()
+        self.ended.is_none() && !self.done
     }
 
     /// Whether its last chunk is computed, or being computed.

@@ -12,6 +12,7 @@ mod inbox;
 mod intake;
 mod job;
 mod metrics;
+mod reading;
 mod step;
 
 use decodes::{Dialler, Served};

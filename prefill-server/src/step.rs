@@ -9,7 +9,7 @@ use crate::job::{Job, Queued, Route};
 use crate::metrics::Meter;
 use kv_transfer::OpId;
 use link::{StopPoint, Stops};
-use model::engine::{Batch, Engine, EngineError, Input, Row, Sample};
+use model::engine::{Batch, Engine, EngineError, Input, READ_ROWS, Row, Sample};
 use model::sample::History;
 use role::guide::{Guide, Guides};
 use role::outbox::Outboxes;
@@ -167,7 +167,7 @@ impl Prefill {
     /// Whether pages of its prompt are being computed by others.
     fn waits(&self, candidate: &Candidate) -> bool {
         let request = &self.queue[candidate.slot].request;
-        let most = &request.tokens[..request.tokens.len() - 1];
+        let most = request.reusable();
         let computing = self.jobs.iter().filter(|job| job.is_computing());
         let same = computing.filter(|job| job.request.salt == request.salt);
         let being = same.map(|job| &job.request.tokens[..]);
@@ -175,12 +175,11 @@ impl Prefill {
     }
 
     fn candidate(&self, (slot, queued): (usize, &Queued)) -> Candidate {
-        let tokens = &queued.request.tokens;
-        let most = &tokens[..tokens.len() - 1];
+        let (tokens, most) = (queued.request.tokens.len() as u32, queued.request.reusable());
         Candidate {
             slot,
             arrival: queued.arrival,
-            tokens: tokens.len() as u32,
+            tokens,
             matched: self.cache.peek(&queued.request.salt, most) * self.page_tokens,
             max_tokens: queued.request.max_tokens,
             priority: queued.request.priority,
@@ -193,7 +192,7 @@ impl Prefill {
     fn rank(&self, candidates: &mut [Candidate]) {
         let path = |candidate: &Candidate| {
             let request = &self.queue[candidate.slot].request;
-            self.cache.path(&request.salt, &request.tokens[..request.tokens.len() - 1])
+            self.cache.path(&request.salt, request.reusable())
         };
         let paths: Vec<_> = candidates.iter().map(path).collect();
         candidates
@@ -207,9 +206,8 @@ impl Prefill {
     fn start(&mut self, slot: usize) -> Option<Job> {
         let now = self.now();
         let Queued { key, request, guide, target, arrived, .. } = &self.queue[slot];
-        let tokens = &request.tokens;
-        let most = &tokens[..tokens.len() - 1]; // one token at least is left to compute
-        let pages = (tokens.len() as u32).div_ceil(self.page_tokens);
+        let most = request.reusable();
+        let pages = (request.tokens.len() as u32).div_ceil(self.page_tokens);
         if pages - self.cache.peek(&request.salt, most) > self.pool.available() {
             return None; // without a match, which would count as a use
         }
@@ -227,7 +225,9 @@ impl Prefill {
             tail: credit.draw(missing),
             cached_tokens: computed,
             computed,
+            done: false,
             first: None,
+            states: vec![],
             flying: false,
             shipped: 0,
             in_flight: 0,
@@ -254,9 +254,10 @@ impl Prefill {
             slot,
             start: job.computed,
             remaining: job.len() - job.computed,
+            reads_from: job.request.reads_from(),
         });
         let budget = TokenBudget::new(self.limits.chunk_tokens, self.page_tokens);
-        let mut plan = chunks(&prefilling.collect::<Vec<_>>(), budget);
+        let mut plan = chunks(&prefilling.collect::<Vec<_>>(), budget, READ_ROWS);
         plan.truncate(self.engine.rows_max());
         if plan.is_empty() {
             return Ok(false);
@@ -284,8 +285,10 @@ impl Prefill {
     /// Takes what the step has computed.
     fn collect(&mut self) -> Result<(), EngineError> {
         let tokens = self.engine.collect()?;
-        let (mut drawn, mut broken) = (vec![], vec![]);
-        for (key, token) in self.running.take().into_iter().flatten().zip(tokens) {
+        let reads = self.engine.read().into_iter().chain(std::iter::repeat(None));
+        let (mut done, mut broken) = (vec![], vec![]);
+        let rows = self.running.take().into_iter().flatten().zip(tokens).zip(reads);
+        for ((key, token), read) in rows {
             let now = self.now();
             let job = self.jobs.iter_mut().find(|job| job.key == key);
             let Some(job) = job else { unreachable!("a job stays while it is in a step") };
@@ -299,11 +302,15 @@ impl Prefill {
                 job.guide.as_ref().and_then(Guide::failure).filter(|_| token.is_some())
             {
                 broken.push((key, format!("the output cannot follow its grammar: {why}")));
-            } else if let Some(token) = token {
+                continue;
+            }
+            if job.is_whole() {
                 tracing::debug!(target: "story", request = %job.key, "computed");
-                job.first = Some(token);
-                job.finished = now;
-                drawn.push(key);
+                (job.first, job.done, job.finished) = (token, true, now);
+                done.push(key);
+            }
+            if let Some(read) = read {
+                self.tell_read(key, read);
             }
         }
         for (key, message) in broken {
@@ -321,7 +328,7 @@ impl Prefill {
         self.settle();
         if tracing::enabled!(target: "story", Level::DEBUG) {
             let ended = self.engine.computed_at()?;
-            for request in drawn {
+            for request in done {
                 let ago_us = ended.map_or(0, |at| at.elapsed().as_micros() as u64);
                 tracing::debug!(target: "story", %request, ago_us, "kernels ended");
             }
@@ -336,23 +343,24 @@ impl Prefill {
             input: Input::Tokens(job.chunk(tokens)),
             start: job.computed,
             pages: job.page_table(),
-            sample: last.then(|| Sample {
+            sample: (last && job.request.max_tokens > 0).then(|| Sample {
                 mask: job.guide.as_ref().map(Guide::mask),
                 ..History::new(&job.request).sample(0)
             }),
+            reads: job.row_reads(tokens),
         }
     }
 
     /// Answers the gateway where no decode is needed.
     fn answer(&mut self) {
-        let done = |job: &Job| job.first.is_some() && job.decode.is_none() && job.ended.is_none();
+        let done = |job: &Job| job.done && job.decode.is_none() && job.ended.is_none();
         while let Some(at) = self.jobs.iter().position(done) {
             let job = self.jobs.remove(at);
-            let Some(first) = job.first else { unreachable!("it is done") };
-            let stops = job.request.stops_at(first.id, 0);
+            let stops = job.first.as_ref().is_some_and(|first| job.request.stops_at(first.id, 0));
             let finish = Some(if stops { Finish::Stop } else { Finish::Length });
             let (key, cached_tokens) = (job.key, job.cached_tokens);
-            let emitted = Emitted { key, cached_tokens, tokens: vec![first], finish };
+            let tokens = job.first.into_iter().collect();
+            let emitted = Emitted { key, cached_tokens, tokens, finish };
             self.outboxes.push(key.id.gateway(), PrefillToGateway::Result(emitted));
         }
     }

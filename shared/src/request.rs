@@ -15,6 +15,8 @@ pub const MAX_STOP_IDS: usize = 1024;
 pub const MAX_TOP_LOGPROBS: u8 = 20;
 /// Most tokens with a bias of their own.
 pub const MAX_LOGIT_BIAS: usize = 300;
+/// Most tokens whose probability as the next one is asked for.
+pub const MAX_NEXT: usize = 1024;
 /// Longest cache salt, bytes.
 pub const MAX_SALT: usize = 256;
 /// Longest grammar of an output, bytes.
@@ -109,6 +111,43 @@ impl Grammar {
     }
 }
 
+/// What is told of a prompt once it is computed, beside the tokens that follow it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Reads {
+    /// How probable the prompt's own tokens were, each after those before it: from position `from`
+    /// on, 1 to the prompt's length, where the latter reads none.
+    Logprobs {
+        /// The first token that is told of; the very first of a prompt follows nothing.
+        from: u32,
+        /// Alternatives to report.
+        top: u8,
+    },
+    /// How probable each of these tokens is as the next one. No output.
+    Next(Vec<TokenId>),
+    /// The hidden state behind the last norm. No output.
+    Hidden(Pooling),
+}
+
+/// How a prompt's hidden states become one vector.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Pooling {
+    /// That of the last token.
+    Last,
+    /// Their mean.
+    Mean,
+}
+
+/// What was read of a prompt, or of the next part of it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Read {
+    /// The next of the prompt's own tokens, in order.
+    Tokens(Vec<Token>),
+    /// Natural logs of the probabilities of the tokens that [`Reads::Next`] names, in its order.
+    Next(Vec<f32>),
+    /// The pooled hidden state, not normalised.
+    Hidden(Vec<f32>),
+}
+
 /// A request as it crosses the wire; see [`Request`] for the checked form.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RequestParts {
@@ -116,7 +155,7 @@ pub struct RequestParts {
     pub tokens: Vec<TokenId>,
     /// Length of the client's prompt; the rest of `tokens` is output of earlier attempts.
     pub prompt_len: u32,
-    /// Tokens still to make, at least 1.
+    /// Tokens still to make; 0 only of a prompt that is read.
     pub max_tokens: u32,
     /// Tokens still to make before a stop id can be drawn.
     pub min_tokens: u32,
@@ -134,6 +173,28 @@ pub struct RequestParts {
     pub priority: i32,
     /// What the output has to be. Once it is complete, only an end of sequence can be drawn.
     pub grammar: Option<Box<Grammar>>,
+    /// What is told of the prompt itself.
+    pub reads: Option<Reads>,
+}
+
+impl RequestParts {
+    /// A prompt that is read and makes no token.
+    pub fn reading(tokens: Vec<TokenId>, reads: Reads) -> Self {
+        Self {
+            prompt_len: tokens.len() as u32,
+            tokens,
+            max_tokens: 0,
+            min_tokens: 0,
+            sampling: Sampling::GREEDY,
+            logit_bias: Vec::new(),
+            stop_ids: Vec::new(),
+            logprobs: None,
+            salt: String::new(),
+            priority: 0,
+            grammar: None,
+            reads: Some(reads),
+        }
+    }
 }
 
 /// A request that fits: see the checks in [`Request::try_from`].
@@ -170,18 +231,52 @@ impl Request {
     pub fn stops_at(&self, token: TokenId, made: u32) -> bool {
         made >= self.0.min_tokens && self.0.stop_ids.contains(&token)
     }
+    /// Whether prefill leaves something to make to decode.
+    pub fn needs_decode(&self) -> bool {
+        self.0.max_tokens > 1
+    }
+    /// Leading tokens whose keys and values may come from a cache: what is read of a token is
+    /// computed with it, and one token at least is.
+    pub fn reusable(&self) -> &[TokenId] {
+        let most = self.0.tokens.len() - 1;
+        let most = match self.0.reads {
+            Some(Reads::Hidden(Pooling::Mean)) => 0,
+            Some(Reads::Logprobs { .. }) => most.min(self.reads_from() as usize),
+            _ => most,
+        };
+        &self.0.tokens[..most]
+    }
+    /// Position of the first token whose row of logits says something of the prompt's next one;
+    /// beyond all of them where none is asked for.
+    pub fn reads_from(&self) -> u32 {
+        match self.0.reads {
+            Some(Reads::Logprobs { from, .. }) if from < self.0.prompt_len => from - 1,
+            _ => u32::MAX,
+        }
+    }
+    /// Tokens of the prompt that are still to be told of.
+    pub fn reads_left(&self) -> u32 {
+        match self.0.reads {
+            Some(Reads::Logprobs { from, .. }) => self.0.prompt_len - from,
+            _ => 0,
+        }
+    }
     /// The loose form, to change and check again.
     pub fn into_parts(self) -> RequestParts {
         self.0
     }
-    /// The request that continues this one after `made` more tokens: a replay. `None` when nothing
-    /// is left to make.
-    pub fn replay(&self, made: &[TokenId]) -> Option<Self> {
+    /// The request that continues this one after `made` more tokens, once `read` more of the
+    /// prompt's own are told of: a replay. `None` when nothing is left to make.
+    pub fn replay(&self, made: &[TokenId], read: u32) -> Option<Self> {
         let mut parts = self.0.clone();
         let n = u32::try_from(made.len()).ok()?;
         parts.tokens.extend_from_slice(made);
-        parts.max_tokens = parts.max_tokens.checked_sub(n).filter(|&left| left > 0)?;
+        let is_left = |left: &u32| *left > 0 || (n == 0 && parts.reads.is_some());
+        parts.max_tokens = parts.max_tokens.checked_sub(n).filter(is_left)?;
         parts.min_tokens = parts.min_tokens.saturating_sub(n);
+        if let Some(Reads::Logprobs { from, .. }) = &mut parts.reads {
+            *from = from.saturating_add(read).min(parts.prompt_len);
+        }
         Some(Self(parts))
     }
 }
@@ -211,9 +306,11 @@ impl TryFrom<RequestParts> for Request {
         if parts.prompt_len == 0 || parts.prompt_len as usize > len {
             return bad("prompt_len", parts.prompt_len.to_string(), "1 to the number of tokens");
         }
-        if parts.max_tokens == 0 || parts.max_tokens > MAX_SEQUENCE - len as u32 {
+        let least = u32::from(parts.reads.is_none());
+        if parts.max_tokens < least || parts.max_tokens > MAX_SEQUENCE - len as u32 {
             return bad("max_tokens", parts.max_tokens.to_string(), "1 to 1048576 less the prompt");
         }
+        check_reads(&parts)?;
         if parts.min_tokens > parts.max_tokens {
             return bad("min_tokens", parts.min_tokens.to_string(), "at most max_tokens");
         }
@@ -247,6 +344,31 @@ impl TryFrom<RequestParts> for Request {
     }
 }
 
+/// # Errors
+/// What is read does not fit the prompt, or the output.
+fn check_reads(parts: &RequestParts) -> Result<(), BadRequest> {
+    let bad = |field, value: String, want| Err(BadRequest { field, value, want });
+    match &parts.reads {
+        None => {}
+        Some(Reads::Logprobs { from, top }) => {
+            if !(1..=parts.prompt_len).contains(from) {
+                return bad("reads.from", from.to_string(), "1 to the prompt's length");
+            }
+            if *top > MAX_TOP_LOGPROBS {
+                return bad("reads.top", top.to_string(), "at most 20");
+            }
+        }
+        Some(Reads::Next(_) | Reads::Hidden(_)) if parts.max_tokens > 0 => {
+            return bad("max_tokens", parts.max_tokens.to_string(), "0 where a vector is read");
+        }
+        Some(Reads::Next(ids)) if !(1..=MAX_NEXT).contains(&ids.len()) => {
+            return bad("reads.next", format!("{} ids", ids.len()), "1 to 1024 ids");
+        }
+        Some(Reads::Next(_) | Reads::Hidden(_)) => {}
+    }
+    Ok(())
+}
+
 /// A token that was made, with what was asked to be reported of it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Token {
@@ -265,4 +387,57 @@ pub enum Finish {
     Stop,
     /// `max_tokens` reached.
     Length,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn prompt(len: u32, max_tokens: u32, reads: Reads) -> Result<Request, BadRequest> {
+        let tokens = (0..len).map(TokenId::new).collect();
+        RequestParts { max_tokens, ..RequestParts::reading(tokens, reads) }.try_into()
+    }
+
+    fn logprobs(from: u32) -> Reads {
+        Reads::Logprobs { from, top: 2 }
+    }
+
+    #[test]
+    fn what_is_read_is_not_taken_from_a_cache() {
+        let check = |reads, reusable| {
+            assert_eq!(prompt(9, 0, reads).unwrap().reusable().len(), reusable);
+        };
+        check(logprobs(1), 0);
+        check(logprobs(5), 4);
+        check(logprobs(8), 7);
+        check(logprobs(9), 8);
+        check(Reads::Hidden(Pooling::Last), 8);
+        check(Reads::Hidden(Pooling::Mean), 0);
+        check(Reads::Next(vec![TokenId::new(1)]), 8);
+    }
+
+    #[test]
+    fn reads_that_do_not_fit_are_refused_by_name() {
+        let field = |request: Result<Request, BadRequest>| request.unwrap_err().field;
+        assert_eq!(field(prompt(9, 0, logprobs(0))), "reads.from");
+        assert_eq!(field(prompt(9, 0, logprobs(10))), "reads.from");
+        assert_eq!(field(prompt(9, 0, Reads::Logprobs { from: 1, top: 21 })), "reads.top");
+        assert_eq!(field(prompt(9, 1, Reads::Hidden(Pooling::Last))), "max_tokens");
+        assert_eq!(field(prompt(9, 0, Reads::Next(vec![]))), "reads.next");
+        let parts = prompt(9, 0, logprobs(1)).unwrap().into_parts();
+        assert_eq!(field(RequestParts { reads: None, ..parts }.try_into()), "max_tokens");
+    }
+
+    #[test]
+    fn a_replay_reads_on_where_it_was() {
+        let request = prompt(9, 3, logprobs(1)).unwrap();
+        let again = request.replay(&[], 5).unwrap();
+        assert_eq!((again.reads_from(), again.reads_left()), (5, 3));
+        let again = again.replay(&[TokenId::new(4)], 3).unwrap();
+        assert_eq!((again.reads_from(), again.reads_left()), (u32::MAX, 0));
+        assert_eq!((again.max_tokens, again.reusable().len()), (2, 9));
+        assert_eq!(again.replay(&[TokenId::new(4); 2], 0), None);
+        let silent = prompt(9, 0, Reads::Hidden(Pooling::Mean)).unwrap();
+        assert_eq!(silent.replay(&[], 0), Some(silent));
+    }
 }

@@ -5,7 +5,7 @@ mod wire;
 
 use shared::ids::{Attempt, Epoch, PageId, RequestId, ServerId, TicketId, TokenId};
 use shared::kv::{KvDtype, KvGeometry};
-use shared::request::{Finish, Grammar, Request, RequestParts, Sampling, Token};
+use shared::request::{Finish, Grammar, Read, Reads, Request, RequestParts, Sampling, Token};
 use shared::wire::codec::encode;
 use shared::wire::frame::{FrameKey, FrameKind, seal};
 use shared::wire::handshake::{Capacity, Hello, Identity, Layout, Refuse, Role, Welcome};
@@ -33,6 +33,7 @@ fn request() -> Request {
         salt: "tenant".to_owned(),
         priority: -1,
         grammar: Some(Box::new(Grammar::Regex("a+".to_owned()))),
+        reads: Some(Reads::Logprobs { from: 3, top: 2 }),
     };
     parts.try_into().expect("these parts fit")
 }
@@ -88,6 +89,8 @@ fn samples() -> Vec<Vec<u8>> {
         encode(&prefill),
         encode(&PrefillToGateway::Refused { key: key(), refusal }),
         encode(&PrefillToGateway::Result(emitted)),
+        encode(&PrefillToGateway::Read { key: key(), read: Read::Tokens(vec![token()]) }),
+        encode(&PrefillToGateway::Read { key: key(), read: Read::Hidden(vec![0.5, -1.0]) }),
         encode(&PrefillToDecode::Answer(vec![1, 2, 3])),
         encode(&PrefillToDecode::Handoff(Box::new(handoff))),
         encode(&PrefillToDecode::Closed { ticket: TicketId::new(4), fault }),

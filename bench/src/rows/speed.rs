@@ -163,7 +163,8 @@ impl Sides {
         let sample = Sample::new(Sampling::GREEDY, 0);
         let pages = (0..pages).map(PageId::new).collect();
         let input = Input::Tokens(tokens);
-        let row = SequenceRow { input, start: start as u32, pages, sample: Some(sample) };
+        let row =
+            SequenceRow { input, start: start as u32, pages, sample: Some(sample), reads: None };
         self.engine.launch(&Batch { rows: vec![row] })?;
         black_box(self.engine.collect()?);
         Ok(())

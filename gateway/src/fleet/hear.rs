@@ -22,6 +22,7 @@ impl Fleet {
             M::Accepted(key) => self.tell(key, Note::Accepted),
             M::Refused { key, refusal } => self.tell(key, Note::Refused(role, refusal)),
             M::Failed { key, fault } => self.tell(key, Note::Failed(role, fault)),
+            M::Read { key, read } => self.tell(key, Note::Read(read)),
             M::Result(emitted) => self.tell_tokens(emitted),
             M::Cancelled(key) => self.tell(key, Note::Cancelled(role)),
             M::Flushed => self.flushed(),

@@ -1,10 +1,11 @@
 //! One request's mailbox: what servers said of it, merged, so that no server waits for a client.
 //!
-//! Bound: tokens are merged and at most the request's `max_tokens`; every other note comes at most
-//! once a stage and attempt, and notes of other attempts are not delivered.
+//! Bound: tokens are merged and at most the request's `max_tokens`, what is read of the prompt is
+//! said of each of its tokens once; every other note comes at most once a stage and attempt, and
+//! notes of other attempts are not delivered.
 
 use shared::ids::{Epoch, TicketId};
-use shared::request::{Finish, Token};
+use shared::request::{Finish, Read, Token};
 use shared::wire::handshake::Role;
 use shared::wire::messages::{Fault, Refusal};
 use std::collections::VecDeque;
@@ -20,6 +21,8 @@ pub(crate) enum Note {
     Accepted,
     /// A server did not take it.
     Refused(Role, Refusal),
+    /// The next part of what is read of the prompt.
+    Read(Read),
     /// Output, how many prompt tokens were cached for it, and how it ended.
     Tokens { cached: u32, tokens: Vec<Token>, finish: Option<Finish> },
     /// A server gave up on it.

@@ -155,6 +155,7 @@ mod tests {
             salt: String::new(),
             priority: 0,
             grammar: None,
+            reads: None,
         };
         parts.try_into().unwrap()
     }

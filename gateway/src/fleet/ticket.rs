@@ -4,7 +4,7 @@
 //! 1. It waits its turn, picks a pair, and asks decode for a ticket; refused, it tries another
 //!    decode server or waits for a load report.
 //! 2. It hands request and ticket to prefill.
-//! 3. It passes tokens on as decode makes them, until the end.
+//! 3. It passes on what prefill reads of the prompt, then tokens as decode makes them, to the end.
 //! 4. Retracted, revoked, or with a lost server: prompt and tokens so far go round again as the
 //!    next attempt, while the budget lasts. The client sees a pause. It had its turn already:
 //!    decode gives younger requests nothing while one that it retracted is expected back, so this
@@ -18,11 +18,12 @@ use super::{Fleet, Travelling, lock};
 use crate::ring::{Event, Failure, FailureKind};
 use link::Sender;
 use shared::ids::{Attempt, Epoch, RequestId, TokenId};
-use shared::request::{Finish, Request, Token};
+use shared::request::{Finish, Read, Request, Token};
 use shared::wire::handshake::Role;
 use shared::wire::messages::{
     Fault, FaultKind, GatewayToDecode, GatewayToPrefill, Refusal, RequestKey, Target, token_ids,
 };
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
@@ -40,6 +41,8 @@ pub(crate) struct Journey {
     events: mpsc::Sender<Event>,
     retries_left: u32,
     told_cached: bool,
+    /// Tokens of the prompt that the client was told of in this attempt.
+    told_read: u32,
     /// The decode server that waits for this request's return.
     expected_by: Option<Up<GatewayToDecode>>,
 }
@@ -94,6 +97,7 @@ impl Journey {
             events,
             retries_left,
             told_cached: false,
+            told_read: 0,
             expected_by: None,
         }
     }
@@ -121,7 +125,7 @@ impl Journey {
                     (made, why)
                 }
             };
-            match self.request.replay(&made) {
+            match self.request.replay(&made, std::mem::take(&mut self.told_read)) {
                 Some(request) => self.request = request,
                 None => break Some(Event::Failed(why)),
             }
@@ -224,7 +228,7 @@ impl Journey {
                 let computes = (prefill.epoch, prompt.saturating_sub(views[p].overlap));
                 let hashes = hashes.of(&self.request, &prefill.layout);
                 lock(&fleet.seen).remember(prefill.epoch, hashes);
-                if self.request.max_tokens == 1 {
+                if !self.request.needs_decode() {
                     fleet.dispatched(computes, None);
                     return Ok(Pair { prefill, decode: None });
                 }
@@ -249,7 +253,7 @@ impl Journey {
     /// sent the whole request at every report.
     fn may_fit(&self, decode: &Up<GatewayToDecode>) -> bool {
         let pages = decode.layout.geometry.pages_for(self.request.tokens.len() as u32);
-        self.request.max_tokens == 1 || decode.load.pages_available >= pages
+        !self.request.needs_decode() || decode.load.pages_available >= pages
     }
 
     /// Asks one decode server; `None` if it has no room now or went away.
@@ -299,15 +303,27 @@ impl Journey {
     async fn listen(&mut self, pair: &Pair) -> Result<Finish, Stop> {
         let deadlines = self.fleet.deadlines;
         let mut made: Vec<TokenId> = vec![];
+        // Decode's tokens may overtake what prefill has read: they come by another link.
+        let mut early = VecDeque::new();
         let (mut within, mut phase) = (deadlines.first_token, "the first token");
         let mut deadline = Instant::now() + within;
         loop {
-            let note = tokio::select! {
-                note = self.mailbox.next() => note,
-                () = self.events.closed() => return Err(Stop::Gone),
-                () = sleep_until(deadline) => return Err(deadline_of(phase, within)),
+            let awaits_reads = self.told_read < self.request.reads_left();
+            let held = if awaits_reads { None } else { early.pop_front() };
+            let note = match held {
+                Some(note) => note,
+                None => tokio::select! {
+                    note = self.mailbox.next() => note,
+                    () = self.events.closed() => return Err(Stop::Gone),
+                    () = sleep_until(deadline) => return Err(deadline_of(phase, within)),
+                },
             };
             match note {
+                Note::Read(read) => {
+                    self.tell_read(read).await?;
+                    deadline = Instant::now() + within;
+                }
+                tokens @ Note::Tokens { .. } if awaits_reads => early.push_back(tokens),
                 Note::Tokens { cached, tokens, finish } => {
                     if made.is_empty() {
                         tracing::debug!(target: "story", request = %self.key, "first token heard");
@@ -336,11 +352,19 @@ impl Journey {
         }
     }
 
+    async fn tell_read(&mut self, read: Read) -> Result<(), Stop> {
+        if let Read::Tokens(tokens) = &read {
+            self.told_read += tokens.len() as u32;
+        }
+        self.events.send(Event::Read(read)).await.map_err(|_| Stop::Gone)
+    }
+
     async fn tell_client(&mut self, cached: u32, tokens: Vec<Token>) -> Result<(), Stop> {
         // A replay finds its own output cached; what counts is the prompt, once.
         let cached = (!std::mem::replace(&mut self.told_cached, true))
             .then_some(Event::Cached(cached.min(self.prompt_len)));
-        for event in cached.into_iter().chain([Event::Tokens(tokens)]) {
+        let tokens = (!tokens.is_empty()).then_some(Event::Tokens(tokens));
+        for event in cached.into_iter().chain(tokens) {
             self.events.send(event).await.map_err(|_| Stop::Gone)?;
         }
         Ok(())

@@ -3,8 +3,9 @@
 use crate::error::Invalid;
 use crate::fields::Fields;
 use crate::structured;
-use crate::validate::{Knobs, Neutral, refuse_unless_neutral};
+use crate::validate::{Knobs, Neutral, PromptLogprobs, refuse_unless_neutral};
 use serde_json::Value;
+use shared::request::MAX_TOP_LOGPROBS;
 use std::collections::BTreeMap;
 
 /// Known to OpenAI, vLLM or SGLang, and refused where they would change the result.
@@ -16,9 +17,7 @@ const NOT_YET: &[(&str, Neutral)] = &[
     ("logits_processors", Neutral::Empty),
     ("custom_logit_processor", Neutral::Absent),
     ("vllm_xargs", Neutral::Empty),
-    ("echo", Neutral::False),
     ("suffix", Neutral::Empty),
-    ("prompt_logprobs", Neutral::Absent),
     ("prompt_embeds", Neutral::Absent),
     ("return_token_ids", Neutral::False),
     ("truncate_prompt_tokens", Neutral::Absent),
@@ -75,10 +74,29 @@ pub fn read(fields: &mut Fields) -> Result<Knobs, Invalid> {
         include_stop: fields.take_or("include_stop_str_in_output", false)?
             || fields.take_or("no_stop_trim", false)?,
         logprobs: None,
+        prompt_logprobs: prompt_logprobs(fields)?,
+        may_make_none: false,
         cache_salt: fields.take_or("cache_salt", String::new())?,
         priority: fields.take_or("priority", 0)?,
         wanted: structured::read(fields)?,
     })
+}
+
+/// vLLM's `prompt_logprobs`: how many alternatives. As there, not in a stream.
+fn prompt_logprobs(fields: &mut Fields) -> Result<Option<PromptLogprobs>, Invalid> {
+    let Some(top) = fields.take::<i64>("prompt_logprobs")? else { return Ok(None) };
+    match u32::try_from(top) {
+        Ok(top) if top <= u32::from(MAX_TOP_LOGPROBS) => {
+            if fields.get("stream") == Some(&Value::Bool(true)) {
+                return Err(fields.wrong("prompt_logprobs", "needs `stream` to be false"));
+            }
+            Ok(Some(PromptLogprobs { from: 1, top }))
+        }
+        _ => {
+            let what = format!("must be 0 to {MAX_TOP_LOGPROBS} alternatives, got {top}");
+            Err(fields.wrong("prompt_logprobs", &what))
+        }
+    }
 }
 
 /// Reads `stream` and `stream_options`.

@@ -93,6 +93,7 @@ fn batch((rows, start, new): Shape, drawn: bool) -> Batch {
         // Scattered: 2,731 has no factor in common with the number of pages.
         pages: (row * each..(row + 1) * each).map(|i| PageId::new(i * 2731 % PAGES)).collect(),
         sample: Some(Sample::new(Sampling::GREEDY, 0)),
+        reads: None,
     };
     Batch { rows: (0..rows).map(row).collect() }
 }

@@ -118,6 +118,7 @@ fn step(
         start,
         pages: (row * each..(row + 1) * each).map(PageId::new).collect(),
         sample: Some(Sample::new(Sampling::GREEDY, 0)),
+        reads: None,
     };
     engine.launch(&Batch { rows: (0..rows).map(row).collect() })?;
     black_box(engine.collect()?);

@@ -1,6 +1,6 @@
 //! From an engine's batch to the flat arrays that kernels want, checked on the way.
 
-use crate::engine::{Batch, EngineError, Input, Row};
+use crate::engine::{Batch, EngineError, Input, Row, RowReads};
 use crate::forward::Step;
 use kernels::ops::{HostBatch, Segment};
 
@@ -65,10 +65,28 @@ impl Limits {
         if let Some(page) = row.pages.iter().find(|page| page.get() >= self.pages) {
             return Err(format!("page {page} of a pool of {}", self.pages));
         }
+        self.check_reads(row)?;
         let Input::Tokens(tokens) = &row.input else { return Ok(()) };
         if let Some(token) = tokens.iter().find(|token| token.get() >= self.vocab) {
             return Err(format!("token {token} of a vocabulary of {}", self.vocab));
         }
         Ok(())
+    }
+    fn check_reads(&self, row: &Row) -> Result<(), String> {
+        let ids = match &row.reads {
+            None | Some(RowReads::Last | RowReads::Sum) => return Ok(()),
+            Some(RowReads::Next(ids)) => ids,
+            Some(RowReads::Tokens { first, tokens, .. }) => {
+                let (end, len) = (first.saturating_add(tokens.len()), row.input.len());
+                if end > len {
+                    return Err(format!("{end} tokens are read where {len} are new"));
+                }
+                tokens
+            }
+        };
+        match ids.iter().find(|id| id.get() >= self.vocab) {
+            Some(id) => Err(format!("token {id} is read, of a vocabulary of {}", self.vocab)),
+            None => Ok(()),
+        }
     }
 }

@@ -2,10 +2,11 @@
 
 use crate::batch::Limits;
 use crate::engine::{Batch, Engine, EngineError, Sample};
-use crate::forward::{Model, Pass, Scratch};
+use crate::forward::{Model, Pass, Scratch, Step};
 use crate::kv::KvMemory;
 use crate::load::{LoadError, LoadPlan, Progress, load};
 use crate::quantised::WeightFormat;
+use crate::read::{Reader, Wanted};
 use crate::reference::Observed;
 use crate::sample::{Drawn, draw};
 use checkpoint::{Checkpoint, ModelConfig};
@@ -13,7 +14,7 @@ use kernels::cpu::memory::HostMemory;
 use kernels::cpu::{Cpu, CpuPages, Matrix, Softmax};
 use kernels::ops::{OpError, Ops};
 use shared::kv::{KvDtype, KvGeometry, PageStore};
-use shared::request::Token;
+use shared::request::{Read, Token};
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -58,6 +59,9 @@ fn unsupported(field: &'static str, value: &dyn ToString, want: &str) -> LoadErr
     LoadError::Unsupported { field, value: value.to_string(), want: want.to_owned() }
 }
 
+/// What a step drew and read, one entry a row each; no entries where nothing was read.
+type Results = (Vec<Option<Drawn>>, Vec<Option<Read>>);
+
 /// A model, its pages and its threads.
 pub struct CpuEngine {
     cpu: Cpu,
@@ -71,7 +75,9 @@ pub struct CpuEngine {
     scratch: Scratch<Cpu>,
     logits: Vec<f32>,
     /// Results of launched steps, oldest first.
-    results: VecDeque<Vec<Option<Drawn>>>,
+    results: VecDeque<Results>,
+    /// What the step collected last has read.
+    read: Vec<Option<Read>>,
     /// What the rows of the last launched step drew.
     last: Vec<Option<u32>>,
 }
@@ -116,6 +122,7 @@ impl CpuEngine {
             scratch,
             logits: Vec::new(),
             results: VecDeque::new(),
+            read: Vec::new(),
             last: Vec::new(),
         })
     }
@@ -135,32 +142,43 @@ impl CpuEngine {
         self.model.matrices().map(|matrix| self.cpu.sum(matrix)).sum()
     }
 
-    fn compute(&mut self, batch: &Batch) -> Result<Vec<Option<Drawn>>, EngineError> {
+    fn compute(&mut self, batch: &Batch) -> Result<Results, EngineError> {
         let (flat, step) =
             self.limits.flatten(batch, |row| self.last.get(row).copied().flatten())?;
         let device = |error: OpError| EngineError(error.to_string());
         let mut drawn = vec![None; batch.rows.len()];
         if step.tokens == 0 {
-            return Ok(drawn);
+            return Ok((drawn, Vec::new()));
         }
+        let wanted = Wanted::of(batch, &flat);
+        let host = (wanted.rows() > 0).then(|| flat.clone());
         let flat = self.cpu.batch(flat).map_err(device)?;
         let (pass, s) = (Pass { batch: &flat, step, pages: &self.pages }, &mut self.scratch);
+        let room = Step { sampled: step.sampled.max(wanted.rows()), ..step };
+        s.fit(&self.cpu, &self.model.sizes, room).map_err(device)?;
         self.model.forward(&self.cpu, &pass, s, |_| Ok(())).map_err(device)?;
         self.cpu.download(&self.scratch.logits, step.sampled, &mut self.logits).map_err(device)?;
         let logits = self.logits.chunks_exact(self.limits.vocab as usize);
-        let sampled = batch.rows.iter().zip(&mut drawn);
-        let wanted = sampled.filter_map(|(row, drawn)| Some((row.sample.as_ref()?, drawn)));
+        let rows = batch.rows.iter().zip(&mut drawn);
+        let sampled = rows.filter_map(|(row, drawn)| Some((row.sample.as_ref()?, drawn)));
         let draw_one = |((sample, drawn), logits): ((&Sample, &mut Option<Drawn>), &[f32])| {
             *drawn = Some(draw(self.softmax, logits, sample));
         };
-        self.cpu.pool().for_each(wanted.zip(logits), draw_one);
-        Ok(drawn)
+        self.cpu.pool().for_each(sampled.zip(logits), draw_one);
+        let Some(host) = host else { return Ok((drawn, Vec::new())) };
+        let reader = Reader { ops: &self.cpu, model: &self.model, softmax: self.softmax };
+        let read = reader.read((batch, &host), &wanted, &mut self.scratch).map_err(device)?;
+        Ok((drawn, read))
     }
 }
 
 impl Observed for CpuEngine {
     fn collect_drawn(&mut self) -> Result<Vec<Option<Drawn>>, EngineError> {
-        self.results.pop_front().ok_or_else(|| EngineError("collect without a launch".to_owned()))
+        let results = self.results.pop_front();
+        let results = results.ok_or_else(|| EngineError("collect without a launch".to_owned()))?;
+        let (drawn, read) = results;
+        self.read = read;
+        Ok(drawn)
     }
     fn logits(&self) -> &[f32] {
         &self.logits
@@ -189,12 +207,15 @@ impl Engine for CpuEngine {
     fn launch(&mut self, batch: &Batch) -> Result<(), EngineError> {
         let results = self.compute(batch)?;
         let id = |drawn: &Option<Drawn>| drawn.as_ref().map(|drawn| drawn.token.id.get());
-        self.last = results.iter().map(id).collect();
+        self.last = results.0.iter().map(id).collect();
         self.results.push_back(results);
         Ok(())
     }
     fn collect(&mut self) -> Result<Vec<Option<Token>>, EngineError> {
         let drawn = self.collect_drawn()?;
         Ok(drawn.into_iter().map(|drawn| drawn.map(|d| d.token)).collect())
+    }
+    fn read(&mut self) -> Vec<Option<Read>> {
+        std::mem::take(&mut self.read)
     }
 }

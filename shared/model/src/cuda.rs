@@ -10,6 +10,7 @@ use crate::engine::{Batch, Engine, EngineError, IN_FLIGHT, Sample, StepPart};
 use crate::forward::{LayerProduct, Model, Pass, Scratch, Step};
 use crate::load::{LoadError, LoadPlan, Progress, load};
 use crate::quantised::WeightFormat;
+use crate::read::{self, Reader, Wanted};
 use crate::reference::Observed;
 use crate::sample::{Drawn, draw};
 use checkpoint::Checkpoint;
@@ -23,7 +24,7 @@ use kernels::cuda::{
 use kernels::ops::{HostBatch, KvShape, Linear, OpError, Ops};
 use shared::ids::{PageId, TokenId};
 use shared::kv::{KvDtype, KvGeometry, PageStore};
-use shared::request::Token;
+use shared::request::{Read, Token};
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
@@ -106,6 +107,8 @@ struct Launched {
     results: Fetch,
     /// Whether it was a recorded one.
     recorded: bool,
+    /// One entry a row, or none where nothing was read.
+    read: Vec<Option<Read>>,
 }
 
 /// A model and its pages on one GPU.
@@ -128,6 +131,8 @@ pub struct CudaEngine {
     last: Vec<Option<u32>>,
     /// Room for results that no launched step has.
     spare: Vec<Fetch>,
+    /// What the step collected last has read.
+    read: Vec<Option<Read>>,
     softmax: Softmax,
     logits: Vec<f32>,
 }
@@ -162,9 +167,8 @@ impl CudaEngine {
         let plan = LoadPlan { ops: &cuda, dtype: KvDtype::Bf16, weights, positions, threads };
         let loaded = load(checkpoint, plan, progress)?;
         stage.end("weights")?;
-        let sizes = &loaded.model.sizes;
-        let tokens = step_tokens.max(1);
-        let mut scratch = Scratch::new(&cuda, sizes, tokens, tokens.min(64))?;
+        let (sizes, tokens) = (&loaded.model.sizes, step_tokens.max(1));
+        let mut scratch = Scratch::new(&cuda, sizes, tokens, tokens.min(read::ROWS))?;
         let mut decode = match decode_rows.min(ROWS_MAX) {
             0 => None,
             rows => Some(Decode {
@@ -203,9 +207,24 @@ impl CudaEngine {
             parts: Vec::new(),
             last: Vec::new(),
             spare,
+            read: Vec::new(),
             softmax: Softmax::detect(),
             logits: Vec::new(),
         })
+    }
+
+    /// Enqueues a step whose rows are read too, not as a recorded one, and waits for what they say.
+    fn read_step(
+        &mut self,
+        (batch, flat): (&Batch, HostBatch),
+        (step, wanted): (Step, &Wanted),
+        draws: &[Draw],
+    ) -> Result<Vec<Option<Read>>, OpError> {
+        let room = Step { sampled: step.sampled.max(wanted.rows()), ..step };
+        self.scratch.fit(&self.cuda, &self.model.sizes, room)?;
+        self.enqueue_plain(flat.clone(), step, draws)?;
+        let reader = Reader { ops: &self.cuda, model: &self.model, softmax: self.softmax };
+        reader.read((batch, &flat), wanted, &mut self.scratch)
     }
 
     /// Enqueues a step; whether it was a recorded one.
@@ -222,6 +241,17 @@ impl CudaEngine {
             self.cuda.replay(at, (&flat, draws), &self.pages)?;
             return Ok(true);
         }
+        self.enqueue_plain(flat, step, draws)?;
+        Ok(false)
+    }
+
+    /// Enqueues a step kernel by kernel.
+    fn enqueue_plain(
+        &mut self,
+        flat: HostBatch,
+        step: Step,
+        draws: &[Draw],
+    ) -> Result<(), OpError> {
         let batch = self.cuda.step(flat, draws)?;
         let (pass, scratch) = (Pass { batch: &batch, step, pages: &self.pages }, &mut self.scratch);
         let (parts, layers) = (&mut self.parts, self.model.layers.len());
@@ -235,8 +265,7 @@ impl CudaEngine {
             }
             Ok(())
         })?;
-        self.cuda.draw(&self.scratch.logits, &batch)?;
-        Ok(false)
+        self.cuda.draw(&self.scratch.logits, &batch)
     }
 
     /// What the oldest launched step drew, a token a sampled row.
@@ -247,6 +276,7 @@ impl CudaEngine {
         let samples = launched.samples.iter().flatten();
         let top = samples.map(|sample| usize::from(sample.logprobs.unwrap_or(0)));
         let drawn = launched.results.read(top).map_err(device)?;
+        self.read = std::mem::take(&mut launched.read);
         Ok((launched, drawn))
     }
 }
@@ -372,7 +402,7 @@ fn to_token(drawn: DrawnToken) -> Token {
 /// step is collected.
 impl Observed for CudaEngine {
     fn collect_drawn(&mut self) -> Result<Vec<Option<Drawn>>, EngineError> {
-        let (Launched { samples, recorded, results }, drawn) = self.finish()?;
+        let (Launched { samples, recorded, results, .. }, drawn) = self.finish()?;
         self.spare.push(results);
         if !self.launched.is_empty() {
             return Err(EngineError("its logits are overwritten: launched too early".to_owned()));
@@ -429,15 +459,18 @@ impl Engine for CudaEngine {
             .ok_or_else(|| EngineError(format!("{IN_FLIGHT} steps are launched already")))?;
         let samples: Vec<_> = batch.rows.iter().map(|row| row.sample.clone()).collect();
         let draws: Vec<_> = samples.iter().flatten().map(to_draw).collect();
-        let mut recorded = false;
-        if step.tokens > 0 {
+        let (mut recorded, mut read) = (false, Vec::new());
+        let wanted = Wanted::of(batch, &flat);
+        if wanted.rows() > 0 {
+            read = self.read_step((batch, flat), (step, &wanted), &draws).map_err(device)?;
+        } else if step.tokens > 0 {
             recorded = self.enqueue(flat, step, &draws).map_err(device)?;
         }
         self.cuda.fetch(step.sampled, &mut results).map_err(device)?;
         let mut next = 0..;
         self.last =
             samples.iter().map(|sample| sample.as_ref().and_then(|_| next.next())).collect();
-        self.launched.push_back(Launched { samples, results, recorded });
+        self.launched.push_back(Launched { samples, results, recorded, read });
         Ok(())
     }
     fn is_ready(&mut self) -> Result<bool, EngineError> {
@@ -451,6 +484,9 @@ impl Engine for CudaEngine {
         self.spare.push(results);
         let mut drawn = drawn.into_iter().map(to_token);
         Ok(samples.iter().map(|sample| sample.as_ref().and_then(|_| drawn.next())).collect())
+    }
+    fn read(&mut self) -> Vec<Option<Read>> {
+        std::mem::take(&mut self.read)
     }
     fn computed_at(&self) -> Result<Option<Instant>, EngineError> {
         let at = |results: &Fetch| results.computed_at(self.cuda.device()).map_err(device);

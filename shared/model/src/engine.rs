@@ -12,13 +12,17 @@ use kernels::cuda::stream::Mark;
 use kernels::cuda::{Adjusted, PagePool};
 use shared::ids::{PageId, TokenId};
 use shared::kv::PageStore;
-use shared::request::{Sampling, Token};
+use shared::request::{Read, Sampling, Token};
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Most steps that are launched and not collected.
 pub const IN_FLIGHT: usize = 2;
+
+/// Rows of logits that a step should read at most beside those that are drawn from: each is as wide
+/// as the vocabulary, and goes to the host.
+pub const READ_ROWS: u32 = 128;
 
 /// A row's new tokens.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,6 +58,29 @@ pub struct Row {
     pub pages: Vec<PageId>,
     /// Draw a token after the last new one; absent for all but the last chunk of a prompt.
     pub sample: Option<Sample>,
+    /// What else is read of the new tokens.
+    pub reads: Option<RowReads>,
+}
+
+/// What is read of a row's new tokens, beside the draw.
+#[derive(Clone, Debug)]
+pub enum RowReads {
+    /// How probable each of `tokens` is, with `top` alternatives: the first one after the new token
+    /// of index `first`, each other one after the next.
+    Tokens {
+        /// Of the row's new tokens.
+        first: usize,
+        /// At most as many as there are new tokens from `first` on.
+        tokens: Vec<TokenId>,
+        /// Alternatives to report.
+        top: u8,
+    },
+    /// How probable each of these is after the last new token.
+    Next(Vec<TokenId>),
+    /// The hidden state of the last new token.
+    Last,
+    /// The sum of the hidden states of all new tokens.
+    Sum,
 }
 
 /// How a row's next token is drawn.
@@ -144,6 +171,11 @@ pub trait Engine: Send {
     /// # Errors
     /// As [`Self::launch`]; also when nothing was launched.
     fn collect(&mut self) -> Result<Vec<Option<Token>>, EngineError>;
+    /// What the step collected last has read: one entry a row, or none at all where no row asked.
+    /// They are given once.
+    fn read(&mut self) -> Vec<Option<Read>> {
+        Vec::new()
+    }
     /// When the device was done with the step collected last, for a story, if it can tell; it may
     /// wait for what was launched since.
     ///

@@ -5,7 +5,7 @@
 
 use kernels::ops::{
     Attention as Attend, Embed, Gather, HeadNorm, Linear, NormGated, NormLinear, OpError, Ops,
-    RopeWrite,
+    RmsNorm, RopeWrite,
 };
 
 /// Gains of the norms of single heads.
@@ -121,6 +121,11 @@ impl<O: Ops> Scratch<O> {
             last_normed: last(s.hidden)?,
             logits: ops.logits(sampled, s.vocab)?,
         })
+    }
+
+    /// Where [`Model::states`] puts them, `[sampled][hidden]`.
+    pub fn states(&self) -> &O::Tensor {
+        &self.last_normed
     }
 
     /// Makes room for a larger step.
@@ -275,13 +280,44 @@ impl<O: Ops> Model<O> {
             return Ok(());
         }
         // They are in the order of the tokens, so where all are sampled nothing is to be gathered.
-        let all = step.tokens == rows;
-        if !all {
-            ops.gather(Gather { x: &s.x, batch, out: &mut s.last_x })?;
+        if step.tokens != rows {
+            return self.logits_of(ops, (batch, rows), s);
         }
-        let (x, normed) = (if all { &s.x } else { &s.last_x }, &mut s.last_normed);
+        let (x, normed) = (&s.x, &mut s.last_normed);
         let (gain, eps, out) = (&self.norm, self.sizes.eps, &mut s.logits);
         let weight = self.head.as_ref().unwrap_or(&self.embedding);
         ops.norm_linear(NormLinear { rows, x, gain, eps, normed, weight, bias: None, out })
+    }
+    /// Logits of the `rows` tokens that `batch` gathers, of a pass that is done.
+    ///
+    /// # Errors
+    /// [`OpError`] from the device.
+    pub fn logits_of(
+        &self,
+        ops: &O,
+        (batch, rows): (&O::Batch, usize),
+        s: &mut Scratch<O>,
+    ) -> Result<(), OpError> {
+        ops.gather(Gather { x: &s.x, batch, out: &mut s.last_x })?;
+        let (x, normed) = (&s.last_x, &mut s.last_normed);
+        let (gain, eps, out) = (&self.norm, self.sizes.eps, &mut s.logits);
+        let weight = self.head.as_ref().unwrap_or(&self.embedding);
+        ops.norm_linear(NormLinear { rows, x, gain, eps, normed, weight, bias: None, out })
+    }
+
+    /// Hidden states, behind the last norm, of the `rows` tokens that `batch` gathers, of a pass
+    /// that is done.
+    ///
+    /// # Errors
+    /// [`OpError`] from the device.
+    pub fn states(
+        &self,
+        ops: &O,
+        (batch, rows): (&O::Batch, usize),
+        s: &mut Scratch<O>,
+    ) -> Result<(), OpError> {
+        ops.gather(Gather { x: &s.x, batch, out: &mut s.last_x })?;
+        let (gain, eps) = (&self.norm, self.sizes.eps);
+        ops.rms_norm(RmsNorm { rows, x: &s.last_x, gain, eps, out: &mut s.last_normed })
     }
 }

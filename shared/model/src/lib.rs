@@ -2,8 +2,8 @@
 //!
 //! In reading order: [`engine`] is what servers see; [`forward`] is the pass, written once over
 //! [`kernels::ops::Ops`]; [`family`] has one small file a model family, which says what a layer is
-//! made of; [`load`] reads and fuses weights; [`sample`] draws tokens; [`cpu`] and [`cuda`] join
-//! them; [`worker`] puts an engine on a thread of its own.
+//! made of; [`load`] reads and fuses weights; [`sample`] draws tokens; `read` tells of the tokens
+//! that came in; [`cpu`] and [`cuda`] join them; [`worker`] puts an engine on a thread of its own.
 //!
 //! **Invariant:** a token depends on its sequence, its sampling and its index alone, up to
 //! rounding, and never on what else was in the batch or how a prompt was cut.
@@ -18,6 +18,7 @@ pub mod load;
 pub mod sample;
 
 mod batch;
+mod read;
 mod quantised;
 pub mod cpu;
 pub mod cuda;

@@ -67,6 +67,7 @@ impl<'a> Ask<'a> {
             salt: String::new(),
             priority: 0,
             grammar: None,
+            reads: None,
         };
         parts.try_into().map_err(|bad: BadRequest| EngineError(bad.to_string()))
     }
@@ -83,7 +84,7 @@ pub fn generate(engine: &mut impl Observed, ask: &Ask<'_>) -> Result<Vec<Drawn>,
     let mut step = |tokens: &[TokenId], start: u32, sample: Option<Sample>| {
         let pages = table(start + tokens.len() as u32);
         let input = Input::Tokens(tokens.to_vec());
-        let row = Row { input, start, pages, sample };
+        let row = Row { input, start, pages, sample, reads: None };
         engine.launch(&Batch { rows: vec![row] })?;
         let mut drawn = engine.collect_drawn()?;
         Ok::<_, EngineError>(drawn.pop().flatten())

@@ -6,13 +6,14 @@
 
 use crate::engine::{Batch, Engine, EngineError};
 use shared::kv::PageStore;
-use shared::request::Token;
+use shared::request::{Read, Token};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvError, SyncSender, TryRecvError, sync_channel};
 use std::thread;
 use std::time::Duration;
 
-type Results = Result<Vec<Option<Token>>, EngineError>;
+/// What a step drew, and what it read.
+type Results = Result<(Vec<Option<Token>>, Vec<Option<Read>>), EngineError>;
 
 /// An engine whose launches return at once.
 pub struct Worker {
@@ -22,6 +23,8 @@ pub struct Worker {
     launched: bool,
     /// Its results, once they were looked for and there.
     done: Option<Results>,
+    /// What the step collected last has read.
+    read: Vec<Option<Read>>,
     vocab: u32,
     context_length: u32,
     fingerprint: [u8; 32],
@@ -43,6 +46,7 @@ impl Worker {
             results,
             launched: false,
             done: None,
+            read: Vec::new(),
             vocab: engine.vocab(),
             context_length: engine.context_length(),
             fingerprint: engine.fingerprint(),
@@ -51,7 +55,8 @@ impl Worker {
         };
         thread::Builder::new().name("compute".into()).spawn(move || {
             for batch in to_compute {
-                let result = engine.launch(&batch).and_then(|()| engine.collect());
+                let drawn = engine.launch(&batch).and_then(|()| engine.collect());
+                let result = drawn.map(|drawn| (drawn, engine.read()));
                 if computed.send(result).is_err() {
                     return;
                 }
@@ -114,7 +119,12 @@ impl Engine for Worker {
             None => self.results.recv().map_err(|RecvError| ended())?,
         };
         self.launched = false;
-        results
+        let (drawn, read) = results?;
+        self.read = read;
+        Ok(drawn)
+    }
+    fn read(&mut self) -> Vec<Option<Read>> {
+        std::mem::take(&mut self.read)
     }
 }
 
@@ -186,7 +196,7 @@ mod tests {
         let mut worker = Worker::new(Echo { may, results: vec![] }).unwrap();
         assert!(worker.collect().is_err(), "nothing was launched");
         let input = Input::Tokens(vec![TokenId::new(5)]);
-        let row = Row { input, start: 0, pages: vec![], sample: None };
+        let row = Row { input, start: 0, pages: vec![], sample: None, reads: None };
         let batch = Batch { rows: vec![row] };
         for _ in 0..3 {
             worker.launch(&batch).unwrap();

@@ -159,6 +159,7 @@ mod tests {
             salt: String::new(),
             priority: 0,
             grammar: grammar.map(Box::new),
+            reads: None,
         };
         parts.try_into().unwrap()
     }

@@ -5,7 +5,8 @@
 //!    The rest waits, and later messages may merge into it.
 //!
 //! Bound: every message comes at most once a stage of a request that this server holds, but for
-//! tokens, which merge a request and are at most its `max_tokens`.
+//! tokens, which merge a request and are at most its `max_tokens`, and for what is read of its
+//! prompt, which is said of each prompt token at most once.
 
 use link::{SendError, Sender};
 use shared::ids::Epoch;

@@ -18,6 +18,16 @@ impl TokenBudget {
         Self { left: if tokens < page_tokens { page_tokens } else { tokens }, page_tokens }
     }
 
+    /// A budget that may be below one page.
+    pub const fn exactly(tokens: u32, page_tokens: u32) -> Self {
+        Self { left: tokens, page_tokens }
+    }
+
+    /// Tokens of a page.
+    pub const fn page_tokens(&self) -> u32 {
+        self.page_tokens
+    }
+
     /// Tokens left.
     pub const fn left(&self) -> u32 {
         self.left

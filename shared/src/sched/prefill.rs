@@ -231,6 +231,8 @@ pub struct Prefilling {
     pub start: u32,
     /// Tokens still to compute.
     pub remaining: u32,
+    /// First position whose row of logits is read beside what is drawn; beyond the prompt if none.
+    pub reads_from: u32,
 }
 
 /// Part of a prompt to compute in this step.
@@ -243,13 +245,19 @@ pub struct Chunk {
 }
 
 /// Cuts this step's chunks, first come first: each prompt gets what is left of the budget. A chunk
-/// ends on a page border or ends its prompt.
-pub fn chunks(running: &[Prefilling], mut budget: TokenBudget) -> Vec<Chunk> {
+/// ends on a page border or ends its prompt. Rows that are read are bounded too, since each is as
+/// wide as the vocabulary: at most `rows` of all chunks together, or a page's.
+pub fn chunks(running: &[Prefilling], mut budget: TokenBudget, rows: u32) -> Vec<Chunk> {
+    let page_tokens = budget.page_tokens();
+    let mut rows = rows.max(page_tokens);
     let mut plan = Vec::new();
-    for prompt in running {
-        let tokens = budget.take(prompt.start, prompt.remaining);
+    for &Prefilling { slot, start, remaining, reads_from } in running {
+        let unread = reads_from.saturating_sub(start);
+        let mut most = TokenBudget::exactly(unread.saturating_add(rows), page_tokens);
+        let tokens = budget.take(start, most.take(start, remaining));
         if tokens > 0 {
-            plan.push(Chunk { slot: prompt.slot, tokens });
+            rows -= tokens.saturating_sub(unread);
+            plan.push(Chunk { slot, tokens });
         }
     }
     plan

@@ -5,7 +5,7 @@
 
 use super::frame::FrameKind;
 use crate::ids::{Attempt, Epoch, PageId, RequestId, ServerId, TicketId, TokenId};
-use crate::request::{Finish, Request, Token};
+use crate::request::{Finish, Read, Request, Token};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 /// The set of messages that flow one way along one arrow.
@@ -100,7 +100,7 @@ pub struct Emitted {
     pub key: RequestKey,
     /// Prompt tokens that were not computed.
     pub cached_tokens: u32,
-    /// In order, never empty.
+    /// In order; none only of a prompt that was only read.
     pub tokens: Vec<Token>,
     /// How it ended; set on the last.
     pub finish: Option<Finish>,
@@ -116,7 +116,7 @@ pub enum GatewayToPrefill {
         key: RequestKey,
         /// What is asked.
         request: Request,
-        /// Where its pages go; absent when one token is all that is wanted.
+        /// Where its pages go; absent when one token at most is wanted.
         target: Option<Target>,
     },
     /// Ends a request at any stage; answered by `Cancelled` (or crossed by its end).
@@ -165,7 +165,14 @@ pub enum PrefillToGateway {
         /// Why.
         fault: Fault,
     },
-    /// The result, where no decode is needed: one token, and how it ended.
+    /// What was read of the prompt in a step. All of it comes before the result or the handoff.
+    Read {
+        /// Which request.
+        key: RequestKey,
+        /// What.
+        read: Read,
+    },
+    /// The result, where no decode is needed: one token or none, and how it ended.
     Result(Emitted),
     /// Answer to `Cancel`: nothing more follows for this request.
     Cancelled(RequestKey),

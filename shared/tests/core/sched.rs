@@ -130,9 +130,9 @@ proptest! {
     ) {
         let numbered = prompts.iter().enumerate();
         let running: Vec<_> = numbered.map(|(slot, &(pages, remaining))| {
-            Prefilling { slot, start: pages * page_tokens, remaining }
+            Prefilling { slot, start: pages * page_tokens, remaining, reads_from: u32::MAX }
         }).collect();
-        let plan = chunks(&running, TokenBudget::new(budget, page_tokens));
+        let plan = chunks(&running, TokenBudget::new(budget, page_tokens), 0);
         let total: u32 = plan.iter().map(|chunk| chunk.tokens).sum();
         prop_assert!(total <= budget.max(page_tokens));
         prop_assert!(plan.is_sorted_by(|a, b| a.slot < b.slot));
@@ -155,23 +155,31 @@ proptest! {
     /// Repeating steps computes every prompt whole.
     #[test]
     fn chunks_add_up_to_prompts(
-        lengths in prop::collection::vec(1..300_u32, 1..8),
+        prompts in prop::collection::vec((1..300_u32, 0..400_u32), 1..8),
         budget in 1..100_u32,
         page_tokens in 1..20_u32,
+        rows in 0..40_u32,
     ) {
-        let numbered = lengths.iter().enumerate();
-        let mut running: Vec<_> =
-            numbered.map(|(slot, &remaining)| Prefilling { slot, start: 0, remaining }).collect();
+        let numbered = prompts.iter().enumerate();
+        let mut running: Vec<_> = numbered
+            .map(|(slot, &(remaining, reads_from))| {
+                Prefilling { slot, start: 0, remaining, reads_from }
+            })
+            .collect();
         let mut steps = 0;
         while !running.is_empty() {
-            for chunk in chunks(&running, TokenBudget::new(budget, page_tokens)) {
+            let mut read = 0;
+            for chunk in chunks(&running, TokenBudget::new(budget, page_tokens), rows) {
                 let prompt = running.iter_mut().find(|p| p.slot == chunk.slot).unwrap();
+                let unread = prompt.reads_from.saturating_sub(prompt.start);
+                read += chunk.tokens.saturating_sub(unread);
                 prompt.start += chunk.tokens;
                 prompt.remaining -= chunk.tokens;
             }
+            prop_assert!(read <= rows.max(page_tokens), "{read} rows");
             running.retain(|prompt| prompt.remaining > 0);
             steps += 1;
-            prop_assert!(steps <= lengths.iter().sum::<u32>(), "a step without progress");
+            prop_assert!(steps <= prompts.iter().map(|(tokens, _)| tokens).sum::<u32>(), "a step without progress");
         }
     }
 

@@ -1,12 +1,15 @@
 //! The golden data on a GPU, in bf16. Run only where asked for: `-- --ignored cuda`.
 
 use super::demo::{demo_cases, demo_model};
+use super::reads::{hidden, read, successors};
 use super::support::{golden_path, tokens};
 use super::{MODELS, SAMPLED, generate_ahead, golden, logits_after};
 use crate::cuda::{CudaConfig, CudaEngine, PoolSize};
+use crate::engine::RowReads;
 use crate::reference::{Ask, generate};
 use checkpoint::Checkpoint;
 use kernels::cuda::Device;
+use shared::request::{Read, Token};
 use std::path::Path;
 
 pub(super) fn engine(path: &Path, pages: u32) -> CudaEngine {
@@ -84,4 +87,28 @@ fn cuda_greedy_tokens_of_the_demo_model() {
         (same, all) = (same + agree, all + expected.len());
     }
     println!("exact up to the first difference: {:.3}", same as f32 / all as f32);
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn cuda_reads_of_prompts_of_tiny_models() {
+    for name in MODELS {
+        let mut engine = engine(&golden_path(name), 64);
+        let (mut states, mut logprobs) = (0.0_f32, 0.0_f32);
+        for case in hidden(name).into_iter().filter(|case| case.prompt_ids.len() > 1) {
+            let prompt = &case.prompt_ids;
+            let Read::Hidden(last) = read(&mut engine, prompt, 512, |_| RowReads::Last) else {
+                panic!("no state")
+            };
+            states = states.max(norm_error(&last, &case.last));
+            let told = read(&mut engine, prompt, 48, |chunk| successors(prompt, chunk));
+            let Read::Tokens(told) = told else { panic!("{told:?}") };
+            let off = |(token, want): (&Token, &f32)| (token.logprob - want).abs();
+            let worst = told.iter().zip(&case.token_logprobs).map(off).fold(0.0, f32::max);
+            logprobs = logprobs.max(worst);
+        }
+        println!("{name}: state error {states:.2e}, largest of a log-probability {logprobs:.2e}");
+        // bf16 activations against f32 ones.
+        assert!(states < 5e-2 && logprobs < 0.2, "{name}");
+    }
 }

@@ -5,6 +5,7 @@
 
 mod cuda;
 mod demo;
+mod reads;
 mod support;
 mod transformers;
 
@@ -44,7 +45,7 @@ fn logits_after(engine: &mut impl Observed, prompt: &[u32], start: usize) -> Vec
     let pages = (0..prompt.len().div_ceil(16) as u32).map(PageId::new).collect();
     let sample = Some(Sample::new(Sampling::GREEDY, 0));
     let input = Input::Tokens(tokens(&prompt[start..]));
-    let row = Row { input, start: start as u32, pages, sample };
+    let row = Row { input, start: start as u32, pages, sample, reads: None };
     engine.launch(&Batch { rows: vec![row] }).unwrap();
     engine.collect_drawn().unwrap();
     engine.logits().to_vec()
@@ -140,6 +141,7 @@ fn generate_together(
                 start: done[i] as u32,
                 pages: pages.collect(),
                 sample: (end == text.len()).then_some(sample),
+                reads: None,
             });
             done[i] = end;
             members.push(i);
@@ -169,7 +171,9 @@ fn generate_ahead(
             };
             let pages = (0..(start + input.len() as u32).div_ceil(16)).map(PageId::new).collect();
             let sample = Some(Sample::new(sampling, index));
-            engine.launch(&Batch { rows: vec![Row { input, start, pages, sample }] }).unwrap();
+            engine
+                .launch(&Batch { rows: vec![Row { input, start, pages, sample, reads: None }] })
+                .unwrap();
         }
         if index > 0 {
             made.extend(engine.collect().unwrap().into_iter().flatten().map(|token| token.id));
@@ -200,8 +204,13 @@ fn steps_launched_ahead_draw_the_same_tokens() {
 fn bad_batches_are_refused_by_name() {
     let input = |ids: &[u32]| Input::Tokens(tokens(ids));
     let mut engine = engine(&golden_path("tiny-qwen2"), KvDtype::F32, 4);
-    let good =
-        Row { input: input(&[1, 2, 3]), start: 0, pages: vec![PageId::new(3)], sample: None };
+    let good = Row {
+        input: input(&[1, 2, 3]),
+        start: 0,
+        pages: vec![PageId::new(3)],
+        sample: None,
+        reads: None,
+    };
     let bad = [
         (Row { input: input(&[]), ..good.clone() }, "no tokens"),
         (Row { input: input(&[1, 512]), ..good.clone() }, "token 512"),

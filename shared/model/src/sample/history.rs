@@ -132,6 +132,7 @@ mod tests {
             salt: String::new(),
             priority: 0,
             grammar: None,
+            reads: None,
         };
         parts(&mut plain);
         plain.try_into().unwrap()
@@ -194,7 +195,7 @@ mod tests {
             let made: Vec<_> = made.into_iter().map(TokenId::new).collect();
             let mut history = History::new(&first);
             made.iter().for_each(|&token| history.push(token));
-            prop_assert_eq!(history, History::new(&first.replay(&made).unwrap()));
+            prop_assert_eq!(history, History::new(&first.replay(&made, 0).unwrap()));
         }
     }
 }

@@ -15,10 +15,12 @@
 //! minus infinity.
 
 mod history;
+mod logprobs;
 mod mask;
 mod philox;
 
 pub use history::History;
+pub(crate) use logprobs::Logprobs;
 pub use mask::{Mask, Promise, Words};
 
 use crate::engine::Sample;
@@ -44,17 +46,9 @@ pub struct Drawn {
 /// # Panics
 /// If there are none.
 pub fn draw(softmax: Softmax, logits: &[f32], sample: &Sample) -> Drawn {
-    assert!(!logits.is_empty(), "a vocabulary has at least one token");
     let mut terms = vec![0.0; logits.len()];
-    let max = softmax.max(logits);
-    let total = softmax.exp_sum(logits, (max, 1.0), &mut terms);
-    if !total.is_finite() {
-        let finite = |&x: &f32| if x.is_nan() { f32::MIN } else { x.clamp(f32::MIN, f32::MAX) };
-        let cleaned: Vec<f32> = logits.iter().map(finite).collect();
-        return draw(softmax, &cleaned, sample);
-    }
-    let log_total = total.ln();
-    let logprob = |logit: f32| (f64::from(logit) - f64::from(max) - log_total) as f32;
+    let logprobs = Logprobs::new(softmax, logits, &mut terms);
+    let (logits, max) = (logprobs.logits(), logprobs.max());
     let adjusted = adjusted(logits, sample);
     let changed = adjusted.as_deref().unwrap_or(logits);
     let best_changed = if adjusted.is_some() { softmax.max(changed) } else { max };
@@ -66,9 +60,7 @@ pub fn draw(softmax: Softmax, logits: &[f32], sample: &Sample) -> Drawn {
         let uniform = philox::uniform(sample.sampling.seed, sample.output_index);
         Filtered::new(&terms, &sample.sampling).pick(uniform)
     };
-    let best = best(logits, usize::from(sample.logprobs.unwrap_or(0)));
-    let top = best.into_iter().map(|id| (TokenId::new(id), logprob(logits[id as usize]))).collect();
-    let token = Token { id: TokenId::new(index as u32), logprob: logprob(logits[index]), top };
+    let token = logprobs.token(TokenId::new(index as u32), sample.logprobs.unwrap_or(0));
     Drawn { token, margin }
 }
 
@@ -131,23 +123,6 @@ fn greedy(softmax: Softmax, logits: &[f32], max: f32) -> (usize, f32) {
     let best = logits.iter().position(|&x| x == max).unwrap_or(0);
     let second = softmax.max(&logits[..best]).max(softmax.max(&logits[best + 1..]));
     (best, max - second)
-}
-
-/// The `count` best tokens, best first, lower ids first among equals.
-fn best(logits: &[f32], count: usize) -> Vec<u32> {
-    let mut best: Vec<(f32, u32)> = Vec::with_capacity(count + 1);
-    if count == 0 {
-        return Vec::new();
-    }
-    for (id, &logit) in (0..).zip(logits) {
-        if best.len() == count && best.last().is_some_and(|&(worst, _)| logit <= worst) {
-            continue;
-        }
-        let at = best.partition_point(|&(other, _)| other >= logit);
-        best.insert(at, (logit, id));
-        best.truncate(count);
-    }
-    best.into_iter().map(|(_, id)| id).collect()
 }
 
 /// Tokens that the filters left, by id, with unnormalised probabilities (the best has 1).

@@ -102,9 +102,15 @@ impl Prefill {
         let remaining = |job: &Job| job.req.len() - job.start;
         let numbered = self.running.iter().enumerate();
         let running: Vec<_> = numbered
-            .map(|(slot, job)| Prefilling { slot, start: job.start, remaining: remaining(job) })
+            .map(|(slot, job)| (slot, job.start, remaining(job)))
+            .map(|(slot, start, remaining)| Prefilling {
+                slot,
+                start,
+                remaining,
+                reads_from: u32::MAX,
+            })
             .collect();
-        for chunk in chunks(&running, TokenBudget::new(BUDGET, PAGE)) {
+        for chunk in chunks(&running, TokenBudget::new(BUDGET, PAGE), 0) {
             self.running[chunk.slot].start += chunk.tokens;
         }
         let done = self.running.extract_if(.., |job| job.start == job.req.len());
