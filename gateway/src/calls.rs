@@ -38,7 +38,8 @@ pub async fn chat(
     let (mut fields, limits) = open(&app, body).await?;
     let talk = Talk::new(&mut fields, &app.model, limits, None)?;
     let head = head(&app, &arrival, "chatcmpl-");
-    let shape = ChatShape::new(head, talk.delivery, talk.ask.logprobs().is_some());
+    let shape = ChatShape::new(head, talk.delivery, talk.ask.logprobs().is_some())
+        .with_prompt_logprobs(talk.ask.prompt_logprobs());
     talk.answer(&app, &arrival, |reply| shape.reading(reply)).await
 }
 
@@ -91,8 +92,7 @@ pub async fn completions(
     let ask = Ask::new(request.knobs, completions::DIALECT, &app.model, limits, random)?;
     let head = head(&app, &arrival, "cmpl-");
     let count = request.prompts.len() * ask.outputs() as usize;
-    let shape = CompletionShape::new(head, request.delivery, count)
-        .with_logprobs(ask.logprobs().is_some(), request.tokens_as_ids);
+    let shape = CompletionShape::new(head, request.delivery, count).reporting(request.report);
     let stream = request.delivery.stream;
     Call { app: &app, arrival: &arrival, ask, stream }.answer(request.prompts, shape).await
 }
@@ -107,21 +107,24 @@ pub async fn generate(
     body: Body,
 ) -> Answered {
     let (mut fields, limits) = open(&app, body).await?;
-    let request = native::read(&mut fields, limits)?;
-    let ask = Ask::new(request.knobs, native::DIALECT, &app.model, limits, random)?;
-    if let Some(rid) = request.rid {
+    let mut request = native::read(&mut fields, limits)?;
+    let knobs = std::mem::take(&mut request.knobs);
+    let ask = Ask::new(knobs, native::DIALECT, &app.model, limits, random)?;
+    if let Some(rid) = request.rid.take() {
         arrival.name = rid;
     }
     let pieces = Arc::clone(app.model.tokenizer.pieces());
     let count = request.prompts.len();
-    let shape = GenerateShape::new(arrival.name.clone(), arrival.at, pieces, count)
-        .with(request.batch, request.logprobs);
+    let shape = GenerateShape::new(arrival.name.clone(), arrival.at, pieces, count).of(&request);
     let stream = request.stream;
     Call { app: &app, arrival: &arrival, ask, stream }.answer(request.prompts, shape).await
 }
 
 /// The body's fields, once the model is the one served, and what fits.
-async fn open(app: &App, body: Body) -> Result<(Fields, Limits), ApiError> {
+///
+/// # Errors
+/// As [`fields`] and [`check_model`].
+pub async fn open(app: &App, body: Body) -> Result<(Fields, Limits), ApiError> {
     let mut fields = fields(app, body).await?;
     check_model(&mut fields, app)?;
     Ok((fields, limits(app)))
@@ -157,11 +160,7 @@ pub fn limits(app: &App) -> Limits {
 }
 
 fn head(app: &App, arrival: &Arrival, prefix: &str) -> Head {
-    Head {
-        id: format!("{prefix}{}", arrival.name),
-        created: crate::model::unix_s(),
-        model: Arc::clone(&app.model),
-    }
+    Head::new(&app.model, &arrival.name, prefix)
 }
 
 /// A conversation that goes on, in whatever API it came.
@@ -225,6 +224,7 @@ impl Call<'_> {
         for (index, request) in requests.into_iter().enumerate() {
             let pieces = app.model.tokenizer.pieces();
             let first = index.is_multiple_of(each);
+            shape.prompt(index, &request.tokens);
             let transcript = Transcript::new((index, first), &self.ask, &request, pieces);
             let timing = Timing::new(self.arrival.at, request.prompt_len);
             answers.push(Speaking { answer: app.ring.submit(request)?, transcript, timing });

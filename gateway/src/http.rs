@@ -14,6 +14,7 @@ use crate::fleet::Ring;
 use crate::in_flight::InFlight;
 use crate::metrics;
 use crate::model::Model;
+use crate::readings;
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::{MatchedPath, Request, State};
@@ -96,6 +97,8 @@ fn routes() -> Vec<(&'static str, MethodRouter<Arc<App>>)> {
         ("/v1/responses", post(calls::responses)),
         ("/v1/messages", post(calls::messages)),
         ("/v1/messages/count_tokens", post(control::count_tokens)),
+        ("/v1/embeddings", post(readings::embeddings)),
+        ("/v1/score", post(readings::score)),
         ("/generate", post(calls::generate)),
         ("/v1/models", get(control::models)),
         ("/v1/models/{*model}", get(control::one_model)),

@@ -38,7 +38,7 @@ impl InFlight {
 
     /// Requests of the calls of that name, with or without the prefix of an API's ids.
     pub fn requests(&self, name: &str) -> Vec<RequestId> {
-        let prefixes = ["chatcmpl-", "cmpl-", "msg_", "resp_"];
+        let prefixes = ["chatcmpl-", "cmpl-", "msg_", "resp_", "embd-", "score-"];
         let bare = prefixes.iter().find_map(|prefix| name.strip_prefix(prefix));
         let calls = self.lock();
         let named = calls.by_number.values().filter(|(own, _)| own == name || Some(&**own) == bare);

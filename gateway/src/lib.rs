@@ -39,6 +39,7 @@ pub mod auth;
 pub mod in_flight;
 pub mod http;
 pub mod calls;
+pub mod readings;
 pub mod control;
 pub mod serve;
 pub mod start;

@@ -31,6 +31,8 @@ pub struct Model {
     pub defaults: Defaults,
     /// Context length that the model was made for, tokens.
     pub context_length: u32,
+    /// Elements of a hidden state.
+    pub hidden: usize,
     /// When it was loaded, seconds since 1970.
     pub loaded_unix_s: u64,
     /// How it writes calls of tools; `None` leaves them in the text.
@@ -118,6 +120,7 @@ impl Model {
             eos: checkpoint.eos_token_ids().into_iter().map(TokenId::new).collect(),
             defaults: defaults(generation)?,
             context_length: config.context_length.map_or(positions, |own| own.min(positions)),
+            hidden: checkpoint.config().hidden,
             loaded_unix_s: unix_s(),
             calls,
             thoughts,

@@ -10,8 +10,9 @@ use crate::ring::Limits;
 use crate::stream::{Sent, Shape};
 use crate::structured;
 use crate::transcript::{Delta, Ending, Matched, Output, Usage};
-use crate::validate::{Dialect, Knobs, Neutral, Prompt, refuse_unless_neutral};
+use crate::validate::{Dialect, Knobs, Neutral, Prompt, PromptLogprobs, refuse_unless_neutral};
 use serde_json::{Value, json};
+use shared::ids::TokenId;
 use shared::request::{Finish, Token};
 use std::sync::Arc;
 use std::time::Instant;
@@ -62,6 +63,8 @@ pub struct GenerateRequest {
     pub rid: Option<String>,
     /// Report `output_token_logprobs`, their texts too.
     pub logprobs: Option<WithText>,
+    /// The prompt's too, from this position on.
+    pub start: Option<u32>,
 }
 
 /// Whether logprobs carry the tokens' texts.
@@ -83,15 +86,23 @@ pub fn read(fields: &mut Fields, limits: Limits) -> Result<GenerateRequest, Inva
     let list = value.as_array();
     let batch = list.is_some_and(|list| list.first().is_some_and(|first| !first.is_number()));
     let wants_logprobs = fields.take_or("return_logprob", false)?;
-    let logprob_start: i64 = fields.take_or("logprob_start_len", -1)?;
-    if wants_logprobs && logprob_start >= 0 {
-        let what = format!("{logprob_start} (prompt logprobs) is not supported yet; use -1");
-        return Err(fields.wrong("logprob_start_len", &what));
-    }
+    let start: i64 = fields.take_or("logprob_start_len", -1)?;
+    let start = match u32::try_from(start) {
+        Ok(start) => wants_logprobs.then_some(start),
+        Err(_) if start == -1 => None,
+        Err(_) => {
+            let what = format!("must be a position in the prompt, or -1 for none, got {start}");
+            return Err(fields.wrong("logprob_start_len", &what));
+        }
+    };
     let top: u32 = fields.take_or("top_logprobs_num", 0)?;
     let mut sampling = fields.object("sampling_params")?;
     let mut knobs = sampling_knobs(&mut sampling)?;
     knobs.logprobs = wants_logprobs.then_some(top);
+    // The token at `start` is given without a log-probability.
+    knobs.prompt_logprobs =
+        start.map(|start| PromptLogprobs { from: start.saturating_add(1), top });
+    knobs.may_make_none = true;
     knobs.cache_salt = fields.take_or("cache_salt", String::new())?;
     knobs.priority = fields.take_or("priority", 0)?;
     let with_text = WithText(fields.take_or("return_text_in_logprobs", false)?);
@@ -102,6 +113,7 @@ pub fn read(fields: &mut Fields, limits: Limits) -> Result<GenerateRequest, Inva
         stream: fields.take_or("stream", false)?,
         rid: rid(fields)?,
         logprobs: wants_logprobs.then_some(with_text),
+        start,
     })
 }
 
@@ -142,20 +154,25 @@ pub struct GenerateShape {
     pieces: Arc<Pieces>,
     batch: bool,
     logprobs: Option<WithText>,
+    /// The prompt's log-probabilities begin here.
+    start: Option<u32>,
+    /// The tokens there, by output.
+    opening: Vec<Option<TokenId>>,
     outputs: Vec<Output>,
 }
 
 impl GenerateShape {
     /// For a call that arrived at `started` and has `count` prompts.
     pub fn new(id: String, started: Instant, pieces: Arc<Pieces>, count: usize) -> Self {
-        let outputs = vec![Output::default(); count];
-        Self { id, started, pieces, batch: false, logprobs: None, outputs }
+        let (outputs, opening) = (vec![Output::default(); count], vec![None; count]);
+        let (batch, logprobs, start) = (false, None, None);
+        Self { id, started, pieces, batch, logprobs, start, opening, outputs }
     }
 
-    /// Answers in a list, or with logprobs.
+    /// Answers in a list, or with logprobs, as `request` asks.
     #[must_use]
-    pub fn with(mut self, batch: bool, logprobs: Option<WithText>) -> Self {
-        (self.batch, self.logprobs) = (batch, logprobs);
+    pub fn of(mut self, request: &GenerateRequest) -> Self {
+        (self.batch, self.logprobs, self.start) = (request.batch, request.logprobs, request.start);
         self
     }
 
@@ -176,6 +193,12 @@ impl GenerateShape {
             let top = |token: &Token| -> Value {
                 token.top.iter().map(|&(id, logprob)| self.row(id, logprob, with_text)).collect()
             };
+            let opening = self.opening[index].into_iter();
+            let no_top = self.opening[index].map(|_| Value::Null).into_iter();
+            let unknown = |id: TokenId| json!([null, id.get(), self.text(id, with_text)]);
+            meta["input_token_logprobs"] =
+                opening.map(unknown).chain(output.prompt.iter().map(rows)).collect();
+            meta["input_top_logprobs"] = no_top.chain(output.prompt.iter().map(top)).collect();
             meta["output_token_logprobs"] = output.tokens.iter().map(rows).collect();
             meta["output_top_logprobs"] = output.tokens.iter().map(top).collect();
         }
@@ -187,9 +210,12 @@ impl GenerateShape {
     }
 
     /// `[logprob, id, text]`, as SGLang has it.
-    fn row(&self, id: shared::ids::TokenId, logprob: f32, with_text: WithText) -> Value {
-        let text = with_text.0.then(|| text(id, &self.pieces));
-        json!([finite(logprob), id.get(), text])
+    fn row(&self, id: TokenId, logprob: f32, with_text: WithText) -> Value {
+        json!([finite(logprob), id.get(), self.text(id, with_text)])
+    }
+
+    fn text(&self, id: TokenId, with_text: WithText) -> Option<String> {
+        with_text.0.then(|| text(id, &self.pieces))
     }
 }
 
@@ -204,6 +230,10 @@ fn finish(ending: &Ending, usage: Usage) -> Value {
 }
 
 impl Shape for GenerateShape {
+    fn prompt(&mut self, index: usize, ids: &[TokenId]) {
+        self.opening[index] = self.start.and_then(|start| ids.get(start as usize).copied());
+    }
+
     fn chunks(&mut self, delta: Delta) -> Vec<Sent> {
         let index = delta.index;
         self.outputs[index].add(delta);

@@ -2,11 +2,13 @@
 
 pub mod chat;
 pub mod completions;
+pub mod embeddings;
 pub mod knobs;
 mod logprobs;
 pub mod messages;
 pub mod models;
 mod reply;
+pub mod score;
 pub mod tools;
 
 pub use logprobs::{finite, text};
@@ -27,6 +29,14 @@ pub struct Head {
     pub created: u64,
     /// The model, for its name and its tokens' texts.
     pub model: Arc<Model>,
+}
+
+impl Head {
+    /// For an answer that is made now, named `prefix` and the call's `name`.
+    pub fn new(model: &Arc<Model>, name: &str, prefix: &str) -> Self {
+        let created = crate::model::unix_s();
+        Self { id: format!("{prefix}{name}"), created, model: Arc::clone(model) }
+    }
 }
 
 /// `usage`.

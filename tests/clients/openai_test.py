@@ -300,6 +300,68 @@ class Completions(Case):
             self.assertAlmostEqual(max(top.values()), own, places=4)
 
 
+    def test_echo_tells_of_the_prompt(self):
+        _, tokens = post("/tokenize", {"prompt": "The capital of"})
+        made = self.complete().choices[0].text
+        echoed = self.complete(echo=True, logprobs=1)
+        self.assertEqual(echoed.choices[0].text, "The capital of" + made)
+        for max_tokens in (0, 2):
+            answer = self.complete(echo=True, logprobs=1, max_tokens=max_tokens,
+                                   extra_body={"ignore_eos": True})
+            logprobs = answer.choices[0].logprobs
+            count = tokens["count"] + max_tokens
+            self.assertEqual(len(logprobs.token_logprobs), count)
+            self.assertIsNone(logprobs.token_logprobs[0])
+            self.assertTrue(all(number <= 0 for number in logprobs.token_logprobs[1:]))
+            self.assertEqual(logprobs.token_logprobs[1:tokens["count"]],
+                             echoed.choices[0].logprobs.token_logprobs[1:tokens["count"]])
+            self.assertEqual(answer.usage.completion_tokens, max_tokens)
+
+
+class Embeddings(Case):
+    def embed(self, texts, **fields):
+        return self.api.embeddings.create(model=self.model, input=texts, **fields)
+
+    def test_one_and_several(self):
+        one = self.embed("The capital of")
+        self.assertEqual(one.object, "list")
+        vector = one.data[0].embedding
+        self.assertAlmostEqual(sum(x * x for x in vector), 1, places=5)
+        several = self.embed(["Once", "The capital of"])
+        self.assertEqual([each.index for each in several.data], [0, 1])
+        for a, b in zip(several.data[1].embedding, vector):
+            self.assertAlmostEqual(a, b, places=4)
+        self.assertGreater(several.usage.prompt_tokens, one.usage.prompt_tokens)
+
+    def test_formats_say_the_same(self):
+        # The package asks for base64 by itself and decodes it.
+        decoded = self.embed("Once").data[0].embedding
+        numbers = self.embed("Once", encoding_format="float").data[0].embedding
+        self.assertEqual(len(decoded), len(numbers))
+        for a, b in zip(decoded, numbers):
+            self.assertAlmostEqual(a, b, places=6)
+        mean = self.embed("Once upon", extra_body={"pooling": "mean"}).data[0].embedding
+        self.assertNotEqual(mean, self.embed("Once upon").data[0].embedding)
+
+    def test_dimensions_are_the_models(self):
+        self.embed("a", dimensions=len(self.embed("a").data[0].embedding))
+        with self.assertRaises(openai.BadRequestError) as caught:
+            self.embed("a", dimensions=2)
+        self.assertEqual(caught.exception.param, "dimensions")
+
+    def test_scores(self):
+        body = {"query": "The capital of", "items": [" France", " Spain"],
+                "label_token_ids": [5, 6], "apply_softmax": True}
+        status, answer = post("/v1/score", body)
+        self.assertEqual(status, 200, answer)
+        for scores in answer["scores"]:
+            self.assertAlmostEqual(sum(scores), 1, places=5)
+        _, answer = post("/v1/score", {"text_1": "Once", "text_2": ["Once", "Spain"]})
+        same, other = (pair["score"] for pair in answer["data"])
+        self.assertAlmostEqual(same, 1, places=4)
+        self.assertLess(other, same)
+
+
 class Errors(Case):
     def refused(self, **fields):
         with self.assertRaises(openai.BadRequestError) as caught:

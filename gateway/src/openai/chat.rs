@@ -1,7 +1,7 @@
 //! `/v1/chat/completions`.
 
 use super::knobs::{self, Delivery};
-use super::logprobs::ChatLogprobs;
+use super::logprobs::{ChatLogprobs, prompt_logprobs};
 use super::reply::{Message, MessageDelta};
 use super::tools::{self, Tools};
 use super::{Head, UsageJson, finish_reason, json_text, messages, stop_reason};
@@ -15,7 +15,7 @@ use crate::structured;
 use crate::template::Conversation;
 use crate::tools::{CallParser, Format};
 use crate::transcript::{Delta, Ending, Matched, Output, Usage};
-use crate::validate::{Dialect, Knobs};
+use crate::validate::{Dialect, Knobs, PromptLogprobs};
 use serde::Serialize;
 use serde_json::{Map, Value};
 use shared::request::Finish;
@@ -125,6 +125,8 @@ pub struct ChatShape {
     head: Head,
     delivery: Delivery,
     logprobs: bool,
+    /// Report the prompt's, with this many alternatives.
+    prompt_logprobs: Option<u32>,
     /// As it is before an output begins.
     reply: Reply,
     outputs: Vec<Spoken>,
@@ -166,6 +168,8 @@ struct Whole<'a> {
     model: &'a str,
     choices: Vec<WholeChoice>,
     usage: UsageJson,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt_logprobs: Option<Value>,
 }
 
 #[derive(Serialize)]
@@ -180,7 +184,14 @@ struct WholeChoice {
 impl ChatShape {
     /// For one call.
     pub fn new(head: Head, delivery: Delivery, logprobs: bool) -> Self {
-        Self { head, delivery, logprobs, reply: Reply::default(), outputs: Vec::new() }
+        let (reply, outputs) = (Reply::default(), Vec::new());
+        Self { head, delivery, logprobs, prompt_logprobs: None, reply, outputs }
+    }
+
+    /// Reports the prompt's log-probabilities too.
+    #[must_use]
+    pub fn with_prompt_logprobs(self, asked: Option<PromptLogprobs>) -> Self {
+        Self { prompt_logprobs: asked.map(|asked| asked.top), ..self }
     }
 
     /// Reads every output as `reply`, which has read nothing yet, does.
@@ -253,11 +264,13 @@ impl Shape for ChatShape {
     fn whole(&mut self, outputs: Vec<Output>) -> String {
         let usages: Vec<Usage> = outputs.iter().map(|output| output.usage).collect();
         let model = &self.head.model;
+        let pieces = model.tokenizer.pieces();
+        let prompt = outputs.first().map_or(&[][..], |output| &output.prompt);
+        let prompt_logprobs = self.prompt_logprobs.map(|top| prompt_logprobs(prompt, top, pieces));
         let choices = outputs.into_iter().enumerate().map(|(index, output)| {
             let mut reply = self.reply.clone();
             let message = reply.message(&output.text);
             let ending = output.ending.as_ref();
-            let pieces = model.tokenizer.pieces();
             WholeChoice {
                 index,
                 message,
@@ -273,6 +286,7 @@ impl Shape for ChatShape {
             model: &self.head.model.served_name,
             choices: choices.collect(),
             usage: crate::stream::total(&usages).into(),
+            prompt_logprobs,
         })
     }
 }

@@ -1,16 +1,20 @@
 //! `/v1/completions`.
 
 use super::knobs::{self, Delivery};
-use super::logprobs::CompletionLogprobs;
+use super::logprobs::{CompletionLogprobs, Names, prompt_logprobs};
 use super::{Head, UsageJson, finish_reason, json_text, stop_reason};
+use crate::detokenize::decode_all;
 use crate::error::Invalid;
 use crate::fields::{Fields, kind};
 use crate::ring::Limits;
 use crate::stream::{Sent, Shape};
 use crate::transcript::{Delta, Output, Usage};
-use crate::validate::{Content, Dialect, Knobs, MAX_PROMPTS, Prompt, vocabulary_id};
+use crate::validate::{
+    Content, Dialect, Knobs, MAX_PROMPTS, Prompt, PromptLogprobs, vocabulary_id,
+};
 use serde::Serialize;
 use serde_json::Value;
+use shared::ids::TokenId;
 
 /// Completions' words; 16 tokens is OpenAI's default.
 pub const DIALECT: Dialect = Dialect {
@@ -31,8 +35,23 @@ pub struct CompletionRequest {
     pub knobs: Knobs,
     /// How to answer.
     pub delivery: Delivery,
+    /// What is reported.
+    pub report: Report,
+}
+
+/// What an answer reports beside its text.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Report {
+    /// Log-probabilities, with this many alternatives.
+    pub logprobs: Option<u32>,
+    /// vLLM's log-probabilities of the prompt, with this many alternatives.
+    pub prompt_logprobs: Option<u32>,
+    /// The prompt opens the answer, in text and log-probabilities.
+    pub echo: bool,
     /// Tokens in logprobs are written as ids.
     pub tokens_as_ids: bool,
+    /// Special tokens are left out of the prompt's text.
+    pub skip_special: bool,
 }
 
 /// Reads the fields.
@@ -44,13 +63,25 @@ pub fn read(fields: &mut Fields, limits: Limits) -> Result<CompletionRequest, In
     knobs.max_tokens = fields.take("max_tokens")?;
     knobs.logprobs = fields.take("logprobs")?;
     let add_special = fields.take_or("add_special_tokens", true)?;
-    let tokens_as_ids = fields.take_or("return_tokens_as_token_ids", false)?;
+    let echo = fields.take_or("echo", false)?;
+    let report = Report {
+        logprobs: knobs.logprobs,
+        prompt_logprobs: knobs.prompt_logprobs.map(|asked| asked.top),
+        echo,
+        tokens_as_ids: fields.take_or("return_tokens_as_token_ids", false)?,
+        skip_special: !knobs.show_special,
+    };
+    knobs.may_make_none = echo || knobs.prompt_logprobs.is_some();
+    if let (true, Some(top)) = (echo, knobs.logprobs) {
+        let top = report.prompt_logprobs.map_or(top, |other| other.max(top));
+        knobs.prompt_logprobs = Some(PromptLogprobs { from: 1, top });
+    }
     let delivery = knobs::delivery(fields)?;
     let prompts = match fields.take_value("prompt") {
         Some(value) => prompts("prompt", value, add_special, limits)?,
         None => return Err(fields.wrong("prompt", "is required")),
     };
-    Ok(CompletionRequest { prompts, knobs, delivery, tokens_as_ids })
+    Ok(CompletionRequest { prompts, knobs, delivery, report })
 }
 
 /// The prompts in a field: a text, token ids, or a list of either.
@@ -119,10 +150,17 @@ pub fn ids(
 pub struct CompletionShape {
     head: Head,
     delivery: Delivery,
-    logprobs: bool,
-    tokens_as_ids: bool,
-    /// Characters of token text so far, by output.
-    offsets: Vec<usize>,
+    report: Report,
+    outputs: Vec<Told>,
+}
+
+/// What was said of an output.
+#[derive(Debug, Clone, Default)]
+struct Told {
+    /// Characters of token text so far.
+    offset: usize,
+    /// The prompt, until it is said.
+    prompt: Vec<TokenId>,
 }
 
 #[derive(Serialize)]
@@ -143,19 +181,20 @@ struct Choice {
     logprobs: Option<CompletionLogprobs>,
     finish_reason: Option<&'static str>,
     stop_reason: Value,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt_logprobs: Option<Value>,
 }
 
 impl CompletionShape {
-    /// For one call with `count` prompts.
+    /// For one call with `count` outputs.
     pub fn new(head: Head, delivery: Delivery, count: usize) -> Self {
-        let (logprobs, tokens_as_ids) = (false, false);
-        Self { head, delivery, logprobs, tokens_as_ids, offsets: vec![0; count] }
+        Self { head, delivery, report: Report::default(), outputs: vec![Told::default(); count] }
     }
 
-    /// Reports logprobs, tokens written as ids or as text.
+    /// Reports more than text.
     #[must_use]
-    pub fn with_logprobs(mut self, logprobs: bool, tokens_as_ids: bool) -> Self {
-        (self.logprobs, self.tokens_as_ids) = (logprobs, tokens_as_ids);
+    pub fn reporting(mut self, report: Report) -> Self {
+        self.report = report;
         self
     }
 
@@ -171,27 +210,45 @@ impl CompletionShape {
     }
 
     fn choice(&mut self, delta: Delta) -> Choice {
-        let model = &self.head.model;
-        let logprobs = self.logprobs.then(|| {
-            let offset = &mut self.offsets[delta.index];
-            let pieces = model.tokenizer.pieces();
-            CompletionLogprobs::new(&delta.tokens, pieces, offset, self.tokens_as_ids)
+        let (model, report) = (&self.head.model, self.report);
+        let pieces = model.tokenizer.pieces();
+        let told = &mut self.outputs[delta.index];
+        let prompt = std::mem::take(&mut told.prompt);
+        let echoed = if report.echo { &prompt[..] } else { &[] };
+        let logprobs = report.logprobs.map(|top| {
+            let names = Names { pieces, as_ids: report.tokens_as_ids };
+            let mut logprobs = CompletionLogprobs::default();
+            if let Some(&first) = echoed.first() {
+                logprobs.open(first, names, &mut told.offset);
+                logprobs.extend(&delta.prompt, names, top, &mut told.offset);
+            }
+            logprobs.extend(&delta.tokens, names, top, &mut told.offset);
+            logprobs
         });
+        let asked = report.prompt_logprobs.filter(|_| !prompt.is_empty());
         Choice {
             index: delta.index,
-            text: delta.text,
+            text: decode_all(pieces, echoed, report.skip_special) + &delta.text,
             logprobs,
             finish_reason: delta.ending.as_ref().map(finish_reason),
             stop_reason: delta.ending.map_or(Value::Null, |ending| stop_reason(&ending, model)),
+            prompt_logprobs: asked.map(|top| prompt_logprobs(&delta.prompt, top, pieces)),
         }
     }
 }
 
 impl Shape for CompletionShape {
+    fn prompt(&mut self, index: usize, ids: &[TokenId]) {
+        if self.report.echo || self.report.prompt_logprobs.is_some() {
+            self.outputs[index].prompt = ids.to_vec();
+        }
+    }
+
     fn chunks(&mut self, delta: Delta) -> Vec<Sent> {
         // Whoever follows the usage sees every token come, also those that complete no text.
-        let follows = self.logprobs || self.delivery.continuous_usage;
-        let shows = follows && !delta.tokens.is_empty();
+        let follows = self.report.logprobs.is_some() || self.delivery.continuous_usage;
+        let opens = !self.outputs[delta.index].prompt.is_empty();
+        let shows = opens || (follows && !delta.tokens.is_empty());
         if delta.text.is_empty() && !shows && delta.ending.is_none() {
             return Vec::new();
         }

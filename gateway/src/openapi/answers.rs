@@ -18,6 +18,14 @@ pub(super) fn schemas() -> Map<String, Value> {
         ("Response", response()),
         ("Message", message()),
         ("TokenCount", object(json!({"input_tokens": {"type": "integer"}}))),
+        ("Embeddings", embeddings()),
+        (
+            "Scores",
+            json!({"type": "object", "properties": {
+                "scores": list(list(json!({"type": "number"}))), "data": list(scored()),
+                "usage": usage(),
+            }}),
+        ),
         ("Generated", generated()),
         ("Tokens", tokens()),
         ("Text", object(json!({"prompt": {"type": "string"}}))),
@@ -89,6 +97,23 @@ fn anthropic_error() -> Value {
         "type": {"const": "error"},
         "error": object(json!({"type": {"type": "string"}, "message": {"type": "string"}})),
         "request_id": {"type": "string"},
+    }))
+}
+
+fn embeddings() -> Value {
+    let vector = json!({"anyOf": [list(json!({"type": "number"})), {"type": "string"}]});
+    let one = object(json!({
+        "object": {"const": "embedding"}, "index": {"type": "integer"}, "embedding": vector,
+    }));
+    object(json!({
+        "object": {"const": "list"}, "model": {"type": "string"}, "data": list(one),
+        "usage": usage(),
+    }))
+}
+
+fn scored() -> Value {
+    object(json!({
+        "object": {"const": "score"}, "index": {"type": "integer"}, "score": {"type": "number"},
     }))
 }
 

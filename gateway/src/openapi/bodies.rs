@@ -8,7 +8,7 @@ use crate::openai::tools::NAME_MAX;
 use crate::ring::Limits;
 use crate::validate::{MAX_OUTPUTS, MAX_STOP_LEN, MAX_STOPS};
 use serde_json::{Map, Value, json};
-use shared::request::{MAX_LOGIT_BIAS, MAX_SALT, MAX_STOP_IDS, MAX_TOP_LOGPROBS};
+use shared::request::{MAX_LOGIT_BIAS, MAX_NEXT, MAX_SALT, MAX_STOP_IDS, MAX_TOP_LOGPROBS};
 
 /// By name.
 pub(super) fn schemas(model: &Model, limits: Limits) -> Map<String, Value> {
@@ -19,6 +19,8 @@ pub(super) fn schemas(model: &Model, limits: Limits) -> Map<String, Value> {
         ("ResponsesRequest", fields.responses()),
         ("MessagesRequest", fields.messages()),
         ("CountTokensRequest", fields.count_tokens()),
+        ("EmbeddingsRequest", fields.embeddings()),
+        ("ScoreRequest", fields.score()),
         ("GenerateRequest", fields.generate()),
         ("TokenizeRequest", fields.tokenize()),
         ("DetokenizeRequest", fields.detokenize()),
@@ -60,6 +62,8 @@ impl Schemas<'_> {
             "prompt": self.prompts(),
             "logprobs": within("integer", 0, MAX_TOP_LOGPROBS),
             "add_special_tokens": kind("boolean"),
+            "echo": kind("boolean"),
+            "max_tokens": self.tokens_or_0(),
             "return_tokens_as_token_ids": kind("boolean"),
         })));
         body(fields, &["prompt"], json!({"prompt": "Once"}))
@@ -134,10 +138,54 @@ impl Schemas<'_> {
         }))
     }
 
+    fn embeddings(&self) -> Value {
+        let mut fields = self.reading();
+        fields.extend(object(json!({
+            "input": self.prompts(),
+            "encoding_format": {"enum": ["float", "base64", null]},
+            "dimensions": {"enum": [self.model.hidden, null]},
+            "add_special_tokens": kind("boolean"),
+        })));
+        body(fields, &["input"], json!({"input": "Once"}))
+    }
+
+    fn score(&self) -> Value {
+        let mut fields = self.reading();
+        let text = json!({"type": "string", "minLength": 1});
+        let texts = json!({"anyOf": [text, {"type": "array", "items": text, "minItems": 1}]});
+        let labels = json!({
+            "type": ["array", "null"], "items": self.id(), "minItems": 1, "maxItems": MAX_NEXT,
+        });
+        fields.extend(object(json!({
+            "query": or_null(json!({"anyOf": [text, {"type": "array", "items": self.id()}]})),
+            "items": or_null(self.prompts()),
+            "label_token_ids": labels,
+            "apply_softmax": kind("boolean"),
+            "item_first": kind("boolean"),
+            "text_1": or_null(texts.clone()),
+            "text_2": or_null(texts),
+        })));
+        let example = json!({"query": "Once", "items": [" upon"], "label_token_ids": [1, 2]});
+        let mut schema = body(fields, &[], example);
+        schema["oneOf"] = one_of("query", "text_1");
+        schema
+    }
+
+    /// What the calls share that read prompts and make no output.
+    fn reading(&self) -> Map<String, Value> {
+        object(json!({
+            "model": self.model(),
+            "pooling": {"enum": ["last", "mean", null]},
+            "cache_salt": salt(),
+            "priority": priority(),
+            "user": {},
+        }))
+    }
+
     fn generate(&self) -> Value {
         let mut sampling = self.sampling();
         sampling.extend(object(json!({
-            "max_new_tokens": self.tokens(),
+            "max_new_tokens": self.tokens_or_0(),
             "sampling_seed": seed(),
             "min_new_tokens": self.tokens_or_0(),
         })));
@@ -148,7 +196,7 @@ impl Schemas<'_> {
             "stream": kind("boolean"),
             "rid": strings(json!({"type": "string"})),
             "return_logprob": kind("boolean"),
-            "logprob_start_len": kind("integer"),
+            "logprob_start_len": at_least("integer", -1),
             "top_logprobs_num": at_least("integer", 0),
             "return_text_in_logprobs": kind("boolean"),
             "cache_salt": salt(),
@@ -190,6 +238,7 @@ impl Schemas<'_> {
             "min_tokens": self.tokens_or_0(),
             "n": within("integer", 1, MAX_OUTPUTS),
             "seed": seed(),
+            "prompt_logprobs": within("integer", 0, MAX_TOP_LOGPROBS),
             "stream": kind("boolean"),
             "include_stop_str_in_output": kind("boolean"),
             "cache_salt": salt(),

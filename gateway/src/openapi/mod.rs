@@ -47,6 +47,9 @@ const OPERATIONS: &[Operation] = &[
     post("/v1/messages", "Messages", "Anthropic's messages").answers("Message").streams(),
     post("/v1/messages/count_tokens", "CountTokens", "Tokens of a prompt of Anthropic's messages")
         .answers("TokenCount"),
+    post("/v1/embeddings", "Embeddings", "A vector of each text").answers("Embeddings"),
+    post("/v1/score", "Score", "Tokens after a text, or pairs of texts, by number")
+        .answers("Scores"),
     post("/generate", "Generate", "SGLang's generate").answers("Generated").streams(),
     post("/tokenize", "Tokenize", "Token ids of a prompt or a conversation").answers("Tokens"),
     post("/detokenize", "Detokenize", "Text of token ids").answers("Text"),

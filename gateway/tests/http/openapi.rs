@@ -6,7 +6,8 @@ use serde_json::{Map, Value, json};
 use std::collections::BTreeSet;
 
 /// Fields that are read where another is not given.
-const INSTEAD_OF: [(&str, &str); 2] = [("input_ids", "text"), ("messages", "prompt")];
+const INSTEAD_OF: [(&str, &str); 3] =
+    [("input_ids", "text"), ("messages", "prompt"), ("text_1", "query")];
 
 #[tokio::test]
 async fn every_route_is_there_and_takes_what_it_says() {

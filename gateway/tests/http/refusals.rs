@@ -57,7 +57,7 @@ async fn completions_name_the_field() {
         (json!({"prompt": ["a", "b", "c", "d", "e"], "n": 103}), "n"),
         (json!({"prompt": "a", "n": 2, "best_of": 3}), "best_of"),
         (json!({"prompt": "a", "best_of": 2}), "best_of"),
-        (json!({"prompt": "a", "echo": true}), "echo"),
+        (json!({"prompt": "a", "echo": "yes"}), "echo"),
         (json!({"prompt": "a", "suffix": "b"}), "suffix"),
         (json!({"prompt": "a", "logit_bias": {"5": 101}}), "logit_bias"),
         (json!({"prompt": "a", "logit_bias": {"512": 1}}), "logit_bias"),
@@ -149,7 +149,6 @@ async fn chat_and_generate_name_the_field() {
         ),
         (json!({"text": "a", "sampling_params": {"stop": [""]}}), "sampling_params.stop[0]"),
         (json!({"text": "a", "return_logprob": true, "top_logprobs_num": 21}), "top_logprobs_num"),
-        (json!({"text": "a", "return_logprob": true, "logprob_start_len": 0}), "logprob_start_len"),
         (json!({"text": "a", "image_data": "x"}), "image_data"),
     ];
     for (body, param) in cases {
@@ -219,4 +218,56 @@ async fn broken_json_tells_the_position() {
         assert!(error["message"].as_str().unwrap().contains(part), "{error}");
         assert_eq!(error["param"], Value::Null);
     }
+}
+
+#[tokio::test]
+async fn embeddings_and_scores_name_the_field() {
+    let gateway = Gateway::start(|_| {}).await;
+    let cases = [
+        (json!({}), "input"),
+        (json!({"input": ""}), "input"),
+        (json!({"input": ["a", 3]}), "input[1]"),
+        (json!({"input": [1, 512]}), "input[1]"),
+        (json!({"input": "a", "encoding_format": "int8"}), "encoding_format"),
+        (json!({"input": "a", "dimensions": 3}), "dimensions"),
+        (json!({"input": "a", "pooling": "max"}), "pooling"),
+        (json!({"input": "a", "cache_salt": "x".repeat(257)}), "cache_salt"),
+        (json!({"input": vec!["a"; 513]}), "input"),
+    ];
+    for (body, param) in cases {
+        check(&gateway, "/v1/embeddings", &body, 400, json!(param)).await;
+    }
+    let labels = [1, 2];
+    let cases = [
+        (json!({}), "query"),
+        (json!({"query": "a", "text_1": "b"}), "query"),
+        (json!({"query": "a", "items": ["b"]}), "label_token_ids"),
+        (json!({"query": "a", "items": ["b"], "label_token_ids": []}), "label_token_ids"),
+        (json!({"query": "a", "items": ["b"], "label_token_ids": [512]}), "label_token_ids[0]"),
+        (json!({"query": "a", "label_token_ids": labels}), "items"),
+        (json!({"query": "a", "items": ["b", [3]], "label_token_ids": labels}), "items[1]"),
+        (json!({"query": 3, "items": ["b"], "label_token_ids": labels}), "query"),
+        (json!({"query": "", "items": ["b", ""], "label_token_ids": labels}), "items[1]"),
+        (json!({"text_1": "a"}), "text_2"),
+        (json!({"text_1": ["a", "b"], "text_2": ["c"]}), "text_1"),
+        (json!({"text_1": "a", "text_2": ["c", 3]}), "text_2[1]"),
+    ];
+    for (body, param) in cases {
+        check(&gateway, "/v1/score", &body, 400, json!(param)).await;
+    }
+}
+
+#[tokio::test]
+async fn what_cannot_be_told_of_a_prompt_is_named() {
+    let gateway = Gateway::start(|_| {}).await;
+    let cases = [
+        (json!({"prompt": "a", "prompt_logprobs": 21}), "prompt_logprobs"),
+        (json!({"prompt": "a", "prompt_logprobs": -1}), "prompt_logprobs"),
+        (json!({"prompt": "a", "prompt_logprobs": 1, "stream": true}), "prompt_logprobs"),
+    ];
+    for (body, param) in cases {
+        check(&gateway, "/v1/completions", &body, 400, json!(param)).await;
+    }
+    let body = json!({"text": "a", "return_logprob": true, "logprob_start_len": -2});
+    check(&gateway, "/generate", &body, 400, json!("logprob_start_len")).await;
 }

@@ -6,17 +6,17 @@ use axum::response::Response;
 use gateway::error::ApiError;
 use gateway::metrics::Timing;
 use gateway::model::Model;
-use gateway::native::{GenerateShape, WithText};
+use gateway::native::{GenerateRequest, GenerateShape, WithText};
 use gateway::openai::Head;
 use gateway::openai::chat::ChatShape;
-use gateway::openai::completions::CompletionShape;
+use gateway::openai::completions::{CompletionShape, Report};
 use gateway::openai::knobs::Delivery;
 use gateway::ring::{Answer, Event, Failure, FailureKind, Limits};
 use gateway::stream::{Shape, Speaking, events, outputs, whole};
 use gateway::transcript::Transcript;
 use gateway::validate::{Ask, Dialect, Knobs};
 use shared::ids::{Epoch, RequestId, TokenId};
-use shared::request::{Finish, Token};
+use shared::request::{Finish, Read, Token};
 use std::sync::Arc;
 use std::time::Instant;
 use tokio::sync::mpsc;
@@ -121,7 +121,7 @@ async fn completions_of_two_prompts_keep_their_indexes() {
     };
     let (both, ..) = make();
     let mut shape = CompletionShape::new(head(&model, "cmpl-1"), Delivery::default(), 2)
-        .with_logprobs(true, true);
+        .reporting(Report { logprobs: Some(2), tokens_as_ids: true, ..Report::default() });
     let body = text(whole(outputs(both, ()), 2, &mut shape).await).await;
     insta::assert_snapshot!(body);
 
@@ -134,6 +134,32 @@ async fn completions_of_two_prompts_keep_their_indexes() {
     assert!(lines.pop().unwrap().contains("\"choices\":[],\"usage\":{\"prompt_tokens\":6"));
     assert_eq!(lines.iter().filter(|line| line.contains("\"index\":1")).count(), 2);
     assert!(lines.iter().all(|line| line.contains("\"usage\":{\"prompt_tokens\":3")));
+}
+
+/// Whole and streamed, in parts as the fleet sends them; nothing is said of the first token.
+#[tokio::test]
+async fn an_echo_opens_the_answer() {
+    let model = model();
+    let prompt = tokens(&model, "abc");
+    let ids: Vec<_> = prompt.iter().map(|token| token.id).collect();
+    let read = |token: &Token| Event::Read(Read::Tokens(vec![token.clone()]));
+    let make = || {
+        let said = prompt[1..].iter().map(read);
+        let said = said.chain([Event::Tokens(tokens(&model, "d")), done(Finish::Length)]);
+        let (one, hold) = speaking(&model, Knobs::default(), 0, said.collect());
+        let delivery = Delivery::default();
+        let report =
+            Report { logprobs: Some(1), prompt_logprobs: Some(0), echo: true, ..Report::default() };
+        let mut shape = CompletionShape::new(head(&model, "cmpl-1"), delivery, 1).reporting(report);
+        shape.prompt(0, &ids);
+        (vec![one], shape, hold)
+    };
+    let (one, mut shape, _hold) = make();
+    let body = text(whole(outputs(one, ()), 1, &mut shape).await).await;
+    insta::assert_snapshot!(body);
+    let (one, shape, _hold) = make();
+    let body = streamed(one, shape).await;
+    assert!(body.starts_with("data: {") && body.contains("\"text\":\"abcd\""), "{body}");
 }
 
 #[tokio::test]
@@ -156,6 +182,7 @@ async fn whoever_follows_the_usage_sees_tokens_that_complete_no_text() {
 async fn generate_is_cumulative_and_reports_ids() {
     let model = model();
     let said = vec![
+        Event::Read(Read::Tokens(vec![token(3)])),
         Event::Tokens(tokens(&model, "a")),
         Event::Tokens(vec![tokens(&model, "b").remove(0), token(2)]),
         done(Finish::Stop),
@@ -163,8 +190,17 @@ async fn generate_is_cumulative_and_reports_ids() {
     let knobs = Knobs { logprobs: Some(2), ..Knobs::default() };
     let (one, _sender) = speaking(&model, knobs, 0, said);
     let pieces = Arc::clone(model.tokenizer.pieces());
-    let shape = GenerateShape::new("rid".into(), Instant::now(), pieces, 1)
-        .with(false, Some(WithText(true)));
+    let request = GenerateRequest {
+        prompts: vec![],
+        batch: false,
+        knobs: Knobs::default(),
+        stream: true,
+        rid: None,
+        logprobs: Some(WithText(true)),
+        start: Some(1),
+    };
+    let mut shape = GenerateShape::new("rid".into(), Instant::now(), pieces, 1).of(&request);
+    shape.prompt(0, &[1, 2, 3].map(TokenId::new));
     let body = streamed(vec![one], shape).await;
     let latency = body.split("\"e2e_latency\":").nth(1).unwrap();
     let latency = &latency[..latency.find('}').unwrap()];
