@@ -114,7 +114,7 @@ pub async fn generate(
         arrival.name = rid;
     }
     let pieces = Arc::clone(app.model.tokenizer.pieces());
-    let count = request.prompts.len();
+    let count = request.prompts.len() * ask.outputs() as usize;
     let shape = GenerateShape::new(arrival.name.clone(), arrival.at, pieces, count).of(&request);
     let stream = request.stream;
     Call { app: &app, arrival: &arrival, ask, stream }.answer(request.prompts, shape).await

@@ -42,7 +42,6 @@ const NOT_YET: &[(&str, Neutral)] = &[
 
 /// Known sampling parameters, and not implemented.
 const SAMPLING_NOT_YET: &[(&str, Neutral)] = &[
-    ("n", Neutral::Number(1.0)),
     ("structural_tag", Neutral::Absent),
     ("stop_regex", Neutral::Empty),
     ("custom_params", Neutral::Empty),
@@ -51,9 +50,9 @@ const SAMPLING_NOT_YET: &[(&str, Neutral)] = &[
 /// A generate request, read.
 #[derive(Debug)]
 pub struct GenerateRequest {
-    /// One output each.
+    /// One output each, or `n`.
     pub prompts: Vec<Prompt>,
-    /// Whether the client sent a list, so that the answer is one.
+    /// Whether the client sent a list or asked for several outputs, so that the answer is a list.
     pub batch: bool,
     /// Sampling and output.
     pub knobs: Knobs,
@@ -105,6 +104,7 @@ pub fn read(fields: &mut Fields, limits: Limits) -> Result<GenerateRequest, Inva
     knobs.may_make_none = true;
     knobs.cache_salt = fields.take_or("cache_salt", String::new())?;
     knobs.priority = fields.take_or("priority", 0)?;
+    let batch = batch || knobs.n.is_some_and(|n| n > 1);
     let with_text = WithText(fields.take_or("return_text_in_logprobs", false)?);
     Ok(GenerateRequest {
         prompts: prompts(field, value, true, limits)?,
@@ -125,6 +125,7 @@ fn rid(fields: &mut Fields) -> Result<Option<String>, Invalid> {
 fn sampling_knobs(sampling: &mut Fields) -> Result<Knobs, Invalid> {
     refuse_unless_neutral(sampling, SAMPLING_NOT_YET)?;
     Ok(Knobs {
+        n: sampling.take("n")?,
         temperature: sampling.take("temperature")?,
         top_p: sampling.take("top_p")?,
         top_k: sampling.take("top_k")?,
@@ -162,7 +163,7 @@ pub struct GenerateShape {
 }
 
 impl GenerateShape {
-    /// For a call that arrived at `started` and has `count` prompts.
+    /// For a call that arrived at `started` and has `count` outputs.
     pub fn new(id: String, started: Instant, pieces: Arc<Pieces>, count: usize) -> Self {
         let (outputs, opening) = (vec![Output::default(); count], vec![None; count]);
         let (batch, logprobs, start) = (false, None, None);

@@ -181,6 +181,28 @@ fn check_vllm(ring: &Ring, case: &Case) {
     error(&own, &case.token_logprobs);
 }
 
+/// Each output has its own seed; each tells of the prompt.
+#[test]
+fn generate_makes_several_outputs_of_a_prompt() {
+    let ring = plan("tiny-qwen3").start();
+    let case = cases("tiny-qwen3").remove(1);
+    let body = |n: u32, seed: u32| {
+        json!({
+            "input_ids": case.prompt_ids, "return_logprob": true, "logprob_start_len": 0,
+            "sampling_params": {"max_new_tokens": 6, "ignore_eos": true, "n": n,
+                                "temperature": 1, "sampling_seed": seed},
+        })
+    };
+    let several = ask(&ring, "/generate", &body(3, 5));
+    for (index, seed) in (5..8).enumerate() {
+        let alone = ask(&ring, "/generate", &body(1, seed));
+        assert_eq!(several[index]["output_ids"], alone["output_ids"]);
+        let told = several[index]["meta_info"]["input_token_logprobs"].as_array().unwrap();
+        assert_eq!(told.len(), case.prompt_ids.len());
+    }
+    ring.wait_settled();
+}
+
 #[test]
 fn chat_tells_of_its_prompt() {
     let ring = plan("tiny-qwen3").start();

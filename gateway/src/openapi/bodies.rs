@@ -188,6 +188,7 @@ impl Schemas<'_> {
             "max_new_tokens": self.tokens_or_0(),
             "sampling_seed": seed(),
             "min_new_tokens": self.tokens_or_0(),
+            "n": within("integer", 1, MAX_OUTPUTS),
         })));
         let fields = object(json!({
             "text": or_null(self.prompts()),
