@@ -52,6 +52,9 @@ pub fn read(fields: &mut Fields, limits: Limits) -> Result<ScoreRequest, Invalid
 }
 
 fn labels(query: Value, fields: &mut Fields, limits: Limits) -> Result<ScoreRequest, Invalid> {
+    if fields.get("text_2").is_some() {
+        return Err(fields.wrong("text_2", "goes with `text_1`, not with `query`"));
+    }
     let softmax = fields.take_or("apply_softmax", false)?;
     let item_first = fields.take_or("item_first", false)?;
     let labels = match fields.take_value("label_token_ids") {
