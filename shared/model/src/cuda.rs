@@ -1,5 +1,7 @@
 //! [`CudaEngine`]: the engine on one GPU. A launch enqueues the forward pass, the drawing of its
-//! tokens and their copy to the host; nothing waits but [`Engine::collect`], for one event.
+//! tokens and their copy to the host; nothing waits for a step but
+//! [`Engine::collect`], for one event. (What is copied to the device is staged in two halves in
+//! turn; a launch makes sure that the copy from its half, of two steps ago, has ended.)
 //!
 //! Steps of single tokens are recorded once for each of [`BUCKETS`] rows and replayed, smaller
 //! batches padded. Everything else is enqueued kernel by kernel.
@@ -30,7 +32,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 /// A margin by which the device's sampler and the host's, which sum in another order, may differ.
-const SAMPLER_TIE: f32 = 1e-5;
+pub(crate) const SAMPLER_TIE: f32 = 1e-5;
 
 /// Parts that a step's layers are complete in: what is shipped after a step's end is one of them.
 const PARTS: usize = 4;
@@ -93,9 +95,9 @@ impl PageStore for DeviceKv {
 
 /// Recorded steps of single tokens, and what they compute in.
 struct Decode {
-    frame: Frame,
-    /// By rows, ascending.
+    /// By rows, ascending. They go before what they touch.
     steps: Vec<Recorded>,
+    frame: Frame,
     scratch: Scratch<Cuda>,
 }
 
@@ -161,10 +163,11 @@ impl CudaEngine {
         let (weights, positions) = (WeightFormat::Bf16, model_config.max_positions);
         let plan = LoadPlan { ops: &cuda, dtype: KvDtype::Bf16, weights, positions, threads };
         let loaded = load(checkpoint, plan, progress)?;
+        cuda.loaded()?;
         stage.end("weights")?;
         let sizes = &loaded.model.sizes;
         let tokens = step_tokens.max(1);
-        let mut scratch = Scratch::new(&cuda, sizes, tokens, tokens.min(64))?;
+        let mut scratch = Scratch::new(&cuda, sizes, tokens, tokens.min(ROWS_MAX))?;
         let mut decode = match decode_rows.min(ROWS_MAX) {
             0 => None,
             rows => Some(Decode {
@@ -345,7 +348,7 @@ fn device(error: OpError) -> EngineError {
 
 /// As the device draws it. Waits for the mask, which is uploaded with the step: the server launches
 /// such a row only once its last token is known, so a mask is mostly there by now.
-fn to_draw(sample: &Sample) -> Draw {
+pub(crate) fn to_draw(sample: &Sample) -> Draw {
     let sampling = &sample.sampling;
     Draw {
         temperature: sampling.temperature,

@@ -21,6 +21,9 @@ mod philox;
 pub use history::History;
 pub use mask::{Mask, Promise, Words};
 
+#[cfg(test)]
+mod on_gpu;
+
 use crate::engine::Sample;
 use kernels::cpu::Softmax;
 use kernels::cuda::Adjusted;
