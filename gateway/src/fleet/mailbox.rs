@@ -67,6 +67,8 @@ struct State {
     /// When its last tokens came.
     heard: Option<Instant>,
     told_cached: bool,
+    /// The end that the client was told.
+    told_end: Option<Finish>,
 }
 
 impl Mailbox {
@@ -88,6 +90,7 @@ impl Mailbox {
         if state.open {
             told.first = state.heard.replace(Instant::now()).is_none();
             told.last = finish.is_some();
+            state.told_end = finish;
             state.made.extend(token_ids(&tokens));
             // A replay finds its own output cached; what counts is the prompt, once.
             let cached = (!std::mem::replace(&mut state.told_cached, true))
@@ -119,9 +122,11 @@ impl Mailbox {
         (state.open, state.heard) = (true, None);
     }
 
-    /// From now on no tokens are told.
-    pub(crate) fn close(&self) {
-        self.lock().open = false;
+    /// From now on no tokens are told. Gives the end, if the client was told of one.
+    pub(crate) fn close(&self) -> Option<Finish> {
+        let mut state = self.lock();
+        state.open = false;
+        state.told_end
     }
 
     /// When the attempt's last tokens came.
@@ -165,13 +170,14 @@ mod tests {
         assert!(!mailbox.tokens(9, vec![token(3)], None).first);
         mailbox.deliver(Note::Retracted);
         assert_eq!(mailbox.next().await, Note::Retracted);
-        mailbox.close();
+        assert_eq!(mailbox.close(), None);
         assert!(!mailbox.tokens(9, vec![token(4)], Some(Finish::Stop)).last);
         assert_eq!(mailbox.take_made(), [2, 3].map(TokenId::new));
         mailbox.forget_attempt();
         mailbox.open();
         assert!(mailbox.tokens(9, vec![token(5)], Some(Finish::Length)).last);
         assert_eq!(mailbox.next().await, Note::Finished(Finish::Length));
+        assert_eq!(mailbox.close(), Some(Finish::Length));
 
         let mut told = vec![];
         while let Some(event) = answer.next().await {

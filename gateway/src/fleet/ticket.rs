@@ -146,10 +146,10 @@ impl Journey {
             true => self.listen(&pair).await,
             false => Err(self.lost(Role::Prefill)),
         };
-        self.mailbox.close();
-        let stop = match ended {
-            Ok(finish) => return Ok(finish),
-            Err(stop) => stop,
+        // An end that was told stands, whatever crossed it: nothing is left to cancel.
+        let stop = match (self.mailbox.close(), ended) {
+            (Some(finish), _) | (None, Ok(finish)) => return Ok(finish),
+            (None, Err(stop)) => stop,
         };
         if let Stop::Retracted = stop {
             // Neither server has anything of it any more.
