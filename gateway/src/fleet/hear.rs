@@ -19,10 +19,10 @@ impl Fleet {
         use PrefillToGateway as M;
         let role = Role::Prefill;
         match message {
-            M::Accepted(key) => self.tell(key, Note::Accepted),
+            M::Accepted(_) => {} // its tokens or a refusal follow, and only they are waited for
             M::Refused { key, refusal } => self.tell(key, Note::Refused(role, refusal)),
             M::Failed { key, fault } => self.tell(key, Note::Failed(role, fault)),
-            M::Result(emitted) => self.tell_tokens(emitted),
+            M::Result(emitted) => self.tell_tokens(vec![emitted]),
             M::Cancelled(key) => self.tell(key, Note::Cancelled(role)),
             M::Flushed => self.flushed(),
             M::Joined(epochs) => {
@@ -42,7 +42,7 @@ impl Fleet {
         match message {
             M::Ticket { key, ticket } => self.tell(key, Note::Ticket(ticket)),
             M::Refused { key, refusal } => self.tell(key, Note::Refused(role, refusal)),
-            M::Tokens(emitted) => emitted.into_iter().for_each(|e| self.tell_tokens(e)),
+            M::Tokens(emitted) => self.tell_tokens(emitted),
             M::Failed { key, fault } => self.tell(key, Note::Failed(role, fault)),
             M::Retracted(key) => self.tell(key, Note::Retracted),
             M::Cancelled(key) => self.tell(key, Note::Cancelled(role)),
@@ -61,8 +61,18 @@ impl Fleet {
         }
     }
 
-    fn tell_tokens(&self, Emitted { key, cached_tokens, tokens, finish }: Emitted) {
-        self.tell(key, Note::Tokens { cached: cached_tokens, tokens, finish });
+    fn tell_tokens(&self, emitted: Vec<Emitted>) {
+        let mut journeys = self.journeys();
+        for Emitted { key, cached_tokens, tokens, finish } in emitted {
+            let Some(travelling) = journeys.get(&key.id).filter(|t| t.key == key) else { continue };
+            let told = travelling.mailbox.tokens(cached_tokens, tokens, finish);
+            if told.first {
+                tracing::debug!(target: "story", request = %key, "first token heard");
+            }
+            if told.last {
+                journeys.remove(&key.id); // who knows the answer finds no trace of the request
+            }
+        }
     }
 
     fn flushed(&self) {
