@@ -83,7 +83,8 @@ settings! {
     bandwidth_floor: u64,
     /// Checksum every page that is shipped [default: false].
     page_checksums: bool,
-    /// Which cached pages go first: lru, lfu, fifo or mru [default: lru].
+    /// Which cached pages go first: lru, lfu, fifo, mru or priority (of the request
+    /// that computed them) [default: lru].
     eviction: String,
     /// Milliseconds between heartbeats [default: 200].
     heartbeat_ms: u64,
