@@ -7,8 +7,8 @@
 //!    and makes a trace that Perfetto and Chrome open.
 //!
 //! `kernels ended` is the device's clock, brought to the host's; `computed` is when prefill's
-//! engine thread holds the first token, after its wake-up and the copy of what was made. The exposed
-//! handoff counts from the former, on a CPU from the latter.
+//! engine thread holds the first token, after its wake-up and the copy of what was made. The
+//! exposed handoff counts from the former, on a CPU from the latter.
 
 use super::bars::Bars;
 use super::client::{Ask, Client, Sample};
