@@ -10,7 +10,7 @@ use anyhow::{Context, anyhow};
 use clap::Args;
 use gateway::auth::Guard;
 use kv_transfer::loopback::Hub;
-use role::settings::{Settings, StringList};
+use role::settings::{ConfigFile, Settings, StringList};
 use serde::Deserialize;
 use service::logs::{self, Format};
 use service::shutdown::{self, Shutdown, Trigger};
@@ -65,14 +65,15 @@ struct Running {
 
 async fn run(file: File) -> anyhow::Result<()> {
     let hub = Hub::new();
-    let decode_config = server(&file, "decode-0").resolve(None)?;
+    let decode_config = server(&file, "decode-0").resolve(&ConfigFile::default())?;
     let mut decode = start(|listening, shutdown| {
         let hub = Some(Arc::clone(&hub));
         async { Ok(decode_server::run(decode_config, hub, listening, shutdown).await?) }
     })
     .await?;
     let joins = Some(StringList(vec![decode.address.to_string()]));
-    let prefill_config = Settings { decode: joins, ..server(&file, "prefill-0") }.resolve(None)?;
+    let prefill_config =
+        Settings { decode: joins, ..server(&file, "prefill-0") }.resolve(&ConfigFile::default())?;
     let mut prefill = start(|listening, shutdown| {
         let hub = Some(Arc::clone(&hub));
         async { Ok(prefill_server::run(prefill_config, hub, listening, shutdown).await?) }

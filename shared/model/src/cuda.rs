@@ -165,8 +165,7 @@ impl CudaEngine {
         let loaded = load(checkpoint, plan, progress)?;
         cuda.loaded()?;
         stage.end("weights")?;
-        let sizes = &loaded.model.sizes;
-        let tokens = step_tokens.max(1);
+        let (sizes, tokens) = (&loaded.model.sizes, step_tokens.max(1));
         let mut scratch = Scratch::new(&cuda, sizes, tokens, tokens.min(ROWS_MAX))?;
         let mut decode = match decode_rows.min(ROWS_MAX) {
             0 => None,
