@@ -1,16 +1,15 @@
 //! The command line of `tandem-decode`.
 
 use clap::Parser;
-use role::settings::Settings;
-use std::path::PathBuf;
+use role::settings::{ConfigFile, Settings};
 
 /// A decode server: grants pages, takes requests over, makes tokens.
 #[derive(Debug, Parser)]
 #[command(name = "tandem-decode", version)]
 pub struct Arguments {
-    /// TOML file with any of the settings below; flags go over it.
-    #[arg(long)]
-    pub config: Option<PathBuf>,
+    /// Where settings are read from.
+    #[command(flatten)]
+    pub file: ConfigFile,
     /// The settings.
     #[command(flatten)]
     pub settings: Settings,

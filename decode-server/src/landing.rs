@@ -8,6 +8,7 @@ use crate::sequence::{Granted, Sequence};
 use crate::step::Decode;
 use kv_transfer::land;
 use model::sample::History;
+use shared::eviction::Inserted;
 use shared::ids::{Epoch, TicketId};
 use shared::pool::Owned;
 use shared::ticket::Ended;
@@ -107,9 +108,9 @@ impl Decode {
             flying: Flying::default(),
         };
         sequence.seal_full(self.page_tokens);
-        let now = self.now();
-        let salt = &sequence.request.salt;
-        self.cache.adopt(salt, &sequence.request.tokens, &mut sequence.full, now);
+        let request = &sequence.request;
+        let by = Inserted { at: self.now(), priority: request.priority };
+        self.cache.adopt(&request.salt, &request.tokens, &mut sequence.full, by);
         sequence
     }
 }

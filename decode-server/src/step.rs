@@ -15,6 +15,7 @@ use model::engine::{Batch, Engine, EngineError, IN_FLIGHT, Input, Row, Sample};
 use role::guide::{Guide, Guides};
 use role::outbox::Outboxes;
 use role::turn::Turn;
+use shared::eviction::Inserted;
 use shared::ids::{Epoch, TicketId};
 use shared::kv::PageStore;
 use shared::pool::Pool;
@@ -335,8 +336,9 @@ impl Decode {
 
     /// Leaves a sequence's full pages to the cache.
     fn keep(&mut self, sequence: Sequence) {
-        let (now, tokens) = (self.now(), sequence.written_tokens());
-        self.cache.insert(&sequence.request.salt, &tokens, sequence.full, now);
+        let tokens = sequence.written_tokens();
+        let by = Inserted { at: self.now(), priority: sequence.request.priority };
+        self.cache.insert(&sequence.request.salt, &tokens, sequence.full, by);
     }
 
     fn retract(&mut self, slots: &[usize]) {

@@ -396,6 +396,6 @@ mod tests {
     fn the_example_is_a_valid_file() {
         let example = include_str!("../../ops/config/gateway.toml");
         let settings = Settings::from_toml_str(example).unwrap();
-        assert_eq!(settings.served_model_name.as_deref(), Some("qwen3-8b"));
+        assert_eq!(settings.decode, ["127.0.0.1:7200"]);
     }
 }

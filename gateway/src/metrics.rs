@@ -1,8 +1,9 @@
 //! The gateway's own metrics; names and help are in `shared::metrics`.
 
 use crate::transcript::Usage;
-use metrics::{counter, gauge, histogram};
+use metrics::{Counter, Histogram, counter, gauge, histogram};
 use shared::metrics as names;
+use std::sync::LazyLock;
 use std::time::Instant;
 
 /// Counts an HTTP answer.
@@ -16,6 +17,10 @@ pub fn depths(calls: usize, queued: usize) {
     gauge!(names::GATEWAY_IN_FLIGHT).set(calls as f64);
     gauge!(names::QUEUE_DEPTH).set(queued as f64);
 }
+
+/// What every token counts in, looked up once; the recorder is there before the first request.
+static PER_TOKEN: LazyLock<(Histogram, Counter)> =
+    LazyLock::new(|| (histogram!(names::ITL), counter!(names::GENERATION_TOKENS)));
 
 /// Times of one output.
 #[derive(Debug)]
@@ -37,6 +42,7 @@ impl Timing {
             return;
         }
         let now = Instant::now();
+        let (itl, generated) = &*PER_TOKEN;
         match self.last.replace(now) {
             None => {
                 histogram!(names::TTFT).record(now - self.arrived);
@@ -44,10 +50,10 @@ impl Timing {
             }
             Some(last) => {
                 let each = (now - last).as_secs_f64() / count as f64;
-                histogram!(names::ITL).record_many(each, count);
+                itl.record_many(each, count);
             }
         }
-        counter!(names::GENERATION_TOKENS).increment(count as u64);
+        generated.increment(count as u64);
     }
 
     fn prompt(&self) {

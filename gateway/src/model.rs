@@ -149,8 +149,10 @@ pub fn unix_s() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
-/// The folder's or file's name, without `.gguf`.
+/// The folder's or file's name, without `.gguf`; of a link, that of what it leads to.
 fn stem(path: &Path) -> String {
+    let target = std::fs::canonicalize(path);
+    let path = target.as_deref().unwrap_or(path);
     let name = match path.extension() {
         Some(extension) if extension == "gguf" => path.file_stem(),
         _ => path.file_name(),

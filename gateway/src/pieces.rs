@@ -166,7 +166,7 @@ fn push_spaced(bytes: &mut Vec<u8>, token: &str) {
 
 /// GPT-2's table: printable Latin-1 stands for itself, the other bytes, in order, for the
 /// characters from U+0100 on.
-fn byte_level_table() -> HashMap<char, u8> {
+pub(crate) fn byte_level_table() -> HashMap<char, u8> {
     let printable = |b: u8| matches!(b, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
     let others = (0..=255_u8).filter(|&b| !printable(b));
     let shifted = others.zip('\u{100}'..).map(|(byte, c)| (c, byte));

@@ -9,7 +9,10 @@
 
 use shared::ids::RequestId;
 use shared::request::{Finish, Read, Token};
-use tokio::sync::mpsc;
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
 
 /// What the fleet says of one request.
 #[derive(Debug, Clone, PartialEq)]
@@ -71,13 +74,95 @@ pub struct Limits {
 #[derive(Debug)]
 pub struct Answer {
     id: RequestId,
-    events: mpsc::Receiver<Event>,
+    line: Arc<Line>,
+}
+
+/// Events that wait one by one; tokens beyond are added to the last ones.
+const WAITING: usize = 64;
+
+/// Where events of one request are left for its [`Answer`]. Whoever leaves them never waits.
+///
+/// Bound: [`WAITING`] events, the last with at most the request's `max_tokens` or what is read of
+/// its prompt.
+#[derive(Debug, Default)]
+pub struct Line(Mutex<Told>);
+
+#[derive(Debug, Default)]
+struct Told {
+    events: VecDeque<Event>,
+    /// Nothing follows what is here.
+    ended: bool,
+    /// Nobody takes anything any more.
+    dropped: bool,
+    reader: Option<Waker>,
+    teller: Option<Waker>,
+}
+
+impl Line {
+    /// Leaves events; those after a last one are not told.
+    pub fn leave(&self, events: impl IntoIterator<Item = Event>) {
+        let mut told = self.lock();
+        events.into_iter().for_each(|event| told.add(event));
+        told.wake_reader();
+    }
+
+    /// Nothing follows; an [`Answer`] without a last event says so.
+    pub fn end(&self) {
+        let mut told = self.lock();
+        told.ended = true;
+        told.wake_reader();
+    }
+
+    /// Whether the answer is dropped.
+    pub fn is_dropped(&self) -> bool {
+        self.lock().dropped
+    }
+
+    /// Returns once the answer is dropped. Cancel safe; one at a time may wait.
+    pub async fn dropped(&self) {
+        poll_fn(|context| {
+            let mut told = self.lock();
+            if told.dropped {
+                return Poll::Ready(());
+            }
+            told.teller = Some(context.waker().clone());
+            Poll::Pending
+        })
+        .await;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Told> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Told {
+    fn add(&mut self, event: Event) {
+        if self.ended {
+            return;
+        }
+        self.ended = matches!(event, Event::Finished(_) | Event::Failed(_));
+        let full = self.events.len() >= WAITING;
+        match (self.events.back_mut(), event) {
+            (Some(Event::Tokens(tokens)), Event::Tokens(more))
+            | (Some(Event::Read(Read::Tokens(tokens))), Event::Read(Read::Tokens(more)))
+                if full =>
+            {
+                tokens.extend(more);
+            }
+            (_, event) => self.events.push_back(event),
+        }
+    }
+
+    fn wake_reader(&mut self) {
+        self.reader.take().into_iter().for_each(Waker::wake);
+    }
 }
 
 impl Answer {
-    /// An answer whose events arrive on `events`; the sender notices when it is dropped.
-    pub fn new(id: RequestId, events: mpsc::Receiver<Event>) -> Self {
-        Self { id, events }
+    /// An answer whose events are left on `line`.
+    pub fn new(id: RequestId, line: Arc<Line>) -> Self {
+        Self { id, line }
     }
     /// The request's id, for logs and `/abort_request`.
     pub fn id(&self) -> RequestId {
@@ -85,6 +170,68 @@ impl Answer {
     }
     /// The next event; `None` after `Finished` or `Failed`. Cancel safe.
     pub async fn next(&mut self) -> Option<Event> {
-        self.events.recv().await
+        poll_fn(|context| self.poll_next(context)).await
+    }
+    /// [`Self::next`], for streams.
+    pub fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Event>> {
+        let mut told = self.line.lock();
+        match told.events.pop_front() {
+            None if !told.ended => {
+                told.reader = Some(context.waker().clone());
+                Poll::Pending
+            }
+            event => Poll::Ready(event),
+        }
+    }
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        let mut told = self.line.lock();
+        told.dropped = true;
+        let teller = told.teller.take();
+        drop(told);
+        teller.into_iter().for_each(Waker::wake);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use shared::ids::{Epoch, TokenId};
+
+    #[tokio::test]
+    async fn a_slow_reader_gets_all_tokens_in_a_bounded_number_of_events() {
+        let line = Arc::<Line>::default();
+        let mut answer = Answer::new(RequestId::new(Epoch::new(1), 1), line.clone());
+        let ids = (0..1000).map(TokenId::new);
+        let token = |id| Token { id, logprob: 0.0, top: vec![] };
+        line.leave(ids.clone().map(|id| Event::Read(Read::Tokens(vec![token(id)]))));
+        line.leave(ids.clone().map(|id| Event::Tokens(vec![token(id)])));
+        line.leave([Event::Finished(Finish::Stop), Event::Cached(1)]);
+        let (mut events, mut read, mut got) = (0, vec![], vec![]);
+        while let Some(event) = answer.next().await {
+            events += 1;
+            match event {
+                Event::Read(Read::Tokens(tokens)) => read.extend(tokens.iter().map(|t| t.id)),
+                Event::Tokens(tokens) => got.extend(tokens.iter().map(|t| t.id)),
+                _ => {}
+            }
+        }
+        assert_eq!(events, WAITING + 2);
+        assert_eq!((&read, &got), (&ids.collect(), &read));
+        assert!(!line.is_dropped());
+        drop(answer);
+        line.dropped().await;
+    }
+
+    #[tokio::test]
+    async fn whoever_waits_hears_that_nothing_follows() {
+        let line = Arc::<Line>::default();
+        let mut answer = Answer::new(RequestId::new(Epoch::new(1), 1), line.clone());
+        let reader = tokio::spawn(async move { answer.next().await });
+        tokio::task::yield_now().await;
+        line.end();
+        assert_eq!(reader.await.unwrap(), None);
     }
 }

@@ -16,10 +16,13 @@ use crate::transcript::{Delta, Output, Transcript, Usage};
 use axum::body::{Body, Bytes};
 use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Response};
-use futures_util::stream::{self, BoxStream, SelectAll, Stream, StreamExt};
+use futures_util::stream::{BoxStream, SelectAll, Stream, StreamExt};
 use shared::ids::TokenId;
 use shared::request::Read;
+use std::convert::Infallible;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 
 /// Deltas of all outputs of a call, merged as they come.
 pub type Deltas = BoxStream<'static, Result<Delta, Failure>>;
@@ -75,48 +78,58 @@ pub struct Speaking {
 /// One stream of the deltas of all answers. `held` lives as long as the stream does.
 pub fn outputs<T: Send + Sync + 'static>(answers: Vec<Speaking>, held: T) -> Deltas {
     let held = Arc::new(held);
-    let streams = answers.into_iter().map(|speaking| {
-        let state = Some((speaking, Arc::clone(&held)));
-        stream::unfold(state, |state| async {
-            let (mut speaking, held) = state?;
-            let delta = speaking.next().await;
-            let ended = delta.as_ref().map_or(true, |delta| delta.ending.is_some());
-            Some((delta, (!ended).then_some((speaking, held))))
-        })
-        .boxed()
-    });
-    streams.collect::<SelectAll<_>>().boxed()
+    let mut outputs = answers
+        .into_iter()
+        .map(|speaking| Spoken { speaking: Some(speaking), held: Some(Arc::clone(&held)) });
+    match (outputs.next(), outputs.len()) {
+        (Some(only), 0) => only.boxed(),
+        (first, _) => first.into_iter().chain(outputs).collect::<SelectAll<_>>().boxed(),
+    }
+}
+
+/// An output's deltas; after one with an ending, or an error, nothing of it is held.
+struct Spoken<T> {
+    speaking: Option<Speaking>,
+    held: Option<Arc<T>>,
+}
+
+impl<T> Stream for Spoken<T> {
+    type Item = Result<Delta, Failure>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let Some(speaking) = &mut self.speaking else { return Poll::Ready(None) };
+        let delta = ready!(speaking.poll_next(context));
+        if delta.as_ref().map_or(true, |delta| delta.ending.is_some()) {
+            (self.speaking, self.held) = (None, None);
+        }
+        Poll::Ready(Some(delta))
+    }
 }
 
 impl Speaking {
-    /// The next delta; after one with an ending, or an error, none may be asked for. Not cancel
-    /// safe: what was read of the prompt so far goes with it.
-    async fn next(&mut self) -> Result<Delta, Failure> {
-        let mut prompt = Vec::new();
-        let event = loop {
-            match self.answer.next().await {
+    /// The next delta; after one with an ending, or an error, none may be asked for.
+    fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Result<Delta, Failure>> {
+        let delta = loop {
+            match ready!(self.answer.poll_next(context)) {
                 Some(Event::Cached(tokens)) => self.transcript.cached(tokens),
-                Some(Event::Read(Read::Tokens(tokens))) => prompt.extend(tokens),
-                other => break other,
+                Some(Event::Read(Read::Tokens(tokens))) => self.transcript.read(tokens),
+                Some(Event::Tokens(tokens)) => {
+                    self.timing.tokens(tokens.len());
+                    break self.transcript.take(tokens);
+                }
+                Some(Event::Finished(finish)) => break self.transcript.finish(finish),
+                Some(Event::Failed(failure)) => return Poll::Ready(Err(failure)),
+                Some(Event::Read(_)) | None => {
+                    let message = "The request ended without a result".to_owned();
+                    let kind = FailureKind::Internal;
+                    return Poll::Ready(Err(Failure { kind, message }));
+                }
             }
         };
-        let mut delta = match event {
-            Some(Event::Tokens(tokens)) => {
-                self.timing.tokens(tokens.len());
-                self.transcript.take(tokens)
-            }
-            Some(Event::Finished(finish)) => self.transcript.finish(finish),
-            Some(Event::Failed(failure)) => return Err(failure),
-            Some(Event::Cached(_) | Event::Read(_)) | None => {
-                let message = "The request ended without a result".to_owned();
-                return Err(Failure { kind: FailureKind::Internal, message });
-            }
-        };
-        delta.prompt = prompt;
         if delta.ending.is_some() {
             self.timing.finished(delta.usage);
         }
-        Ok(delta)
+        Poll::Ready(Ok(delta))
     }
 }
 
@@ -148,44 +161,64 @@ pub async fn events(
     shape: impl Shape,
 ) -> Result<Response, ApiError> {
     let first = match deltas.next().await {
-        Some(first) => Ok(first?),
-        None => Err(ApiError::internal("The call has no outputs".to_owned())),
-    }?;
-    let deltas = stream::once(async { Ok(first) }).chain(deltas).boxed();
+        Some(first) => first?,
+        None => return Err(ApiError::internal("The call has no outputs".to_owned())),
+    };
     let headers = [
         (header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8")),
         (header::CACHE_CONTROL, HeaderValue::from_static("no-cache")),
         (header::HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no")),
     ];
-    let bytes = event_bytes(deltas, count, shape).map(Ok::<_, std::convert::Infallible>);
-    Ok((headers, Body::from_stream(bytes)).into_response())
+    let (first, usages) = (Some(first), vec![Usage::default(); count]);
+    let events = Events { first, deltas, shape, usages, ended: false };
+    Ok((headers, Body::from_stream(events)).into_response())
 }
 
-/// One item a delta that shows something, so that each leaves in one write.
-fn event_bytes(
+/// The body of an event stream: one item a delta that shows something, so that each leaves in one
+/// write.
+struct Events<S> {
+    first: Option<Delta>,
     deltas: Deltas,
-    count: usize,
-    shape: impl Shape,
-) -> impl Stream<Item = Bytes> + Send + 'static {
-    let usages = vec![Usage::default(); count];
-    stream::unfold(Some((deltas, shape, usages)), |state| async {
-        let (mut deltas, mut shape, mut usages) = state?;
+    shape: S,
+    usages: Vec<Usage>,
+    ended: bool,
+}
+
+/// Nothing in it is pinned but the deltas, and those are boxed.
+impl<S> Unpin for Events<S> {}
+
+impl<S: Shape> Stream for Events<S> {
+    type Item = Result<Bytes, Infallible>;
+
+    fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = self.get_mut();
+        if this.ended {
+            return Poll::Ready(None);
+        }
         loop {
-            match deltas.next().await {
+            let next = match this.first.take() {
+                Some(first) => Some(Ok(first)),
+                None => ready!(this.deltas.poll_next_unpin(context)),
+            };
+            let events = match next {
                 Some(Ok(delta)) => {
-                    usages[delta.index] = delta.usage;
-                    let chunks = shape.chunks(delta);
-                    if !chunks.is_empty() {
-                        return Some((framed(&chunks), Some((deltas, shape, usages))));
-                    }
+                    this.usages[delta.index] = delta.usage;
+                    this.shape.chunks(delta)
                 }
                 Some(Err(failure)) => {
-                    return Some((framed(&shape.end(Err(failure.into()))), None));
+                    this.ended = true;
+                    this.shape.end(Err(failure.into()))
                 }
-                None => return Some((framed(&shape.end(Ok(total(&usages)))), None)),
+                None => {
+                    this.ended = true;
+                    this.shape.end(Ok(total(&this.usages)))
+                }
+            };
+            if this.ended || !events.is_empty() {
+                return Poll::Ready(Some(Ok(framed(&events))));
             }
         }
-    })
+    }
 }
 
 /// What ends a stream of OpenAI's.

@@ -6,10 +6,14 @@
 //! others go on; a short one is encoded in place, which is quicker than the hop. A text that
 //! cannot fit, however its tokens fall, is refused before it is encoded.
 
+mod quick;
+mod words;
+
 use crate::error::Invalid;
 use crate::model::Model;
 use crate::pieces::{BadPieces, Pieces};
 use crate::validate::{Content, Prompt};
+use quick::Quick;
 use serde_json::Value;
 use shared::ids::TokenId;
 use std::sync::Arc;
@@ -22,6 +26,8 @@ const IN_PLACE: usize = 2048;
 #[derive(Debug)]
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
+    /// Where there is a quicker way than the crate's.
+    quick: Option<Quick>,
     pieces: Arc<Pieces>,
     blocking: Arc<Semaphore>,
 }
@@ -55,7 +61,8 @@ impl Tokenizer {
         let vocab = inner.get_vocab(true).into_iter().map(|(token, id)| (id, token));
         let pieces = Arc::new(Pieces::new(&file["decoder"], vocab, &special)?);
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        Ok(Self { inner, pieces, blocking: Arc::new(Semaphore::new(cores)) })
+        let quick = Quick::new(&file, &inner);
+        Ok(Self { inner, quick, pieces, blocking: Arc::new(Semaphore::new(cores)) })
     }
 
     /// Token ids of `text`; `add_special` adds what the file's post-processor adds (a bos token).
@@ -63,6 +70,10 @@ impl Tokenizer {
     /// # Errors
     /// What the tokenizer says.
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<TokenId>, String> {
+        let quick = self.quick.as_ref();
+        if let Some(ids) = quick.and_then(|quick| quick.encode(&self.inner, text, add_special)) {
+            return Ok(ids);
+        }
         let encoding = self.inner.encode_fast(text, add_special).map_err(|err| err.to_string())?;
         Ok(encoding.get_ids().iter().map(|&id| TokenId::new(id)).collect())
     }

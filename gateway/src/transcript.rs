@@ -72,6 +72,8 @@ pub struct Transcript {
     min_tokens: u32,
     include_stop: bool,
     stopped_by: Option<TokenId>,
+    /// Read, and in no delta yet.
+    prompt: Vec<Token>,
     usage: Usage,
 }
 
@@ -92,6 +94,7 @@ impl Transcript {
             min_tokens: request.min_tokens,
             include_stop: ask.include_stop(),
             stopped_by: None,
+            prompt: Vec::new(),
             usage: Usage { prompt: if first { request.prompt_len } else { 0 }, ..Usage::default() },
         }
     }
@@ -134,6 +137,11 @@ impl Transcript {
         }
     }
 
+    /// The next of the prompt's own tokens; all of them come before the first output.
+    pub fn read(&mut self, tokens: Vec<Token>) {
+        self.prompt.extend(tokens);
+    }
+
     /// The output has ended.
     pub fn finish(&mut self, finish: Finish) -> Delta {
         let matched = match finish {
@@ -144,8 +152,8 @@ impl Transcript {
         self.delta(text, Vec::new(), Some(Ending { finish, matched }))
     }
 
-    fn delta(&self, text: String, tokens: Vec<Token>, ending: Option<Ending>) -> Delta {
-        let (index, prompt, usage) = (self.index, Vec::new(), self.usage);
+    fn delta(&mut self, text: String, tokens: Vec<Token>, ending: Option<Ending>) -> Delta {
+        let (index, prompt, usage) = (self.index, std::mem::take(&mut self.prompt), self.usage);
         Delta { index, text, tokens, prompt, usage, ending }
     }
 }

@@ -92,6 +92,7 @@ impl Pusher {
             config,
             shared: Arc::clone(&shared),
             started: Vec::new(),
+            ended: Instant::now(),
             on_event: Box::new(on_event),
         };
         let thread = Builder::new()
@@ -180,6 +181,8 @@ struct Run {
     shared: Arc<Shared>,
     /// When each outstanding operation was taken, oldest first; at most `window` long.
     started: Vec<(OpId, Instant)>,
+    /// When one ended last: a link on which operations end is alive, however many there are.
+    ended: Instant,
     on_event: Box<dyn FnMut(Event) + Send>,
 }
 
@@ -213,6 +216,9 @@ impl Run {
             }
             let progress = link.progress(wait, &mut events);
             wait = if took || !events.is_empty() { WAIT_MIN } else { (wait * 2).min(WAIT_MAX) };
+            if !events.is_empty() {
+                self.ended = Instant::now();
+            }
             for event in events.drain(..) {
                 let id = event.id();
                 if let Some(at) = self.started.iter().position(|&(started, _)| started == id) {
@@ -255,9 +261,11 @@ impl Run {
     fn check_deadline(&self) -> Result<(), TransferError> {
         let limit = self.config.deadline;
         match self.started.first() {
-            Some((_, start)) if start.elapsed() > limit => Err(TransferError::Deadline {
-                limit_ms: u64::try_from(limit.as_millis()).unwrap_or(u64::MAX),
-            }),
+            Some((_, start)) if self.ended.max(*start).elapsed() > limit => {
+                Err(TransferError::Deadline {
+                    limit_ms: u64::try_from(limit.as_millis()).unwrap_or(u64::MAX),
+                })
+            }
             _ => Ok(()),
         }
     }

@@ -7,8 +7,8 @@ use role::process::{self, Start};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let Arguments { config, settings } = Arguments::parse();
-    let start = Start { file: config, flags: settings };
+    let Arguments { file, settings } = Arguments::parse();
+    let start = Start { file, flags: settings };
     process::serve(start, |config, listening, shutdown| {
         prefill_server::run(config, None, listening, shutdown)
     })

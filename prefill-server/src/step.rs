@@ -14,6 +14,7 @@ use model::sample::History;
 use role::guide::{Guide, Guides};
 use role::outbox::Outboxes;
 use role::turn::Turn;
+use shared::eviction::Inserted;
 use shared::ids::Epoch;
 use shared::kv::PageStore;
 use shared::pool::Pool;
@@ -297,7 +298,8 @@ impl Prefill {
                 continue;
             }
             // At once, for those that wait for the same prefix.
-            self.cache.adopt(&job.request.salt, &job.request.tokens, &mut job.full, now);
+            let by = Inserted { at: now, priority: job.request.priority };
+            self.cache.adopt(&job.request.salt, &job.request.tokens, &mut job.full, by);
             if let Some(why) =
                 job.guide.as_ref().and_then(Guide::failure).filter(|_| token.is_some())
             {

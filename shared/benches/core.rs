@@ -4,7 +4,7 @@
 //! 100,000 tokens, cut up by prompts that leave them after a random number of pages.
 
 use divan::{Bencher, black_box};
-use shared::eviction::EvictionPolicy;
+use shared::eviction::{EvictionPolicy, Inserted};
 use shared::ids::TokenId;
 use shared::page_hash::PageHasher;
 use shared::pool::{Pool, Sealed};
@@ -40,7 +40,7 @@ fn tree(pool: &Pool, cuts: usize) -> RadixCache {
     let mut now = Duration::ZERO;
     for number in 0..10 {
         let tokens = document(number, DOCUMENT);
-        cache.insert("", &tokens, sealed(pool, DOCUMENT), now);
+        cache.insert("", &tokens, sealed(pool, DOCUMENT), Inserted { at: now, priority: 0 });
         for cut in 0..cuts / 10 {
             now += Duration::from_millis(1);
             let branch = cut * 7919 * PAGE as usize % DOCUMENT;
@@ -73,7 +73,8 @@ fn radix_insert_100k_into_1m(bencher: Bencher) {
     let tokens = document(77, DOCUMENT);
     let pages = || sealed(&pool, DOCUMENT);
     bencher.with_inputs(pages).bench_local_values(|pages| {
-        let added = cache.insert("", &tokens, pages, Duration::from_secs(9));
+        let by = Inserted { at: Duration::from_secs(9), priority: 0 };
+        let added = cache.insert("", &tokens, pages, by);
         cache.evict(added)
     });
 }

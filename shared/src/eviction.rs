@@ -15,6 +15,17 @@ pub struct Usage {
     pub last: Duration,
     /// How often it was matched.
     pub hits: u64,
+    /// The highest priority that it was inserted for.
+    pub priority: i32,
+}
+
+/// When pages are inserted, and for whom.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Inserted {
+    /// When.
+    pub at: Duration,
+    /// The priority of the request that computed them.
+    pub priority: i32,
 }
 
 /// Ranks runs of cached pages for eviction.
@@ -38,6 +49,11 @@ pub struct Fifo;
 /// Most recently used first: for prompts that come round in turn and do not all fit.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Mru;
+
+/// Those of the lowest priority first, among equals the least recently used. Who only matches a run
+/// does not raise its priority.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Priority;
 
 impl Eviction for Fifo {
     fn rank(&self, usage: &Usage) -> (u64, u64) {
@@ -63,6 +79,12 @@ impl Eviction for Lfu {
     }
 }
 
+impl Eviction for Priority {
+    fn rank(&self, usage: &Usage) -> (u64, u64) {
+        (usage.priority.abs_diff(i32::MIN).into(), nanos(usage.last))
+    }
+}
+
 /// Since the server's start: 64 bits last 584 years.
 const fn nanos(time: Duration) -> u64 {
     time.as_nanos() as u64
@@ -80,11 +102,13 @@ pub enum EvictionPolicy {
     Fifo,
     /// [`Mru`]
     Mru,
+    /// [`Priority`]
+    Priority,
 }
 
 impl EvictionPolicy {
     /// Every policy.
-    pub const ALL: [Self; 4] = [Self::Lru, Self::Lfu, Self::Fifo, Self::Mru];
+    pub const ALL: [Self; 5] = [Self::Lru, Self::Lfu, Self::Fifo, Self::Mru, Self::Priority];
 
     /// The name in configuration.
     pub const fn name(self) -> &'static str {
@@ -93,6 +117,7 @@ impl EvictionPolicy {
             Self::Lfu => "lfu",
             Self::Fifo => "fifo",
             Self::Mru => "mru",
+            Self::Priority => "priority",
         }
     }
 
@@ -103,6 +128,7 @@ impl EvictionPolicy {
             Self::Lfu => Box::new(Lfu),
             Self::Fifo => Box::new(Fifo),
             Self::Mru => Box::new(Mru),
+            Self::Priority => Box::new(Priority),
         }
     }
 }
@@ -115,7 +141,7 @@ impl fmt::Display for EvictionPolicy {
 
 /// A name that is no eviction policy.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("eviction policy {0:?}: want lru, lfu, fifo or mru")]
+#[error("eviction policy {0:?}: want lru, lfu, fifo, mru or priority")]
 pub struct UnknownEviction(pub String);
 
 impl FromStr for EvictionPolicy {
@@ -137,13 +163,16 @@ mod tests {
             assert_eq!(policy.to_string().parse(), Ok(policy));
         }
         let error = "arc".parse::<EvictionPolicy>().unwrap_err();
-        assert_eq!(error.to_string(), "eviction policy \"arc\": want lru, lfu, fifo or mru");
+        let wanted = "eviction policy \"arc\": want lru, lfu, fifo, mru or priority";
+        assert_eq!(error.to_string(), wanted);
     }
 
     #[test]
     fn frequency_beats_recency_only_under_lfu() {
-        let usage =
-            |hits, last| Usage { first: Duration::ZERO, last: Duration::from_secs(last), hits };
+        let usage = |hits, last| {
+            let (first, last) = (Duration::ZERO, Duration::from_secs(last));
+            Usage { first, last, hits, priority: 0 }
+        };
         let (old_hot, new_cold) = (usage(9, 1), usage(0, 2));
         assert!(Lru.rank(&old_hot) < Lru.rank(&new_cold));
         assert!(Lfu.rank(&new_cold) < Lfu.rank(&old_hot));
@@ -157,8 +186,20 @@ mod tests {
             first: Duration::from_secs(first),
             last: Duration::from_secs(last),
             hits: last,
+            priority: 0,
         };
         assert!(Fifo.rank(&usage(1, 9)) < Fifo.rank(&usage(2, 3)));
         assert_eq!(Fifo.rank(&usage(1, 9)), Fifo.rank(&usage(1, 2)));
+    }
+
+    #[test]
+    fn priority_beats_recency() {
+        let usage = |priority, last| {
+            let (first, last) = (Duration::ZERO, Duration::from_secs(last));
+            Usage { first, last, hits: 0, priority }
+        };
+        let ascending =
+            [usage(i32::MIN, 9), usage(-1, 8), usage(0, 1), usage(0, 2), usage(i32::MAX, 0)];
+        assert!(ascending.is_sorted_by(|a, b| Priority.rank(a) < Priority.rank(b)));
     }
 }

@@ -18,7 +18,7 @@
 
 mod tree;
 
-use crate::eviction::Eviction;
+use crate::eviction::{Eviction, Inserted};
 use crate::ids::TokenId;
 use crate::pool::{CachedRun, Credit, Pool, Sealed};
 use std::fmt;
@@ -52,7 +52,7 @@ impl RadixCache {
         for slot in path {
             let run = self.tree.run(slot);
             run.hold(0..run.len(), &mut held);
-            self.tree.touch(slot, now, true);
+            self.tree.matched(slot, now);
         }
         held
     }
@@ -79,7 +79,7 @@ impl RadixCache {
         salt: &str,
         tokens: &[TokenId],
         mut pages: Vec<Sealed>,
-        now: Duration,
+        by: Inserted,
     ) -> u32 {
         let Some(first) = pages.first() else { return 0 };
         let pool = self.pool.get_or_insert_with(|| first.pool().clone());
@@ -89,14 +89,14 @@ impl RadixCache {
 
         let path = self.tree.walk_and_split(salt, tokens);
         let known = path.iter().map(|&slot| self.tree.run(slot).len()).sum();
-        path.iter().for_each(|&slot| self.tree.touch(slot, now, false));
+        path.iter().for_each(|&slot| self.tree.inserted(slot, by));
         let new = pages.split_off(known);
         if new.is_empty() {
             return 0;
         }
         let added = new.len() as u32;
         let rest = tokens[known * self.tree.page_tokens()..].into();
-        self.tree.attach(salt, path.last().copied(), (rest, CachedRun::new(&pool, new)), now);
+        self.tree.attach(salt, path.last().copied(), (rest, CachedRun::new(&pool, new)), by);
         self.pages += added;
         added
     }
@@ -111,11 +111,11 @@ impl RadixCache {
         salt: &str,
         tokens: &[TokenId],
         pages: &mut Vec<Sealed>,
-        now: Duration,
+        by: Inserted,
     ) -> u32 {
         let given = std::mem::take(pages);
         let tokens = &tokens[..given.len() * self.tree.page_tokens()];
-        let added = self.insert(salt, tokens, given, now);
+        let added = self.insert(salt, tokens, given, by);
         for (slot, _) in self.tree.walk(salt, tokens) {
             let run = self.tree.run(slot);
             run.hold(0..run.len(), pages);

@@ -169,7 +169,7 @@ pub struct RequestParts {
     pub logprobs: Option<u8>,
     /// Keeps cached pages of different tenants apart: part of every page hash.
     pub salt: String,
-    /// Larger runs earlier under the priority policy.
+    /// Larger runs earlier, and its pages are evicted later, under the priority policies.
     pub priority: i32,
     /// What the output has to be. Once it is complete, only an end of sequence can be drawn.
     pub grammar: Option<Box<Grammar>>,

@@ -179,12 +179,17 @@ impl Outcome {
     }
 }
 
-/// The bare engine, of one thread.
+/// The bare engine, of one thread, with the weights of the golden data.
 pub fn engine(model: &Path, tokens: u32) -> CpuEngine {
+    engine_with(model, tokens, WeightFormat::Bf16)
+}
+
+/// The same with weights kept as is said.
+pub fn engine_with(model: &Path, tokens: u32, weights: WeightFormat) -> CpuEngine {
     let checkpoint = Checkpoint::open(model).unwrap();
     let config = EngineConfig {
         dtype: KvDtype::F32,
-        weights: WeightFormat::Bf16,
+        weights,
         pages: tokens.div_ceil(16),
         page_tokens: 16,
         threads: Some(1),

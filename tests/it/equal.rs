@@ -1,13 +1,13 @@
 //! The ring makes the tokens that one bare engine makes of the same request, whatever shares its
 //! batches, its caches and its pages.
 
-use crate::ask::{Ask, Outcome, engine};
+use crate::ask::{Ask, Outcome, engine, engine_with};
 use crate::plan::{Plan, demo_model, golden_path, long};
 use crate::random::{Random, Shape};
 use crate::ring::Ring;
-use model::CpuEngine;
 use model::equal::Agreement;
 use model::sample::Drawn;
+use model::{CpuEngine, WeightFormat};
 
 const TINY: Shape = Shape { vocab: 512, page: 16, longest: 140, output: 24 };
 
@@ -122,9 +122,20 @@ fn several_servers_of_each_role() {
 
 #[test]
 fn the_demo_model() {
+    check_demo(WeightFormat::Bf16, "bf16");
+}
+
+/// Its matrices stay quantised, and prefill, decode and the bare engine compute with the same.
+#[test]
+fn the_demo_model_as_stored() {
+    check_demo(WeightFormat::Auto, "auto");
+}
+
+#[track_caller]
+fn check_demo(weights: WeightFormat, name: &str) {
     let shape = Shape { vocab: 49_152, page: 16, longest: 100, output: 10 };
     let asks = shape.asks(&mut Random::new(6), if long() { 50 } else { 8 });
-    let cases = with_reference(&mut engine(&demo_model(), 512), asks);
-    let ring = Plan::new(demo_model()).servers("threads", 2).start();
-    check(&ring, &cases, 8);
+    let cases = with_reference(&mut engine_with(&demo_model(), 512, weights), asks);
+    let plan = Plan::new(demo_model()).servers("weights", name).servers("threads", 2);
+    check(&plan.start(), &cases, 8);
 }

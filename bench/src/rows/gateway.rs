@@ -113,6 +113,7 @@ fn measure(place: &Place) -> anyhow::Result<Findings> {
     let mut rounds = vec![vec![]; 1 + peers.len()];
     let mut floors = vec![];
     for round in 0..=place.rounds(ROUNDS) {
+        let few = stand.load(&stand.echo, stand.http, FEW)?;
         let floor = stand.load(&stand.echo, stand.http, MANY)?;
         let gateway = (&stand.gateway, stand.listen);
         let targets = [gateway].into_iter().chain(peers.iter().map(|peer| (&peer.0, peer.1)));
@@ -133,17 +134,21 @@ fn measure(place: &Place) -> anyhow::Result<Findings> {
             }
         }
         if round > 0 {
-            floors.push(floor);
+            floors.push((Round::new(&few, &floor, &floor), floor.ttft));
         }
     }
     let of = |rounds: &[Round], pick: fn(&Round) -> f64| median(rounds.iter().map(pick).collect());
     let rank = |pick: fn(&Ranks) -> f64| {
-        short(median(floors.iter().map(|floor| pick(&floor.ttft)).collect()))
+        short(median(floors.iter().map(|(_, ttft)| pick(ttft)).collect()))
     };
     let (p50, p99) = (rank(|ranks| ranks.p50), rank(|ranks| ranks.p99));
-    let cpu = short(median(floors.iter().map(|floor| floor.cpu_us).collect()) / MANY as f64);
+    let cpu = |pick: fn(&Round) -> f64| {
+        short(median(floors.iter().map(|(round, _)| pick(round)).collect()))
+    };
+    let (request, token) = (cpu(|round| round.request_us), cpu(|round| round.token_us));
     found.note(format!("floor, the echo's HTTP server: first token p50 {p50} ms, p99 {p99} ms"));
-    found.note(format!("CPU of that server: {cpu} µs a token, its share of the request in it"));
+    found
+        .note(format!("floor of CPU, the same server: {request} µs a request, {token} µs a token"));
     for ((peer, _), rounds) in peers.iter().zip(&rounds[1..]) {
         found.note(format!(
             "{}: {} µs a request, {} µs a token, adds p50 {} ms, p99 {} ms",

@@ -14,6 +14,7 @@ pub mod openai;
 pub mod json_schema;
 pub mod gateway;
 pub mod speed;
+pub mod batch;
 pub mod build;
 
 use crate::row::{Group, Row};
@@ -34,6 +35,7 @@ pub static GROUPS: &[Group] = &[
     json_schema::GROUP,
     gateway::GROUP,
     speed::GROUP,
+    batch::GROUP,
     build::GROUP,
 ];
 

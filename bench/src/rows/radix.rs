@@ -4,7 +4,7 @@ use crate::numbers::median;
 use crate::place::Place;
 use crate::row::{Bar, Findings, Group, Row};
 use anyhow::{Context, ensure};
-use shared::eviction::EvictionPolicy;
+use shared::eviction::{EvictionPolicy, Inserted};
 use shared::ids::TokenId;
 use shared::pool::{Owned, Pool};
 use shared::radix::RadixCache;
@@ -42,7 +42,8 @@ fn measure(place: &Place) -> anyhow::Result<Findings> {
         let pages = PROMPT as u32 / PAGE;
         let mut credit = pool.reserve(pages).context("the pool is too small")?;
         let pages = credit.draw(pages).into_iter().map(Owned::seal).collect();
-        let added = cache.insert("", &prompt(number), pages, Duration::from_secs(number.into()));
+        let by = Inserted { at: Duration::from_secs(number.into()), priority: 0 };
+        let added = cache.insert("", &prompt(number), pages, by);
         ensure!(added > 0, "prompts differ");
         number += 1;
     }

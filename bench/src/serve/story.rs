@@ -6,8 +6,9 @@
 //! 3. [`Told`] prints the request of the median time to the first token, the medians of all spans,
 //!    and makes a trace that Perfetto and Chrome open.
 //!
-//! `computed` is when prefill's engine thread holds the first token: after the last kernel, its
-//! wake-up, the copy of what it made, and sampling where that is the host's work.
+//! `kernels ended` is the device's clock, brought to the host's; `computed` is when prefill's
+//! engine thread holds the first token, after its wake-up and the copy of what was made. The
+//! exposed handoff counts from the former, on a CPU from the latter.
 
 use super::bars::Bars;
 use super::client::{Ask, Client, Sample};

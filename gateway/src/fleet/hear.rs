@@ -1,8 +1,8 @@
 //! What servers say, on its way to the journeys: no link ever waits for one.
 
-use super::mailbox::Note;
+use super::mailbox::{Mailbox, Note, Told};
 use super::server::Server;
-use super::{Fleet, lock};
+use super::{Fleet, Journeys, lock};
 use shared::ids::Epoch;
 use shared::wire::handshake::Role;
 use shared::wire::messages::{
@@ -19,11 +19,11 @@ impl Fleet {
         use PrefillToGateway as M;
         let role = Role::Prefill;
         match message {
-            M::Accepted(key) => self.tell(key, Note::Accepted),
+            M::Accepted(_) => {} // its tokens or a refusal follow, and only they are waited for
             M::Refused { key, refusal } => self.tell(key, Note::Refused(role, refusal)),
             M::Failed { key, fault } => self.tell(key, Note::Failed(role, fault)),
-            M::Read { key, read } => self.tell(key, Note::Read(read)),
-            M::Result(emitted) => self.tell_tokens(emitted),
+            M::Read { key, read } => tell_client(&mut self.journeys(), key, |to| to.read(read)),
+            M::Result(emitted) => self.tell_tokens(vec![emitted]),
             M::Cancelled(key) => self.tell(key, Note::Cancelled(role)),
             M::Flushed => self.flushed(),
             M::Joined(epochs) => {
@@ -43,7 +43,7 @@ impl Fleet {
         match message {
             M::Ticket { key, ticket } => self.tell(key, Note::Ticket(ticket)),
             M::Refused { key, refusal } => self.tell(key, Note::Refused(role, refusal)),
-            M::Tokens(emitted) => emitted.into_iter().for_each(|e| self.tell_tokens(e)),
+            M::Tokens(emitted) => self.tell_tokens(emitted),
             M::Failed { key, fault } => self.tell(key, Note::Failed(role, fault)),
             M::Retracted(key) => self.tell(key, Note::Retracted),
             M::Cancelled(key) => self.tell(key, Note::Cancelled(role)),
@@ -62,8 +62,11 @@ impl Fleet {
         }
     }
 
-    fn tell_tokens(&self, Emitted { key, cached_tokens, tokens, finish }: Emitted) {
-        self.tell(key, Note::Tokens { cached: cached_tokens, tokens, finish });
+    fn tell_tokens(&self, emitted: Vec<Emitted>) {
+        let mut journeys = self.journeys();
+        for Emitted { key, cached_tokens, tokens, finish } in emitted {
+            tell_client(&mut journeys, key, |to| to.tokens(cached_tokens, tokens, finish));
+        }
     }
 
     fn flushed(&self) {
@@ -81,5 +84,17 @@ impl Fleet {
             }
         }
         self.changed.send_replace(());
+    }
+}
+
+/// Tells the client of an attempt, unless it is an earlier one or the journey is over.
+fn tell_client(journeys: &mut Journeys, key: RequestKey, tell: impl FnOnce(&Mailbox) -> Told) {
+    let Some(travelling) = journeys.get(&key.id).filter(|t| t.key == key) else { return };
+    let told = tell(&travelling.mailbox);
+    if told.first {
+        tracing::debug!(target: "story", request = %key, "first token heard");
+    }
+    if told.last {
+        journeys.remove(&key.id); // who knows the answer finds no trace of the request
     }
 }

@@ -1,7 +1,8 @@
 //! The fleet behind the gateway: links to every server, routing, and one journey a request.
 //!
 //! Data flows one way: HTTP → [`Ring::submit`] → a [`ticket::Journey`] task → servers; and back:
-//! server links → [`mailbox::Mailbox`] → journey → [`Answer`]. A link never waits for a client.
+//! server links → [`mailbox::Mailbox`] → [`Answer`], and what is no token → journey. A link never
+//! waits for a client.
 
 mod hear;
 mod loads;
@@ -10,7 +11,7 @@ pub mod route;
 mod server;
 mod ticket;
 
-use crate::ring::{Answer, Event, Failure, FailureKind, Limits};
+use crate::ring::{Answer, Failure, FailureKind, Limits, Line};
 use link::{Local, Timing};
 use mailbox::{Mailbox, Note};
 use route::{DecodeView, Hashes, LeastTokens, Policy, PrefillView, Seen};
@@ -24,7 +25,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{Semaphore, watch};
 
 /// Deadlines of a request; each starts when its phase starts.
 #[derive(Clone, Copy, Debug)]
@@ -91,7 +92,7 @@ pub(crate) struct Fleet {
     policy: Box<dyn Policy>,
     seen: Mutex<Seen>,
     /// Bound: queued requests (`max_queued`) and those that hold a ticket (the servers' pages).
-    journeys: Mutex<HashMap<RequestId, Travelling>>,
+    journeys: Mutex<Journeys>,
     numbers: AtomicU64,
     flushed: AtomicU64,
     queue: Arc<Semaphore>,
@@ -104,7 +105,10 @@ pub(crate) struct Fleet {
     deadlines: Deadlines,
 }
 
-type Candidates = (Vec<Up<GatewayToPrefill>>, Vec<Up<GatewayToDecode>>);
+type Prefills = Vec<Arc<Up<GatewayToPrefill>>>;
+type Decodes = Vec<Arc<Up<GatewayToDecode>>>;
+/// Requests in the ring, with what hears for them.
+type Journeys = HashMap<RequestId, Travelling>;
 
 #[derive(Clone)]
 struct Travelling {
@@ -180,9 +184,9 @@ impl Ring {
         })?;
         let number = fleet.numbers.fetch_add(1, Ordering::Relaxed);
         let id = RequestId::new(fleet.epoch, number);
-        let (events, answer) = mpsc::channel::<Event>(8);
-        tokio::spawn(ticket::Journey::new(fleet.clone(), id, request, events).run(permit));
-        Ok(Answer::new(id, answer))
+        let line = Arc::<Line>::default();
+        tokio::spawn(ticket::Journey::new(fleet.clone(), id, request, line.clone()).run(permit));
+        Ok(Answer::new(id, line))
     }
 
     /// What validation needs, once a joined pair is up.
@@ -194,8 +198,8 @@ impl Ring {
         }
         let capacities =
             || prefill.iter().map(|p| &p.capacity).chain(decode.iter().map(|d| &d.capacity));
-        let largest_prefill = prefill.iter().map(Up::pool_tokens).max()?;
-        let largest_decode = decode.iter().map(Up::pool_tokens).max()?;
+        let largest_prefill = prefill.iter().map(|up| up.pool_tokens()).max()?;
+        let largest_decode = decode.iter().map(|up| up.pool_tokens()).max()?;
         Some(Limits {
             context_length: capacities().map(|c| c.context_length).min()?,
             pool_tokens: largest_prefill.min(largest_decode),
@@ -269,24 +273,24 @@ impl Ring {
 }
 
 impl Fleet {
-    fn journeys(&self) -> MutexGuard<'_, HashMap<RequestId, Travelling>> {
+    fn journeys(&self) -> MutexGuard<'_, Journeys> {
         lock(&self.journeys)
     }
 
-    fn prefill_up(&self) -> Vec<Up<GatewayToPrefill>> {
+    fn prefill_up(&self) -> Prefills {
         self.prefill.iter().filter_map(|s| s.up()).collect()
     }
 
-    fn decode_up(&self) -> Vec<Up<GatewayToDecode>> {
+    fn decode_up(&self) -> Decodes {
         self.decode.iter().filter_map(|s| s.up()).collect()
     }
 
-    fn any_joined(prefill: &[Up<GatewayToPrefill>], decode: &[Up<GatewayToDecode>]) -> bool {
+    fn any_joined(prefill: &Prefills, decode: &Decodes) -> bool {
         prefill.iter().any(|p| decode.iter().any(|d| p.joined.contains(&d.epoch)))
     }
 
     /// Servers that are up and whose pools hold the request.
-    fn candidates(&self, request: &Request) -> Result<Candidates, Failure> {
+    fn candidates(&self, request: &Request) -> Result<(Prefills, Decodes), Failure> {
         let (mut prefill, mut decode) = (self.prefill_up(), self.decode_up());
         if !Self::any_joined(&prefill, &decode) {
             return Err(self.not_ready());
@@ -326,18 +330,18 @@ impl Fleet {
     fn views(
         &self,
         (request, hashes): (&Request, &mut Hashes),
-        prefill: &[Up<GatewayToPrefill>],
-        decode: &[Up<GatewayToDecode>],
+        prefill: &Prefills,
+        decode: &Decodes,
     ) -> (Vec<PrefillView>, Vec<DecodeView>) {
         let seen = lock(&self.seen);
-        let view = |up: &Up<GatewayToPrefill>| {
+        let view = |up: &Arc<Up<GatewayToPrefill>>| {
             let hashes = hashes.of(request, &up.layout);
             let overlap = seen.overlap(up.epoch, hashes) * up.layout.geometry.page_tokens;
             let (id, joined) = (up.id.clone(), up.joined.clone());
             PrefillView { id, epoch: up.epoch, load: up.load, joined, overlap }
         };
         let prefill = prefill.iter().map(view).collect();
-        let view = |up: &Up<GatewayToDecode>| DecodeView {
+        let view = |up: &Arc<Up<GatewayToDecode>>| DecodeView {
             id: up.id.clone(),
             epoch: up.epoch,
             load: up.load,

@@ -29,7 +29,8 @@ pub(crate) struct Server<Out> {
 #[derive(Debug)]
 enum State<Out> {
     Down(String),
-    Up(Box<Up<Out>>),
+    /// Shared with the requests that go there; a report makes a new one if it must.
+    Up(Arc<Up<Out>>),
 }
 
 /// A server that answers.
@@ -73,9 +74,9 @@ impl<Out: Message> Server<Out> {
     }
 
     /// Its link and numbers now, if it is up.
-    pub(crate) fn up(&self) -> Option<Up<Out>> {
+    pub(crate) fn up(&self) -> Option<Arc<Up<Out>>> {
         match &*self.lock() {
-            State::Up(up) => Some((**up).clone()),
+            State::Up(up) => Some(up.clone()),
             State::Down(_) => None,
         }
     }
@@ -113,7 +114,7 @@ impl<Out: Message> Server<Out> {
     /// Changes what is known of it, if it is up.
     pub(crate) fn update(&self, change: impl FnOnce(&mut Up<Out>)) {
         if let State::Up(up) = &mut *self.lock() {
-            change(up);
+            change(Arc::make_mut(up));
         }
     }
 
@@ -149,7 +150,7 @@ impl<Out: Message> Server<Out> {
                     let (load, joined) = (Load::default(), HashSet::new());
                     let up = Up { id, epoch, layout, capacity, load, joined, sender };
                     tracing::info!(%role, id = %up.id, %epoch, address = %self.address, "server up");
-                    *self.lock() = State::Up(Box::new(up));
+                    *self.lock() = State::Up(Arc::new(up));
                     changed(None);
                     let error = loop {
                         match receiver.recv().await {

@@ -4,29 +4,29 @@
 //! 1. It waits its turn, picks a pair, and asks decode for a ticket; refused, it tries another
 //!    decode server or waits for a load report.
 //! 2. It hands request and ticket to prefill.
-//! 3. It passes on what prefill reads of the prompt, then tokens as decode makes them, to the end.
+//! 3. Its mailbox passes on what prefill reads of the prompt, then tokens as decode makes them,
+//!    until the end.
 //! 4. Retracted, revoked, or with a lost server: prompt and tokens so far go round again as the
 //!    next attempt, while the budget lasts. The client sees a pause. It had its turn already:
 //!    decode gives younger requests nothing while one that it retracted is expected back, so this
 //!    one asks at once, and says so if it does not come back there.
 //! 5. Whatever ends it early cancels it on both servers.
 
-use super::mailbox::{Mailbox, Note};
+use super::mailbox::{Heard, Mailbox, Note};
 use super::route::Hashes;
 use super::server::Up;
 use super::{Fleet, Travelling, lock};
-use crate::ring::{Event, Failure, FailureKind};
+use crate::ring::{Event, Failure, FailureKind, Line};
 use link::Sender;
-use shared::ids::{Attempt, Epoch, RequestId, TokenId};
-use shared::request::{Finish, Read, Request, Token};
+use shared::ids::{Attempt, Epoch, RequestId};
+use shared::request::{Finish, Request};
 use shared::wire::handshake::Role;
 use shared::wire::messages::{
-    Fault, FaultKind, GatewayToDecode, GatewayToPrefill, Refusal, RequestKey, Target, token_ids,
+    Fault, FaultKind, GatewayToDecode, GatewayToPrefill, Refusal, RequestKey, Target,
 };
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, sleep_until, timeout};
 
 /// A load report is due whenever pages return; this only bounds the wait if one is lost.
@@ -35,22 +35,18 @@ const RETRY_AT_LATEST: Duration = Duration::from_millis(250);
 pub(crate) struct Journey {
     fleet: Arc<Fleet>,
     key: RequestKey,
-    prompt_len: u32,
     request: Request,
     mailbox: Arc<Mailbox>,
-    events: mpsc::Sender<Event>,
+    line: Arc<Line>,
     retries_left: u32,
-    told_cached: bool,
-    /// Tokens of the prompt that the client was told of in this attempt.
-    told_read: u32,
     /// The decode server that waits for this request's return.
-    expected_by: Option<Up<GatewayToDecode>>,
+    expected_by: Option<Arc<Up<GatewayToDecode>>>,
 }
 
 /// A pair that holds, or is about to hold, this attempt.
 struct Pair {
-    prefill: Up<GatewayToPrefill>,
-    decode: Option<(Up<GatewayToDecode>, shared::ids::TicketId)>,
+    prefill: Arc<Up<GatewayToPrefill>>,
+    decode: Option<(Arc<Up<GatewayToDecode>>, shared::ids::TicketId)>,
 }
 
 impl Pair {
@@ -62,9 +58,9 @@ impl Pair {
 /// Why an attempt ended without a result.
 enum Stop {
     /// Decode took its pages back: send it round again.
-    Retracted { made: Vec<TokenId> },
+    Retracted,
     /// Send it round again, at once.
-    Again { made: Vec<TokenId>, costs: bool, why: Failure },
+    Again { costs: bool, why: Failure },
     /// Tell the client.
     Fail(Failure),
     /// The client is gone.
@@ -77,29 +73,19 @@ impl From<Failure> for Stop {
     }
 }
 
+impl Drop for Journey {
+    fn drop(&mut self) {
+        self.line.end(); // whatever became of this task, nobody waits for it
+    }
+}
+
 impl Journey {
-    pub(crate) fn new(
-        fleet: Arc<Fleet>,
-        id: RequestId,
-        request: Request,
-        events: mpsc::Sender<Event>,
-    ) -> Self {
+    pub(crate) fn new(fleet: Arc<Fleet>, id: RequestId, request: Request, line: Arc<Line>) -> Self {
         let key = RequestKey { id, attempt: Attempt::new(0) };
-        let mailbox = Arc::new(Mailbox::default());
+        let mailbox = Arc::new(Mailbox::new(line.clone(), request.prompt_len));
         fleet.journeys().insert(id, Travelling { key, mailbox: mailbox.clone() });
-        let (retries_left, prompt_len) = (fleet.retries, request.prompt_len);
-        Self {
-            fleet,
-            key,
-            prompt_len,
-            request,
-            mailbox,
-            events,
-            retries_left,
-            told_cached: false,
-            told_read: 0,
-            expected_by: None,
-        }
+        let retries_left = fleet.retries;
+        Self { fleet, key, request, mailbox, line, retries_left, expected_by: None }
     }
 
     /// Travels to the end and reports it. `queued` is this request's place in the queue, given up
@@ -111,30 +97,29 @@ impl Journey {
                 Ok(finish) => break Some(Event::Finished(finish)),
                 Err(stop) => stop,
             };
-            let (made, why) = match stop {
+            let why = match stop {
                 Stop::Gone => break None,
                 Stop::Fail(failure) => break Some(Event::Failed(failure)),
-                Stop::Retracted { made } => {
-                    (made, internal("the request was retracted and has nothing left to make"))
+                Stop::Retracted => {
+                    internal("the request was retracted and has nothing left to make")
                 }
-                Stop::Again { costs: true, why, .. } if self.retries_left == 0 => {
+                Stop::Again { costs: true, why } if self.retries_left == 0 => {
                     break Some(Event::Failed(why));
                 }
-                Stop::Again { made, costs, why } => {
+                Stop::Again { costs, why } => {
                     self.retries_left -= u32::from(costs);
-                    (made, why)
+                    why
                 }
             };
-            match self.request.replay(&made, std::mem::take(&mut self.told_read)) {
+            let (made, read) = self.mailbox.take_told();
+            match self.request.replay(&made, read) {
                 Some(request) => self.request = request,
                 None => break Some(Event::Failed(why)),
             }
             self.next_attempt();
         };
         self.fleet.journeys().remove(&self.key.id);
-        if let Some(event) = event {
-            let _ = self.events.send(event).await; // the client may have left meanwhile
-        }
+        self.line.leave(event); // unless it came with the last token
     }
 
     fn next_attempt(&mut self) {
@@ -158,15 +143,17 @@ impl Journey {
         tracing::debug!(target: "story", request = %self.key, "sent to prefill");
         // A loss of prefill that was noted while decode was asked is not noted again.
         let up = self.fleet.prefill_up().iter().any(|up| up.epoch == pair.prefill.epoch);
+        self.mailbox.open(self.request.reads_left());
         let ended = match up && pair.prefill.sender.send(prefill).await.is_ok() {
             true => self.listen(&pair).await,
-            false => Err(self.lost(Role::Prefill, vec![])),
+            false => Err(self.lost(Role::Prefill)),
         };
-        let stop = match ended {
-            Ok(finish) => return Ok(finish),
-            Err(stop) => stop,
+        // An end that was told stands, whatever crossed it: nothing is left to cancel.
+        let stop = match (self.mailbox.close(), ended) {
+            (Some(finish), _) | (None, Ok(finish)) => return Ok(finish),
+            (None, Err(stop)) => stop,
         };
-        if let Stop::Retracted { .. } = stop {
+        if let Stop::Retracted = stop {
             // Neither server has anything of it any more.
             self.expected_by = pair.decode.map(|(decode, _)| decode);
             return Err(stop);
@@ -208,7 +195,7 @@ impl Journey {
         };
         tokio::select! {
             () = aborted => aborted_by_request(),
-            () = self.events.closed() => Stop::Gone,
+            () = self.line.dropped() => Stop::Gone,
             () = sleep_until(deadline) => deadline_of("a place in the ring", self.fleet.deadlines.queue),
         }
     }
@@ -272,7 +259,7 @@ impl Journey {
         let stop = loop {
             let note = tokio::select! {
                 note = self.mailbox.next() => note,
-                () = self.events.closed() => break Stop::Gone,
+                () = self.line.dropped() => break Stop::Gone,
                 () = sleep_until(deadline) => {
                     break deadline_of("a ticket", self.fleet.deadlines.queue);
                 }
@@ -300,114 +287,70 @@ impl Journey {
         Err(stop)
     }
 
-    async fn listen(&mut self, pair: &Pair) -> Result<Finish, Stop> {
+    /// While tokens go to the client: returns with their end, or what cut it short.
+    async fn listen(&self, pair: &Pair) -> Result<Finish, Stop> {
         let deadlines = self.fleet.deadlines;
-        let mut made: Vec<TokenId> = vec![];
-        // Decode's tokens may overtake what prefill has read: they come by another link.
-        let mut early = VecDeque::new();
-        let (mut within, mut phase) = (deadlines.first_token, "the first token");
-        let mut deadline = Instant::now() + within;
+        let start = Instant::now();
+        // Tokens wake nobody here: whether they came in time is looked up when they are due.
+        let look = sleep_until(start + deadlines.first_token.min(deadlines.next_token));
+        tokio::pin!(look);
         loop {
-            let awaits_reads = self.told_read < self.request.reads_left();
-            let held = if awaits_reads { None } else { early.pop_front() };
-            let note = match held {
-                Some(note) => note,
-                None => tokio::select! {
-                    note = self.mailbox.next() => note,
-                    () = self.events.closed() => return Err(Stop::Gone),
-                    () = sleep_until(deadline) => return Err(deadline_of(phase, within)),
-                },
+            let note = tokio::select! {
+                note = self.mailbox.next() => note,
+                () = self.line.dropped() => return Err(Stop::Gone),
+                () = &mut look => {
+                    let (since, within, phase) = match self.mailbox.heard() {
+                        None => (start, deadlines.first_token, "the first token"),
+                        Some(Heard::Read(at)) => (at, deadlines.first_token, "the first token"),
+                        Some(Heard::Tokens(at)) => (at, deadlines.next_token, "the next token"),
+                    };
+                    let now = Instant::now();
+                    if since + within <= now {
+                        return Err(deadline_of(phase, within));
+                    }
+                    look.as_mut().reset((since + within).min(now + deadlines.next_token));
+                    continue;
+                }
             };
             match note {
-                Note::Read(read) => {
-                    self.tell_read(read).await?;
-                    deadline = Instant::now() + within;
-                }
-                tokens @ Note::Tokens { .. } if awaits_reads => early.push_back(tokens),
-                Note::Tokens { cached, tokens, finish } => {
-                    if made.is_empty() {
-                        tracing::debug!(target: "story", request = %self.key, "first token heard");
-                    }
-                    made.extend(token_ids(&tokens));
-                    self.tell_client(cached, tokens).await?;
-                    if let Some(finish) = finish {
-                        return Ok(finish);
-                    }
-                    (within, phase) = (deadlines.next_token, "the next token");
-                    deadline = Instant::now() + within;
-                }
-                Note::Retracted => return Err(Stop::Retracted { made }),
-                Note::Refused(role, refusal) => return Err(self.refused(role, &refusal, made)),
-                Note::Failed(_, fault) => return Err(self.fault(&fault, made)),
+                Note::Finished(finish) => return Ok(finish),
+                Note::Retracted => return Err(Stop::Retracted),
+                Note::Refused(role, refusal) => return Err(refused(role, &refusal)),
+                Note::Failed(_, fault) => return Err(self.fault(&fault)),
                 Note::Lost(epoch) if pair.has(epoch) => {
                     let role =
                         if epoch == pair.prefill.epoch { Role::Prefill } else { Role::Decode };
-                    if role == Role::Decode || made.is_empty() {
-                        return Err(self.lost(role, made));
-                    } // prefill's part was over with the first token
+                    // Prefill's part is over with the first token, after all that it reads.
+                    let over = matches!(self.mailbox.heard(), Some(Heard::Tokens(_)));
+                    if role == Role::Decode || !over {
+                        return Err(self.lost(role));
+                    }
                 }
                 Note::Abort => return Err(aborted_by_request()),
-                Note::Ticket(_) | Note::Accepted | Note::Cancelled(_) | Note::Lost(_) => {}
+                Note::Ticket(_) | Note::Cancelled(_) | Note::Lost(_) => {}
             }
         }
     }
 
-    async fn tell_read(&mut self, read: Read) -> Result<(), Stop> {
-        if let Read::Tokens(tokens) = &read {
-            self.told_read += tokens.len() as u32;
-        }
-        self.events.send(Event::Read(read)).await.map_err(|_| Stop::Gone)
-    }
-
-    async fn tell_client(&mut self, cached: u32, tokens: Vec<Token>) -> Result<(), Stop> {
-        // A replay finds its own output cached; what counts is the prompt, once.
-        let cached = (!std::mem::replace(&mut self.told_cached, true))
-            .then_some(Event::Cached(cached.min(self.prompt_len)));
-        let tokens = (!tokens.is_empty()).then_some(Event::Tokens(tokens));
-        for event in cached.into_iter().chain(tokens) {
-            self.events.send(event).await.map_err(|_| Stop::Gone)?;
-        }
-        Ok(())
-    }
-
-    fn refused(&self, role: Role, refusal: &Refusal, made: Vec<TokenId>) -> Stop {
-        match refusal {
-            Refusal::TooLarge { pages, pool } => Stop::Fail(Failure {
-                kind: FailureKind::TooLarge,
-                message: format!("the request takes {pages} pages, {role} has {pool}"),
-            }),
-            other => {
-                let message = format!("{role} did not take the request: {other:?}");
-                let kind = match other {
-                    Refusal::QueueFull => FailureKind::QueueFull,
-                    _ => FailureKind::NotReady,
-                };
-                // One that drains has said that it takes no more, so this one goes elsewhere.
-                let free = matches!(other, Refusal::Draining);
-                Stop::Again { made, costs: !free, why: Failure { kind, message } }
-            }
-        }
-    }
-
-    fn fault(&self, fault: &Fault, made: Vec<TokenId>) -> Stop {
+    fn fault(&self, fault: &Fault) -> Stop {
         match fault.kind {
             FaultKind::Revoked
             | FaultKind::Draining
             | FaultKind::Checksum
-            | FaultKind::PeerLost => self.again_if_other(made, failed(fault)),
+            | FaultKind::PeerLost => self.again_if_other(failed(fault)),
             FaultKind::Deadline | FaultKind::Internal => Stop::Fail(failed(fault)),
         }
     }
 
-    fn lost(&self, role: Role, made: Vec<TokenId>) -> Stop {
+    fn lost(&self, role: Role) -> Stop {
         let message = format!("the {role} server that held this request is gone");
-        self.again_if_other(made, Failure { kind: FailureKind::PeerLost, message })
+        self.again_if_other(Failure { kind: FailureKind::PeerLost, message })
     }
 
     /// Round again while a pair is up; otherwise the failure itself, now.
-    fn again_if_other(&self, made: Vec<TokenId>, why: Failure) -> Stop {
+    fn again_if_other(&self, why: Failure) -> Stop {
         if Fleet::any_joined(&self.fleet.prefill_up(), &self.fleet.decode_up()) {
-            Stop::Again { made, costs: true, why }
+            Stop::Again { costs: true, why }
         } else {
             Stop::Fail(why)
         }
@@ -431,7 +374,7 @@ impl Journey {
                     Note::Cancelled(_) | Note::Refused(..) | Note::Failed(..) => expected -= 1,
                     Note::Lost(epoch) if pair.has(epoch) => expected -= 1,
                     // The end crossed the cancel.
-                    Note::Tokens { finish: Some(_), .. } => expected -= 1,
+                    Note::Finished(_) => expected -= 1,
                     _ => {}
                 }
             }
@@ -454,6 +397,25 @@ impl Journey {
             sent += usize::from(sender.send(GatewayToDecode::Cancel(self.key)).await.is_ok());
         }
         sent
+    }
+}
+
+fn refused(role: Role, refusal: &Refusal) -> Stop {
+    match refusal {
+        Refusal::TooLarge { pages, pool } => Stop::Fail(Failure {
+            kind: FailureKind::TooLarge,
+            message: format!("the request takes {pages} pages, {role} has {pool}"),
+        }),
+        other => {
+            let message = format!("{role} did not take the request: {other:?}");
+            let kind = match other {
+                Refusal::QueueFull => FailureKind::QueueFull,
+                _ => FailureKind::NotReady,
+            };
+            // One that drains has said that it takes no more, so this one goes elsewhere.
+            let free = matches!(other, Refusal::Draining);
+            Stop::Again { costs: !free, why: Failure { kind, message } }
+        }
     }
 }
 

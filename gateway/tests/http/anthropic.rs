@@ -41,7 +41,7 @@ fn parsed(body: &str) -> Vec<Value> {
 async fn a_message_has_thoughts_text_and_calls() {
     let model = talking_model();
     let said = vec![Event::Tokens(tokens(&model, SAID)), done(Finish::Stop)];
-    let (one, _sender) = speaking(&model, Knobs::default(), 0, said);
+    let (one, _line) = speaking(&model, Knobs::default(), 0, said);
     let body = text(whole(outputs(vec![one], ()), 1, &mut shape(&model)).await).await;
     let mut body: Value = serde_json::from_str(&body).unwrap();
     let id = body["content"][2]["id"].take();
@@ -69,7 +69,7 @@ async fn a_stream_tells_the_same_block_by_block() {
     let tokens = tokens(&model, SAID);
     let said = tokens.chunks(3).map(|some| Event::Tokens(some.to_vec()));
     let said = said.chain([done(Finish::Stop)]).collect();
-    let (one, _sender) = speaking(&model, Knobs::default(), 0, said);
+    let (one, _line) = speaking(&model, Knobs::default(), 0, said);
     let events = parsed(&streamed(vec![one], shape(&model)).await);
     let names = |kind: &str| events.iter().filter(|event| event["type"] == kind).count();
     assert_eq!((names("message_start"), names("message_stop")), (1, 1));
@@ -94,7 +94,7 @@ async fn what_ended_it_is_told() {
     let check = async |stop: &str, finish: Finish, reason: &str, sequence: Value| {
         let said = vec![Event::Tokens(tokens(&model, "one STOP")), done(finish)];
         let knobs = Knobs { stop: vec![stop.into()], ..Knobs::default() };
-        let (one, _sender) = speaking(&model, knobs, 0, said);
+        let (one, _line) = speaking(&model, knobs, 0, said);
         let body = text(whole(outputs(vec![one], ()), 1, &mut shape(&model)).await).await;
         let body: Value = serde_json::from_str(&body).unwrap();
         assert_eq!((&body["stop_reason"], &body["stop_sequence"]), (&json!(reason), &sequence));
@@ -109,7 +109,7 @@ async fn errors_have_anthropics_shape_also_in_mid_stream() {
     let model = talking_model();
     let failure = Failure { kind: FailureKind::PeerLost, message: "decode-0 is lost".into() };
     let said = vec![Event::Tokens(tokens(&model, "a")), Event::Failed(failure)];
-    let (one, _sender) = speaking(&model, Knobs::default(), 0, said);
+    let (one, _line) = speaking(&model, Knobs::default(), 0, said);
     let events = parsed(&streamed(vec![one], shape(&model)).await);
     let error = json!({"type": "api_error", "message": "decode-0 is lost"});
     assert_eq!(events.last().unwrap(), &json!({"type": "error", "error": error}));

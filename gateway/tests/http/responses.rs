@@ -69,7 +69,7 @@ fn items() -> Value {
 async fn a_response_has_an_item_a_thought_text_and_call() {
     let model = talking_model();
     let said = vec![Event::Tokens(tokens(&model, SAID)), done(Finish::Stop)];
-    let (one, _sender) = speaking(&model, Knobs::default(), 0, said);
+    let (one, _line) = speaking(&model, Knobs::default(), 0, said);
     let body = text(whole(outputs(vec![one], ()), 1, &mut shape(&model)).await).await;
     let mut body: Value = serde_json::from_str(&body).unwrap();
     assert_eq!(anonymous(body["output"].take()), items());
@@ -90,7 +90,7 @@ async fn a_stream_builds_the_same_items() {
     let tokens = tokens(&model, SAID);
     let said = tokens.chunks(3).map(|some| Event::Tokens(some.to_vec()));
     let said = said.chain([done(Finish::Stop)]).collect();
-    let (one, _sender) = speaking(&model, Knobs::default(), 0, said);
+    let (one, _line) = speaking(&model, Knobs::default(), 0, said);
     let mut events = parsed(&streamed(vec![one], shape(&model)).await);
     let kinds: Vec<&str> = events.iter().map(|event| event["type"].as_str().unwrap()).collect();
     assert_eq!(kinds[..2], ["response.created", "response.in_progress"]);
@@ -124,7 +124,7 @@ async fn a_cut_response_is_incomplete_and_a_lost_one_failed() {
     let model = talking_model();
     let check = async |last: Event| -> Value {
         let said = vec![Event::Tokens(tokens(&model, "a")), last];
-        let (one, _sender) = speaking(&model, Knobs::default(), 0, said);
+        let (one, _line) = speaking(&model, Knobs::default(), 0, said);
         let events = parsed(&streamed(vec![one], shape(&model)).await);
         events.last().unwrap().clone()
     };

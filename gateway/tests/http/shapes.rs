@@ -11,7 +11,7 @@ use gateway::openai::Head;
 use gateway::openai::chat::ChatShape;
 use gateway::openai::completions::{CompletionShape, Report};
 use gateway::openai::knobs::Delivery;
-use gateway::ring::{Answer, Event, Failure, FailureKind, Limits};
+use gateway::ring::{Answer, Event, Failure, FailureKind, Limits, Line};
 use gateway::stream::{Shape, Speaking, events, outputs, whole};
 use gateway::transcript::Transcript;
 use gateway::validate::{Ask, Dialect, Knobs};
@@ -19,7 +19,6 @@ use shared::ids::{Epoch, RequestId, TokenId};
 use shared::request::{Finish, Read, Token};
 use std::sync::Arc;
 use std::time::Instant;
-use tokio::sync::mpsc;
 
 const LIMITS: Limits = Limits { context_length: 100, pool_tokens: 100, vocab: 512 };
 const DIALECT: Dialect = Dialect {
@@ -45,22 +44,20 @@ pub fn done(finish: Finish) -> Event {
     Event::Finished(finish)
 }
 
-/// An output that says `events`, then ends. The receiver tells whether the answer was dropped.
+/// An output that says `events`. Its line tells whether the answer was dropped.
 pub fn speaking(
     model: &Arc<Model>,
     knobs: Knobs,
     index: usize,
     said: Vec<Event>,
-) -> (Speaking, mpsc::Sender<Event>) {
+) -> (Speaking, Arc<Line>) {
     let ask = Ask::new(knobs, DIALECT, model, LIMITS, || 1).unwrap();
     let request = ask.request([1, 2, 3].map(TokenId::new).to_vec()).unwrap();
     let transcript = Transcript::new((index, true), &ask, &request, model.tokenizer.pieces());
-    let (sender, receiver) = mpsc::channel(1024);
-    for event in std::iter::once(Event::Cached(2)).chain(said) {
-        sender.try_send(event).unwrap();
-    }
-    let answer = Answer::new(RequestId::new(Epoch::new(1), index as u64), receiver);
-    (Speaking { answer, transcript, timing: Timing::new(Instant::now(), 3) }, sender)
+    let line = Arc::<Line>::default();
+    line.leave(std::iter::once(Event::Cached(2)).chain(said));
+    let answer = Answer::new(RequestId::new(Epoch::new(1), index as u64), line.clone());
+    (Speaking { answer, transcript, timing: Timing::new(Instant::now(), 3) }, line)
 }
 
 pub fn head(model: &Arc<Model>, id: &str) -> Head {
@@ -88,12 +85,12 @@ async fn chat_whole_and_streamed() {
             done(Finish::Stop),
         ]
     };
-    let (one, _sender) = speaking(&model, Knobs::default(), 0, said(&model));
+    let (one, _line) = speaking(&model, Knobs::default(), 0, said(&model));
     let mut shape = ChatShape::new(head(&model, "chatcmpl-1"), Delivery::default(), false);
     let body = text(whole(outputs(vec![one], ()), 1, &mut shape).await).await;
     insta::assert_snapshot!(body);
 
-    let (one, _sender) = speaking(&model, Knobs::default(), 0, said(&model));
+    let (one, _line) = speaking(&model, Knobs::default(), 0, said(&model));
     let delivery = Delivery { stream: true, include_usage: true, continuous_usage: false };
     let shape = ChatShape::new(head(&model, "chatcmpl-1"), delivery, false);
     insta::assert_snapshot!(streamed(vec![one], shape).await);
@@ -104,7 +101,7 @@ async fn chat_logprobs() {
     let model = model();
     let said = vec![Event::Tokens(tokens(&model, "é")), done(Finish::Length)];
     let knobs = Knobs { logprobs: Some(1), ..Knobs::default() };
-    let (one, _sender) = speaking(&model, knobs, 0, said);
+    let (one, _line) = speaking(&model, knobs, 0, said);
     let mut shape = ChatShape::new(head(&model, "chatcmpl-1"), Delivery::default(), true);
     let body = text(whole(outputs(vec![one], ()), 1, &mut shape).await).await;
     insta::assert_snapshot!(body);
@@ -170,7 +167,7 @@ async fn whoever_follows_the_usage_sees_tokens_that_complete_no_text() {
     for (continuous_usage, chunks) in [(true, 3), (false, 2)] {
         let said = halves.iter().map(|half| Event::Tokens(vec![half.clone()]));
         let said = said.chain([done(Finish::Length)]).collect();
-        let (one, _sender) = speaking(&model, Knobs::default(), 0, said);
+        let (one, _line) = speaking(&model, Knobs::default(), 0, said);
         let delivery = Delivery { stream: true, include_usage: false, continuous_usage };
         let shape = CompletionShape::new(head(&model, "cmpl-1"), delivery, 1);
         let body = streamed(vec![one], shape).await;
@@ -188,7 +185,7 @@ async fn generate_is_cumulative_and_reports_ids() {
         done(Finish::Stop),
     ];
     let knobs = Knobs { logprobs: Some(2), ..Knobs::default() };
-    let (one, _sender) = speaking(&model, knobs, 0, said);
+    let (one, _line) = speaking(&model, knobs, 0, said);
     let pieces = Arc::clone(model.tokenizer.pieces());
     let request = GenerateRequest {
         prompts: vec![],
@@ -216,7 +213,7 @@ async fn a_stop_string_ends_the_output_and_drops_the_answer() {
     ];
     let counted = tokens(&model, "one ST").len() + tokens(&model, "OP").len();
     let knobs = Knobs { stop: vec!["STOP".into()], ..Knobs::default() };
-    let (one, sender) = speaking(&model, knobs, 0, said);
+    let (one, line) = speaking(&model, knobs, 0, said);
     let mut shape = ChatShape::new(head(&model, "chatcmpl-1"), Delivery::default(), false);
     let body = text(whole(outputs(vec![one], ()), 1, &mut shape).await).await;
     let body: serde_json::Value = serde_json::from_str(&body).unwrap();
@@ -224,7 +221,7 @@ async fn a_stop_string_ends_the_output_and_drops_the_answer() {
     assert_eq!(body["choices"][0]["finish_reason"], "stop");
     assert_eq!(body["choices"][0]["stop_reason"], "STOP");
     assert_eq!(body["usage"]["completion_tokens"], counted);
-    assert!(sender.is_closed(), "the fleet sees that nobody listens");
+    assert!(line.is_dropped(), "the fleet sees that nobody listens");
 }
 
 #[tokio::test]
@@ -233,7 +230,7 @@ async fn min_tokens_keeps_stop_strings_from_matching() {
     let said = vec![Event::Tokens(tokens(&model, "xxyx")), done(Finish::Length)];
     let knobs = Knobs { stop: vec!["x".into()], min_tokens: 2, ..Knobs::default() };
     assert_eq!(tokens(&model, "xxyx").len(), 4, "a token a letter");
-    let (one, _sender) = speaking(&model, knobs, 0, said);
+    let (one, _line) = speaking(&model, knobs, 0, said);
     let mut shape = CompletionShape::new(head(&model, "cmpl-1"), Delivery::default(), 1);
     let body = text(whole(outputs(vec![one], ()), 1, &mut shape).await).await;
     assert!(body.contains("\"text\":\"xxy\""), "{body}");
@@ -244,12 +241,12 @@ async fn failures_are_a_status_before_the_first_token_and_an_event_after() {
     let model = model();
     let failure = || Failure { kind: FailureKind::PeerLost, message: "decode-0 is lost".into() };
     let shape = || ChatShape::new(head(&model, "chatcmpl-1"), Delivery::default(), false);
-    let (one, _sender) = speaking(&model, Knobs::default(), 0, vec![Event::Failed(failure())]);
+    let (one, _line) = speaking(&model, Knobs::default(), 0, vec![Event::Failed(failure())]);
     let error = events(outputs(vec![one], ()), 1, shape()).await.unwrap_err();
     assert_eq!(error.status().as_u16(), 502);
 
     let said = vec![Event::Tokens(tokens(&model, "a")), Event::Failed(failure())];
-    let (one, _sender) = speaking(&model, Knobs::default(), 0, said);
+    let (one, _line) = speaking(&model, Knobs::default(), 0, said);
     let body = streamed(vec![one], shape()).await;
     let mut lines = body.trim_end().rsplit("\n\n");
     assert_eq!(lines.next(), Some("data: [DONE]"));
@@ -265,7 +262,7 @@ async fn a_dropped_body_drops_every_answer() {
     let (b, hold_b) = speaking(&model, Knobs::default(), 1, said());
     let shape = CompletionShape::new(head(&model, "cmpl-1"), Delivery::default(), 2);
     let response = events(outputs(vec![a, b], ()), 2, shape).await.unwrap();
-    assert!(!hold_a.is_closed() && !hold_b.is_closed());
+    assert!(!hold_a.is_dropped() && !hold_b.is_dropped());
     drop(response);
-    assert!(hold_a.is_closed() && hold_b.is_closed());
+    assert!(hold_a.is_dropped() && hold_b.is_dropped());
 }

@@ -44,7 +44,7 @@ fn events(model: &Model, said: &str, tokens_each: usize, finish: Finish) -> Vec<
 async fn whole_choice(said: &str, finish: Finish, more: &Value) -> Value {
     let model = talking_model();
     let said = events(&model, said, 64, finish);
-    let (one, _sender) = speaking(&model, Default::default(), 0, said);
+    let (one, _line) = speaking(&model, Default::default(), 0, said);
     let mut shape = shape(&model, Delivery::default(), more);
     let body = text(whole(outputs(vec![one], ()), 1, &mut shape).await).await;
     serde_json::from_str::<Value>(&body).unwrap()["choices"][0].take()
@@ -54,7 +54,7 @@ async fn whole_choice(said: &str, finish: Finish, more: &Value) -> Value {
 async fn streamed_choice(said: &str, tokens_each: usize, more: &Value) -> Value {
     let model = talking_model();
     let said = events(&model, said, tokens_each, Finish::Stop);
-    let (one, _sender) = speaking(&model, Default::default(), 0, said);
+    let (one, _line) = speaking(&model, Default::default(), 0, said);
     let delivery = Delivery { stream: true, ..Delivery::default() };
     let body = streamed(vec![one], shape(&model, delivery, more)).await;
     let (mut content, mut thought) = (String::new(), String::new());

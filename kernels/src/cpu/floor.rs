@@ -6,7 +6,7 @@ use super::backend::Matrix;
 use super::element::{Element, GROUP};
 use super::pool::Pool;
 use super::quantised::Line;
-use super::simd::{Kernel, Level, Simd};
+use super::simd::{Kernel, LANES, Level, Simd};
 use std::sync::Mutex;
 
 /// Groups or lines of one work item: 128 KiB of bf16.
@@ -54,14 +54,16 @@ impl Kernel for SumLines<'_> {
     type Output = f32;
 
     #[inline(always)]
-    fn run<S: Simd>(self, _: S) -> f32 {
-        let mut sums = [[0_u32; GROUP]; 4];
+    fn run<S: Simd>(self, simd: S) -> f32 {
+        let mut sums = [simd.splat_word(0); 8];
         for four in self.0.as_chunks::<4>().0 {
-            for (sums, line) in sums.iter_mut().zip(four) {
-                sums.iter_mut().zip(line).for_each(|(sum, word)| *sum = sum.wrapping_add(*word));
+            let halves = four.iter().flat_map(|line| line.as_chunks::<LANES>().0);
+            for (sum, half) in sums.iter_mut().zip(halves) {
+                *sum = simd.add_words(*sum, simd.load_words(half));
             }
         }
-        sums.into_iter().flatten().fold(0_u32, u32::wrapping_add) as f32
+        let all = sums.into_iter().reduce(|a, b| simd.add_words(a, b));
+        all.map_or(0.0, |all| simd.sum(simd.as_floats(all)))
     }
 }
 

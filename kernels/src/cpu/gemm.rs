@@ -5,9 +5,9 @@
 //! of the multiply-add.
 
 use super::element::{Element, GROUP};
-use super::simd::{LANES, Simd};
+use super::pool::Pool;
+use super::simd::{LANES, Level, Simd};
 use std::borrow::Cow;
-use std::ops::Range;
 
 /// Most rows of a block: 12 sums, 2 weights and 1 broadcast fit the 16 registers of AVX2.
 pub const BLOCK: usize = 6;
@@ -111,82 +111,45 @@ pub fn pack_rows(x: &[f32], width: usize, block: usize, out: &mut Vec<f32>) {
 
 /// What [`linear`](super::linear) multiplies by: weights in panels of 16 outputs.
 pub trait Panels: Sync {
+    /// Rows in the order in which [`Self::block`] reads them.
+    type Rows<'a>: Sync;
     /// Outputs and inputs.
     fn shape(&self) -> (usize, usize);
     /// Bytes that a product reads of one panel.
     fn panel_bytes(&self) -> usize;
-    /// Inputs over which [`RowBlock::totals`] are wanted.
-    fn group(&self) -> Option<usize> {
-        None
-    }
-    /// `M` rows times one panel, in `U` chains of sums.
+    /// Packs rows in blocks of `block`, of which the last may have fewer.
+    fn rows<'a>(&self, at: (&Pool, Level), x: &'a [f32], block: usize) -> Self::Rows<'a>;
+    /// Block `index`, of `M` rows, times one panel; where that helps in `U` chains of sums.
     fn block<S: Simd, const M: usize, const U: usize>(
         &self,
         simd: S,
         panel: usize,
-        rows: RowBlock<'_>,
+        rows: (&Self::Rows<'_>, usize),
     ) -> Sums<S::V, M>;
-    /// The elements of some panels, if it takes work to come by them.
-    #[inline(always)]
-    fn widen<S: Simd>(&self, _: S, _: Range<usize>) -> Option<Vec<[f32; GROUP]>> {
-        None
-    }
 }
 
-/// One block of `M` rows of [`PackedRows`].
-#[derive(Clone, Copy)]
-pub struct RowBlock<'a> {
-    /// `[input][M]`.
-    pub x: &'a [f32],
-    /// `[group][M]`: sums of `x` over groups of inputs; empty if none were wanted.
-    pub totals: &'a [f32],
-}
-
-/// Rows in the order in which [`Panels::block`] reads them.
+/// Rows for [`block`].
 pub struct PackedRows<'a> {
     x: Cow<'a, [f32]>,
-    totals: Vec<f32>,
     width: usize,
     /// Rows of a block; the last may have fewer.
     block: usize,
 }
 
 impl<'a> PackedRows<'a> {
-    /// Packs rows of `width`, with their sums over groups of `group`.
-    pub fn new(x: &'a [f32], width: usize, group: Option<usize>) -> Self {
-        let block = block_rows(x.len() / width);
-        let mut totals = Vec::new();
-        if let Some(group) = group {
-            let sums: Vec<_> = x.chunks_exact(group).map(total).collect();
-            pack_rows(&sums, width / group, block, &mut totals);
+    /// Packs rows of `width`.
+    pub fn new(x: &'a [f32], width: usize, block: usize) -> Self {
+        if block == 1 {
+            return Self { x: Cow::Borrowed(x), width, block };
         }
         let mut packed = Vec::new();
-        let x = if block == 1 {
-            Cow::Borrowed(x)
-        } else {
-            pack_rows(x, width, block, &mut packed);
-            Cow::Owned(packed)
-        };
-        Self { x, totals, width, block }
+        pack_rows(x, width, block, &mut packed);
+        Self { x: Cow::Owned(packed), width, block }
     }
 
-    /// Each block, with its rows.
-    pub fn blocks(&self) -> impl ExactSizeIterator<Item = (usize, RowBlock<'_>)> {
-        let len = self.block * self.width;
-        let totals = self.totals.len() / (self.x.len() / self.width) * self.block;
-        self.x.chunks(len).enumerate().map(move |(index, x)| {
-            let end = self.totals.len().min((index + 1) * totals);
-            (x.len() / self.width, RowBlock { x, totals: &self.totals[index * totals..end] })
-        })
+    /// Block `index`, which has `M` rows.
+    #[inline(always)]
+    pub fn block<const M: usize>(&self, index: usize) -> &[[f32; M]] {
+        self.x[index * self.block * self.width..][..M * self.width].as_chunks().0
     }
-}
-
-/// Sum of a group, in as many chains as a vector has lanes.
-fn total(x: &[f32]) -> f32 {
-    let (eights, rest) = x.as_chunks::<LANES>();
-    let mut sums = [0.0; LANES];
-    for eight in eights {
-        sums.iter_mut().zip(eight).for_each(|(sum, x)| *sum += x);
-    }
-    sums.iter().chain(rest).sum()
 }

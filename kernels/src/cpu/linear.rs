@@ -6,16 +6,13 @@
 //! many it computes from cache. Runs shrink towards the end, so that the threads end together.
 
 use super::element::GROUP;
-use super::gemm::{BLOCK, PackedRows, Panels, RowBlock, Sums, block, store};
+use super::gemm::{BLOCK, Panels, Sums, block_rows, store};
 use super::pool::Pool;
-use super::simd::{Kernel, Level, Simd};
+use super::simd::{Kernel, LANES, Level, Simd};
 use super::tile::Tile;
 
 /// Bytes of weights of one work item, at most: half of a second-level cache.
 const ITEM_BYTES: usize = 256 << 10;
-
-/// Blocks of rows from which on weights that take work to come by are widened once for all.
-const WIDENED_FROM: usize = 3;
 
 /// What a product reads.
 pub struct Product<'a, W> {
@@ -33,15 +30,17 @@ pub struct Product<'a, W> {
 pub fn linear<W: Panels>(pool: &Pool, level: Level, product: &Product<'_, W>, out: Tile<'_>) {
     let &Product { x, weight, bias, add } = product;
     let (outputs, inputs) = weight.shape();
-    let rows = out.rows();
-    assert_eq!((x.len(), out.width()), (rows * inputs, outputs), "linear");
-    if rows == 0 {
+    assert_eq!((x.len(), out.width()), (out.rows() * inputs, outputs), "linear");
+    if out.rows() == 0 {
         return;
     }
-    let rows = &PackedRows::new(x, inputs, weight.group());
+    let block = block_rows(out.rows());
+    let rows = &weight.rows((pool, level), x, block);
     let most = (ITEM_BYTES / weight.panel_bytes()).max(1);
     let items = Runs { out, next: 0, most, shares: 4 * pool.threads() };
-    pool.for_each(items, |(first, out)| level.run(Item { weight, bias, add, rows, first, out }));
+    pool.for_each(items, |(first, out)| {
+        level.run(Item { weight, bias, add, rows, block, first, out });
+    });
 }
 
 /// Deals columns of `out` in runs of whole panels, with the number of each run's first panel.
@@ -67,42 +66,31 @@ impl<'a> Iterator for Runs<'a> {
 }
 
 /// A run of panels times all rows.
-struct Item<'a, W> {
+struct Item<'a, 'x, W: Panels> {
     weight: &'a W,
     bias: Option<&'a [f32]>,
     add: bool,
-    rows: &'a PackedRows<'a>,
+    rows: &'a W::Rows<'x>,
+    /// Rows of a block; the last may have fewer.
+    block: usize,
     /// First panel.
     first: usize,
     out: Tile<'a>,
 }
 
-impl<W: Panels> Kernel for Item<'_, W> {
+impl<W: Panels> Kernel for Item<'_, '_, W> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
-        let panels = self.out.width().div_ceil(GROUP);
-        if self.rows.blocks().len() >= WIDENED_FROM
-            && let Some(groups) = self.weight.widen(simd, self.first..self.first + panels)
-        {
-            let cols = self.weight.shape().1;
-            return self.run_over(simd, panels, &Widened { groups, cols });
-        }
-        let (weight, first) = (self.weight, self.first);
-        self.run_over(simd, panels, &From { weight, first });
-    }
-}
-
-impl<W> Item<'_, W> {
-    #[inline(always)]
-    fn run_over<S: Simd>(mut self, simd: S, panels: usize, weight: &impl Blocks) {
+    fn run<S: Simd>(mut self, simd: S) {
         let bias = self.bias.map(|bias| &bias[self.first * GROUP..][..self.out.width()]);
-        let mut row = 0;
-        for (count, x) in self.rows.blocks() {
-            for panel in 0..panels {
-                let at = Place { row, column: panel * GROUP, bias, add: self.add };
-                let out = &mut self.out;
+        let (weight, out) = (self.weight, &mut self.out);
+        for (index, row) in (0..out.rows()).step_by(self.block).enumerate() {
+            let count = self.block.min(out.rows() - row);
+            let x = (self.rows, index);
+            for number in 0..out.width().div_ceil(GROUP) {
+                let at = Place { row, column: number * GROUP, bias, add: self.add };
+                let panel = self.first + number;
                 match count {
                     1 => at.put(simd, weight.block::<S, 1, 4>(simd, panel, x), out),
                     2 => at.put(simd, weight.block::<S, 2, 2>(simd, panel, x), out),
@@ -112,55 +100,7 @@ impl<W> Item<'_, W> {
                     _ => at.put(simd, weight.block::<S, BLOCK, 1>(simd, panel, x), out),
                 }
             }
-            row += count;
         }
-    }
-}
-
-/// The panels of one item, counted from its first.
-trait Blocks {
-    fn block<S: Simd, const M: usize, const U: usize>(
-        &self,
-        simd: S,
-        panel: usize,
-        rows: RowBlock<'_>,
-    ) -> Sums<S::V, M>;
-}
-
-/// As they are stored.
-struct From<'a, W> {
-    weight: &'a W,
-    first: usize,
-}
-
-impl<W: Panels> Blocks for From<'_, W> {
-    #[inline(always)]
-    fn block<S: Simd, const M: usize, const U: usize>(
-        &self,
-        simd: S,
-        panel: usize,
-        rows: RowBlock<'_>,
-    ) -> Sums<S::V, M> {
-        self.weight.block::<S, M, U>(simd, self.first + panel, rows)
-    }
-}
-
-/// Widened, in the cache.
-struct Widened {
-    groups: Vec<[f32; GROUP]>,
-    cols: usize,
-}
-
-impl Blocks for Widened {
-    #[inline(always)]
-    fn block<S: Simd, const M: usize, const U: usize>(
-        &self,
-        simd: S,
-        panel: usize,
-        rows: RowBlock<'_>,
-    ) -> Sums<S::V, M> {
-        let groups = &self.groups[panel * self.cols..][..self.cols];
-        block::<S, f32, M, U>(simd, rows.x.as_chunks::<M>().0, groups)
     }
 }
 
@@ -179,15 +119,29 @@ impl Place<'_> {
         let width = (out.width() - self.column).min(GROUP);
         for (m, sums) in sums.into_iter().enumerate() {
             let to = &mut out.row(self.row + m)[self.column..][..width];
-            let mut before = [0.0; GROUP];
-            before[..width].copy_from_slice(to);
-            store(simd, sums, to);
-            if self.add {
-                to.iter_mut().zip(before).for_each(|(y, before)| *y += before);
+            if let Ok(to) = <&mut [f32; GROUP]>::try_from(&mut *to) {
+                self.put_all(simd, sums, to);
+            } else {
+                let mut all = [0.0; GROUP];
+                all[..width].copy_from_slice(to);
+                self.put_all(simd, sums, &mut all);
+                to.copy_from_slice(&all[..width]);
             }
-            if let Some(bias) = self.bias {
-                to.iter_mut().zip(&bias[self.column..]).for_each(|(y, b)| *y += b);
-            }
+        }
+    }
+
+    #[inline(always)]
+    fn put_all<S: Simd>(self, simd: S, mut sums: [S::V; 2], to: &mut [f32; GROUP]) {
+        if self.add {
+            let before = to.as_chunks::<LANES>().0;
+            sums = [
+                simd.add(sums[0], simd.load(&before[0])),
+                simd.add(sums[1], simd.load(&before[1])),
+            ];
+        }
+        store(simd, sums, to);
+        if let Some(bias) = self.bias {
+            to.iter_mut().zip(&bias[self.column..]).for_each(|(y, b)| *y += b);
         }
     }
 }

@@ -15,6 +15,7 @@ mod attention;
 mod backend;
 mod batch;
 mod element;
+mod fixed;
 mod floor;
 mod gemm;
 mod linear;

@@ -6,9 +6,9 @@
 
 use super::arena::{Arena, Region};
 use super::element::{Element, GROUP};
-use super::gemm::{Panels, RowBlock, Sums, block};
+use super::gemm::{PackedRows, Panels, Sums, block};
 use super::pool::Pool;
-use super::simd::Simd;
+use super::simd::{Level, Simd};
 use crate::ops::OpError;
 
 /// A matrix in panels.
@@ -69,6 +69,8 @@ impl<E: Element> Packed<E> {
 }
 
 impl<E: Element> Panels for Packed<E> {
+    type Rows<'a> = PackedRows<'a>;
+
     fn shape(&self) -> (usize, usize) {
         (self.rows, self.cols)
     }
@@ -77,15 +79,18 @@ impl<E: Element> Panels for Packed<E> {
         self.cols * size_of::<[E; GROUP]>()
     }
 
+    fn rows<'a>(&self, _: (&Pool, Level), x: &'a [f32], block: usize) -> PackedRows<'a> {
+        PackedRows::new(x, self.cols, block)
+    }
+
     #[inline(always)]
     fn block<S: Simd, const M: usize, const U: usize>(
         &self,
         simd: S,
         panel: usize,
-        rows: RowBlock<'_>,
+        (rows, index): (&PackedRows<'_>, usize),
     ) -> Sums<S::V, M> {
-        let groups = self.groups(panel..panel + 1);
-        block::<S, E, M, U>(simd, rows.x.as_chunks::<M>().0, groups)
+        block::<S, E, M, U>(simd, rows.block(index), self.groups(panel..panel + 1))
     }
 }
 

@@ -3,19 +3,21 @@
 //! A panel is its groups of inputs one after another, and a group is read front to back:
 //! 1. one line of scales and minimums, both halves, the scale below; or, where one of them is no
 //!    half, a line of scales and a line of minimums in f32;
-//! 2. lines of values: a word holds eight inputs of 4 bits or four of 8, the first in its top bits.
+//! 2. lines of values, unsigned: a byte of a word holds an input of 8 bits, to which 128 is added,
+//!    or in its low half one of 4 bits, and in its high half the one four inputs further.
 //!
-//! So a product streams lines in order, and takes a value by a shift of all lanes. Values are kept
-//! in 4 bits if all of a matrix are in `0..=15`; nothing is rounded on the way in.
+//! So a product streams lines in order, and multiplies the bytes of all lanes by four inputs of a
+//! row, which are [in fixed point](super::fixed). Values are kept in 4 bits if all of a matrix are
+//! in `0..=15`; nothing is rounded on the way in.
 
 use super::arena::{Arena, Region};
 use super::element::GROUP;
-use super::gemm::{AHEAD, Panels, RowBlock, Sums};
+use super::fixed::{DIGITS, FixedBlock, FixedRows, INPUTS};
+use super::gemm::{AHEAD, Panels, Sums};
 use super::pool::Pool;
-use super::simd::{LANES, Simd};
+use super::simd::{LANES, Level, Simd};
 use crate::ops::{Blocks, OpError};
 use half::f16;
-use std::ops::Range;
 
 /// One word of each of a panel's outputs: a cache line.
 pub type Line = [u32; GROUP];
@@ -33,19 +35,8 @@ pub struct Quantised {
     data: Region<u32>,
 }
 
-/// Values of 4 bits in a word.
-const NIBBLES: usize = 8;
-/// Values of 8 bits in a word.
-const BYTES: usize = 4;
-
-/// The top value of each word, of which there are `N`, and the rest moved up.
-#[inline(always)]
-fn take<S: Simd, const N: usize>(simd: S, words: S::I) -> (S::V, S::I) {
-    match N {
-        NIBBLES => (simd.top_nibble(words), simd.shift_left::<4>(words)),
-        _ => (simd.top_byte(words), simd.shift_left::<8>(words)),
-    }
-}
+/// What is added to a value of 8 bits, so that it is unsigned.
+const SIGN: i32 = 128;
 
 impl Quantised {
     /// Packs `[rows][cols]` into memory of `arena`.
@@ -100,7 +91,7 @@ impl Quantised {
     }
 
     fn group_lines(&self) -> usize {
-        self.heads() + self.group / if self.narrow { NIBBLES } else { BYTES }
+        self.heads() + self.group / inputs_of(self.narrow)
     }
 
     fn panel_lines(&self) -> usize {
@@ -133,17 +124,14 @@ impl Quantised {
                     (half(heads[0][lane]), half(heads[0][lane] >> 16))
                 }
             };
-            let inputs = self.group / values.len();
-            for (line, out) in values.iter().zip(out.chunks_exact_mut(inputs)) {
-                let mut word = line[lane];
-                for x in out {
-                    let value = if self.narrow {
-                        (word >> 28) as f32
-                    } else {
-                        f32::from((word >> 24) as u8 as i8)
+            for (line, out) in values.iter().zip(out.chunks_exact_mut(inputs_of(self.narrow))) {
+                for (i, x) in out.iter_mut().enumerate() {
+                    let byte = line[lane].to_le_bytes()[i % INPUTS];
+                    let value = match self.narrow {
+                        true => i32::from(byte >> (i / INPUTS * 4) & 15),
+                        false => i32::from(byte) - SIGN,
                     };
-                    *x = scale * value + min;
-                    word <<= 32 / inputs;
+                    *x = scale * value as f32 + min;
                 }
             }
         }
@@ -161,75 +149,75 @@ impl Quantised {
     }
 
     #[inline(always)]
-    fn product<S: Simd, const N: usize, const M: usize, const U: usize>(
+    fn product<S: Simd, const M: usize>(
         &self,
         simd: S,
         panel: usize,
-        rows: RowBlock<'_>,
+        rows: &FixedBlock<'_, M>,
     ) -> Sums<S::V, M> {
         let mut sums = [[simd.splat(0.0); 2]; M];
-        let groups = self.panel(panel).chunks_exact(self.group_lines());
-        let (xs, totals) = (rows.x.as_chunks::<M>().0, rows.totals.as_chunks::<M>().0);
-        for ((lines, xs), totals) in groups.zip(xs.chunks_exact(self.group)).zip(totals) {
+        let lines = self.panel(panel).chunks_exact(self.group_lines());
+        let words = rows.words.chunks_exact(self.group / INPUTS);
+        for ((lines, words), groups) in lines.zip(words).zip(rows.groups) {
             let (heads, values) = lines.split_at(self.heads());
             heads.iter().for_each(|line| simd.prefetch(line, AHEAD));
-            let mut chains = [[[simd.splat(0.0); 2]; M]; U];
-            for (line, xs) in values.iter().zip(xs.as_chunks::<N>().0) {
-                simd.prefetch(line, AHEAD);
-                let [mut low, mut high] = load(simd, line);
-                for k in 0..N {
-                    let (first, second);
-                    (first, low) = take::<S, N>(simd, low);
-                    (second, high) = take::<S, N>(simd, high);
-                    for (sum, &x) in chains[k % U].iter_mut().zip(&xs[k]) {
-                        let x = simd.splat(x);
-                        *sum = [simd.fma(x, first, sum[0]), simd.fma(x, second, sum[1])];
-                    }
+            let mut dots: [Dots<S>; M] = std::array::from_fn(|m| {
+                let low = if self.narrow { 0 } else { groups[m].digits.wrapping_mul(-SIGN) };
+                [[simd.splat_word(0); 2], [simd.splat_word(low.cast_unsigned()); 2]]
+            });
+            if self.narrow {
+                for (line, words) in values.iter().zip(words.as_chunks::<2>().0) {
+                    simd.prefetch(line, AHEAD);
+                    let line = load(simd, line);
+                    let low = line.map(|words| simd.low_nibbles(words));
+                    multiply(simd, &mut dots, low, &words[0]);
+                    let high = line.map(|words| simd.high_nibbles(words));
+                    multiply(simd, &mut dots, high, &words[1]);
+                }
+            } else {
+                for (line, words) in values.iter().zip(words) {
+                    simd.prefetch(line, AHEAD);
+                    multiply(simd, &mut dots, load(simd, line), words);
                 }
             }
             let [scales, mins] = self.scales(simd, heads);
             for m in 0..M {
-                let total = simd.splat(totals[m]);
+                let (scale, total) = (simd.splat(groups[m].scale), simd.splat(groups[m].total));
                 for half in 0..2 {
-                    let mut dot = chains[0][m][half];
-                    for chain in &chains[1..] {
-                        dot = simd.add(dot, chain[m][half]);
-                    }
-                    let sum = simd.fma(dot, scales[half], sums[m][half]);
-                    sums[m][half] = simd.fma(total, mins[half], sum);
+                    let dot = simd.join_digits(dots[m][0][half], dots[m][1][half]);
+                    let sum = simd.fma(total, mins[half], sums[m][half]);
+                    sums[m][half] = simd.fma(simd.mul(dot, scale), scales[half], sum);
                 }
             }
         }
         sums
     }
+}
 
-    #[inline(always)]
-    fn widen_as<S: Simd, const N: usize>(
-        &self,
-        simd: S,
-        panel: usize,
-        out: &mut Vec<[f32; GROUP]>,
-    ) {
-        for lines in self.panel(panel).chunks_exact(self.group_lines()) {
-            let (heads, values) = lines.split_at(self.heads());
-            let [scales, mins] = self.scales(simd, heads);
-            for line in values {
-                let mut words = load(simd, line);
-                for _ in 0..N {
-                    let mut group = [0.0; GROUP];
-                    for (half, to) in group.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
-                        let value;
-                        (value, words[half]) = take::<S, N>(simd, words[half]);
-                        simd.store(simd.fma(value, scales[half], mins[half]), to);
-                    }
-                    out.push(group);
-                }
+/// Of a row's digits, the dots with both halves of a panel.
+type Dots<S> = [[<S as Simd>::I; 2]; DIGITS];
+
+/// Four inputs of `M` rows times both halves of a panel.
+#[inline(always)]
+fn multiply<S: Simd, const M: usize>(
+    simd: S,
+    dots: &mut [Dots<S>; M],
+    weights: [S::I; 2],
+    words: &[[u32; M]; DIGITS],
+) {
+    for (m, dots) in dots.iter_mut().enumerate() {
+        for (digit, dots) in dots.iter_mut().enumerate() {
+            let x = simd.splat_word(words[digit][m]);
+            for (dot, weights) in dots.iter_mut().zip(weights) {
+                *dot = simd.dot(*dot, weights, x);
             }
         }
     }
 }
 
 impl Panels for Quantised {
+    type Rows<'a> = FixedRows;
+
     fn shape(&self) -> (usize, usize) {
         (self.rows, self.cols)
     }
@@ -238,8 +226,8 @@ impl Panels for Quantised {
         self.panel_lines() * size_of::<Line>()
     }
 
-    fn group(&self) -> Option<usize> {
-        Some(self.group)
+    fn rows(&self, at: (&Pool, Level), x: &[f32], block: usize) -> FixedRows {
+        FixedRows::new(at, x, (self.cols, self.group, block))
     }
 
     #[inline(always)]
@@ -247,24 +235,9 @@ impl Panels for Quantised {
         &self,
         simd: S,
         panel: usize,
-        rows: RowBlock<'_>,
+        (rows, index): (&FixedRows, usize),
     ) -> Sums<S::V, M> {
-        match self.narrow {
-            true => self.product::<S, NIBBLES, M, U>(simd, panel, rows),
-            false => self.product::<S, BYTES, M, U>(simd, panel, rows),
-        }
-    }
-
-    #[inline(always)]
-    fn widen<S: Simd>(&self, simd: S, panels: Range<usize>) -> Option<Vec<[f32; GROUP]>> {
-        let mut out = Vec::with_capacity(panels.len() * self.cols);
-        for panel in panels {
-            match self.narrow {
-                true => self.widen_as::<S, NIBBLES>(simd, panel, &mut out),
-                false => self.widen_as::<S, BYTES>(simd, panel, &mut out),
-            }
-        }
-        Some(out)
+        self.product(simd, panel, &rows.block(index))
     }
 }
 
@@ -282,9 +255,17 @@ fn scale_words(wide: bool, scale: f32, min: f32) -> impl Iterator<Item = u32> {
 }
 
 fn words_of(narrow: bool, values: &[i8]) -> impl Iterator<Item = u32> {
-    let (inputs, bits) = if narrow { (NIBBLES, 4) } else { (BYTES, 8) };
-    values.chunks_exact(inputs).map(move |values| {
-        let word = |word: u32, &value: &i8| word << bits | u32::from(value.cast_unsigned());
-        values.iter().fold(0, word)
+    values.chunks_exact(inputs_of(narrow)).map(move |values| {
+        let (first, second) = values.split_at(INPUTS);
+        let byte = |i: usize| match narrow {
+            true => first[i].cast_unsigned() | second[i].cast_unsigned() << 4,
+            false => first[i].cast_unsigned().wrapping_add(SIGN as u8),
+        };
+        u32::from_le_bytes(std::array::from_fn(byte))
     })
+}
+
+/// Inputs of a word of values.
+fn inputs_of(narrow: bool) -> usize {
+    if narrow { 2 * INPUTS } else { INPUTS }
 }

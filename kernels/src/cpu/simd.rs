@@ -1,11 +1,12 @@
-//! Eight lanes of f32: AVX2 with FMA where the CPU has them, plain arrays elsewhere.
+//! Eight lanes of f32: AVX2 with FMA where the CPU has them, with products of bytes in AVX-512 VNNI
+//! where it has those too, plain arrays elsewhere.
 //!
 //! A kernel is written once, generic over [`Simd`], as a [`Kernel`] whose `run` is
 //! `#[inline(always)]`; [`Level::run`] compiles it into a function with the features enabled.
 //! Loads and stores take arrays by reference, so no kernel does pointer arithmetic.
 //!
-//! **Invariant:** an [`Avx2`] exists only where detection saw AVX2 and FMA. Every intrinsic here
-//! rests on that proof.
+//! **Invariant:** an [`X86`] exists only where detection saw AVX2 and FMA and, where it says so,
+//! VNNI. Every intrinsic here rests on that proof.
 #![expect(unsafe_code, reason = "the SIMD fence: intrinsics behind a proof of their features")]
 
 use half::{bf16, f16};
@@ -51,18 +52,32 @@ pub trait Simd: Copy + Send + Sync {
     fn exp2i(self, n: Self::V) -> Self::V;
     /// Sum of the lanes.
     fn sum(self, v: Self::V) -> f32;
+    /// The largest of the lanes, none of which is NaN.
+    fn largest(self, v: Self::V) -> f32;
+    /// `v` in the lanes whose bit is set, the first lane's the lowest, and `other` elsewhere.
+    fn pick(self, bits: u8, v: Self::V, other: Self::V) -> Self::V;
     /// From memory.
     fn load_words(self, from: &[u32; LANES]) -> Self::I;
     /// The f32 of the same bits.
     fn as_floats(self, words: Self::I) -> Self::V;
     /// Each word's low and high half as a finite f16, widened.
     fn halves(self, words: Self::I) -> (Self::V, Self::V);
-    /// Each word's top four bits, unsigned.
-    fn top_nibble(self, words: Self::I) -> Self::V;
-    /// Each word's top eight bits, signed.
-    fn top_byte(self, words: Self::I) -> Self::V;
-    /// Each word moved up.
-    fn shift_left<const N: i32>(self, words: Self::I) -> Self::I;
+    /// Words added, wrapping.
+    fn add_words(self, a: Self::I, b: Self::I) -> Self::I;
+    /// All words `x`.
+    fn splat_word(self, x: u32) -> Self::I;
+    /// Each byte's low four bits.
+    fn low_nibbles(self, words: Self::I) -> Self::I;
+    /// Each byte's high four bits.
+    fn high_nibbles(self, words: Self::I) -> Self::I;
+    /// To each word of `sums` the products of its four unsigned bytes with the signed bytes of `x`,
+    /// which are in `-64..=64`.
+    fn dot(self, sums: Self::I, bytes: Self::I, x: Self::I) -> Self::I;
+    /// Each `128 * high + low`, signed, as f32.
+    fn join_digits(self, high: Self::I, low: Self::I) -> Self::V;
+    /// Integral lanes in `-8191..=8191` as `128 * high + low`: of each four lanes the high digits,
+    /// then the low ones, each a byte of a word in `-64..=64`, the first lane in the lowest.
+    fn digits(self, v: Self::V) -> [[u32; 2]; LANES / 4];
     /// Hints that the cache line `ahead` bytes after `from` is read soon.
     fn prefetch<T>(self, from: &T, ahead: usize);
 
@@ -99,17 +114,29 @@ pub enum Level {
     Portable,
     /// AVX2 and FMA.
     #[cfg(target_arch = "x86_64")]
-    Avx2(Avx2),
+    Avx2(X86<false>),
+    /// These, and products of bytes in AVX-512.
+    #[cfg(target_arch = "x86_64")]
+    Vnni(X86<true>),
 }
 
 impl Level {
     /// The best of this CPU.
     pub fn detect() -> Self {
+        Self::all().pop().unwrap_or(Self::Portable)
+    }
+
+    /// All that this CPU can do, the best last.
+    pub fn all() -> Vec<Self> {
+        let mut all = vec![Self::Portable];
         #[cfg(target_arch = "x86_64")]
         if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-            return Self::Avx2(Avx2(()));
+            all.push(Self::Avx2(X86(())));
+            if is_x86_feature_detected!("avx512vl") && is_x86_feature_detected!("avx512vnni") {
+                all.push(Self::Vnni(X86(())));
+            }
         }
-        Self::Portable
+        all
     }
 
     /// Runs `kernel` compiled for this level.
@@ -120,13 +147,22 @@ impl Level {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: `proof` exists, so the CPU has AVX2 and FMA.
             Self::Avx2(proof) => unsafe { run_avx2(proof, kernel) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: `proof` exists, so the CPU has these and AVX-512 VL and VNNI.
+            Self::Vnni(proof) => unsafe { run_vnni(proof, kernel) },
         }
     }
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
-fn run_avx2<K: Kernel>(proof: Avx2, kernel: K) -> K::Output {
+fn run_avx2<K: Kernel>(proof: X86<false>, kernel: K) -> K::Output {
+    kernel.run(proof)
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,avx512vl,avx512vnni")]
+fn run_vnni<K: Kernel>(proof: X86<true>, kernel: K) -> K::Output {
     kernel.run(proof)
 }
 
@@ -208,6 +244,14 @@ impl Simd for Portable {
         ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]))
     }
     #[inline(always)]
+    fn largest(self, v: Self::V) -> f32 {
+        v.into_iter().fold(f32::NEG_INFINITY, f32::max)
+    }
+    #[inline(always)]
+    fn pick(self, bits: u8, v: Self::V, other: Self::V) -> Self::V {
+        std::array::from_fn(|i| if bits >> i & 1 == 1 { v[i] } else { other[i] })
+    }
+    #[inline(always)]
     fn load_words(self, from: &[u32; LANES]) -> Self::I {
         *from
     }
@@ -221,23 +265,49 @@ impl Simd for Portable {
         (words.map(half), words.map(|word| half(word >> 16)))
     }
     #[inline(always)]
-    fn top_nibble(self, words: Self::I) -> Self::V {
-        words.map(|word| (word >> 28) as f32)
+    fn add_words(self, a: Self::I, b: Self::I) -> Self::I {
+        std::array::from_fn(|i| a[i].wrapping_add(b[i]))
     }
     #[inline(always)]
-    fn top_byte(self, words: Self::I) -> Self::V {
-        words.map(|word| (word.cast_signed() >> 24) as f32)
+    fn splat_word(self, x: u32) -> Self::I {
+        [x; LANES]
     }
     #[inline(always)]
-    fn shift_left<const N: i32>(self, words: Self::I) -> Self::I {
-        words.map(|word| word << N)
+    fn low_nibbles(self, words: Self::I) -> Self::I {
+        words.map(|word| word & 0x0f0f_0f0f)
+    }
+    #[inline(always)]
+    fn high_nibbles(self, words: Self::I) -> Self::I {
+        words.map(|word| word >> 4 & 0x0f0f_0f0f)
+    }
+    #[inline(always)]
+    fn dot(self, sums: Self::I, bytes: Self::I, x: Self::I) -> Self::I {
+        let product = |(byte, x): (u8, u8)| i32::from(byte) * i32::from(x.cast_signed());
+        std::array::from_fn(|i| {
+            let pairs = bytes[i].to_le_bytes().into_iter().zip(x[i].to_le_bytes());
+            sums[i].wrapping_add_signed(pairs.map(product).sum())
+        })
+    }
+    #[inline(always)]
+    fn join_digits(self, high: Self::I, low: Self::I) -> Self::V {
+        std::array::from_fn(|i| (high[i] << 7).wrapping_add(low[i]).cast_signed() as f32)
+    }
+    #[inline(always)]
+    fn digits(self, v: Self::V) -> [[u32; 2]; LANES / 4] {
+        let fours = v.as_chunks::<4>().0;
+        std::array::from_fn(|i| {
+            let of = |digit: fn(i32) -> i32| {
+                u32::from_le_bytes(fours[i].map(|x| digit((x as i32).wrapping_add(64)) as u8))
+            };
+            [of(|moved| moved >> 7), of(|moved| (moved & 127) - 64)]
+        })
     }
     #[inline(always)]
     fn prefetch<T>(self, _: &T, _: usize) {}
 }
 
 #[cfg(target_arch = "x86_64")]
-pub use x86::Avx2;
+pub use x86::X86;
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
@@ -245,19 +315,20 @@ mod x86 {
     use half::bf16;
     use std::arch::x86_64::*;
 
-    /// Proof that the CPU has AVX2 and FMA.
+    /// Proof that the CPU has AVX2 and FMA and, with `VNNI`, AVX-512 VL and VNNI, for vectors of
+    /// 256 bits.
     #[derive(Clone, Copy, Debug)]
-    pub struct Avx2(pub(super) ());
+    pub struct X86<const VNNI: bool>(pub(super) ());
 
     /// One intrinsic whose only precondition is its CPU feature.
     macro_rules! intrinsic {
         ($call:expr) => {
-            // SAFETY: `Avx2` proves AVX2 and FMA; the operands are values.
+            // SAFETY: `X86` proves AVX2 and FMA; the operands are values.
             unsafe { $call }
         };
     }
 
-    impl Simd for Avx2 {
+    impl<const VNNI: bool> Simd for X86<VNNI> {
         type V = __m256;
         type I = __m256i;
         #[inline(always)]
@@ -353,6 +424,23 @@ mod x86 {
             })
         }
         #[inline(always)]
+        fn largest(self, v: __m256) -> f32 {
+            intrinsic!({
+                let four = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+                let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+                _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)))
+            })
+        }
+        #[inline(always)]
+        fn pick(self, bits: u8, v: __m256, other: __m256) -> __m256 {
+            intrinsic!({
+                let lanes = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+                let set = _mm256_and_si256(_mm256_set1_epi32(bits.into()), lanes);
+                let set = _mm256_cmpeq_epi32(set, lanes);
+                _mm256_blendv_ps(other, v, _mm256_castsi256_ps(set))
+            })
+        }
+        #[inline(always)]
         fn load_words(self, from: &[u32; LANES]) -> __m256i {
             // SAFETY: AVX2 is proven; `from` is 32 readable bytes; the load needs no alignment.
             unsafe { _mm256_loadu_si256(from.as_ptr().cast()) }
@@ -375,19 +463,58 @@ mod x86 {
             };
             let high =
                 intrinsic!(_mm256_and_si256(words, _mm256_set1_epi32(0xffff_0000_u32 as i32)));
-            (widen(self.shift_left::<16>(words)), widen(high))
+            (widen(intrinsic!(_mm256_slli_epi32::<16>(words))), widen(high))
         }
         #[inline(always)]
-        fn top_nibble(self, words: __m256i) -> __m256 {
-            intrinsic!(_mm256_cvtepi32_ps(_mm256_srli_epi32::<28>(words)))
+        fn add_words(self, a: __m256i, b: __m256i) -> __m256i {
+            intrinsic!(_mm256_add_epi32(a, b))
         }
         #[inline(always)]
-        fn top_byte(self, words: __m256i) -> __m256 {
-            intrinsic!(_mm256_cvtepi32_ps(_mm256_srai_epi32::<24>(words)))
+        fn splat_word(self, x: u32) -> __m256i {
+            intrinsic!(_mm256_set1_epi32(x.cast_signed()))
         }
         #[inline(always)]
-        fn shift_left<const N: i32>(self, words: __m256i) -> __m256i {
-            intrinsic!(_mm256_slli_epi32::<N>(words))
+        fn low_nibbles(self, words: __m256i) -> __m256i {
+            intrinsic!(_mm256_and_si256(words, _mm256_set1_epi8(15)))
+        }
+        #[inline(always)]
+        fn high_nibbles(self, words: __m256i) -> __m256i {
+            self.low_nibbles(intrinsic!(_mm256_srli_epi32::<4>(words)))
+        }
+        #[inline(always)]
+        fn dot(self, sums: __m256i, bytes: __m256i, x: __m256i) -> __m256i {
+            if VNNI {
+                // SAFETY: `X86<true>` proves AVX-512 VL and VNNI; the operands are values.
+                return unsafe { _mm256_dpbusd_epi32(sums, bytes, x) };
+            }
+            // A pair is at most 2 * 255 * 64, which 16 bits hold.
+            intrinsic!({
+                let pairs = _mm256_maddubs_epi16(bytes, x);
+                _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
+            })
+        }
+        #[inline(always)]
+        fn join_digits(self, high: __m256i, low: __m256i) -> __m256 {
+            let whole = self.add_words(intrinsic!(_mm256_slli_epi32::<7>(high)), low);
+            intrinsic!(_mm256_cvtepi32_ps(whole))
+        }
+        #[inline(always)]
+        fn digits(self, v: __m256) -> [[u32; 2]; LANES / 4] {
+            let bytes = intrinsic!({
+                let moved = _mm256_add_epi32(_mm256_cvtps_epi32(v), _mm256_set1_epi32(64));
+                let high = _mm256_srai_epi32::<7>(moved);
+                let low = _mm256_and_si256(moved, _mm256_set1_epi32(127));
+                let low = _mm256_sub_epi32(low, _mm256_set1_epi32(64));
+                // High digits in the first byte of each word, low ones in the second.
+                let high = _mm256_and_si256(high, _mm256_set1_epi32(255));
+                let both = _mm256_or_si256(high, _mm256_slli_epi32::<8>(low));
+                _mm256_shuffle_epi8(both, _mm256_set1_epi64x(0x0d09_0501_0c08_0400))
+            });
+            let (first, second) = intrinsic!((
+                _mm256_extract_epi64::<0>(bytes).cast_unsigned(),
+                _mm256_extract_epi64::<2>(bytes).cast_unsigned()
+            ));
+            [first, second].map(|four| [four as u32, (four >> 32) as u32])
         }
         #[inline(always)]
         fn prefetch<T>(self, from: &T, ahead: usize) {

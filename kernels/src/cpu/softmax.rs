@@ -36,6 +36,33 @@ impl Softmax {
         let runs = x.chunks(RUN).zip(out.chunks_mut(RUN));
         runs.map(|(x, out)| f64::from(self.level.run(Terms { x, max, scale, out }))).sum()
     }
+
+    /// Minus infinity wherever bit `i % 32` of word `i / 32` is not set or there is no such word.
+    pub fn rule_out(&self, words: &[u32], x: &mut [f32]) {
+        self.level.run(RuleOut { words, x });
+    }
+}
+
+struct RuleOut<'a> {
+    words: &'a [u32],
+    x: &'a mut [f32],
+}
+
+impl Kernel for RuleOut<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let none = simd.splat(f32::NEG_INFINITY);
+        let mut bytes = self.words.iter().flat_map(|word| word.to_le_bytes());
+        let (lanes, rest) = self.x.as_chunks_mut::<LANES>();
+        for x in lanes {
+            simd.store(simd.pick(bytes.next().unwrap_or(0), simd.load(x), none), x);
+        }
+        let byte = bytes.next().unwrap_or(0);
+        let out = rest.iter_mut().enumerate().filter(|(bit, _)| byte >> bit & 1 == 0);
+        out.for_each(|(_, x)| *x = f32::NEG_INFINITY);
+    }
 }
 
 struct Max<'a>(&'a [f32]);

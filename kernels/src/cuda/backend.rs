@@ -218,12 +218,24 @@ impl Cuda {
         self.sampler.fetch(rows, into)
     }
 
+    /// Says that no matrix is uploaded any more: gives back what they were staged in, once the
+    /// copies have ended.
+    ///
+    /// # Errors
+    /// [`OpError::Device`].
+    pub fn loaded(&self) -> Result<(), OpError> {
+        self.device.synchronize()?;
+        self.stages.clear();
+        Ok(())
+    }
+
     /// Room for the batches of recorded steps, with page tables of `pages` entries in all.
     ///
     /// # Errors
     /// [`OpError::Memory`].
     pub fn frame(&self, pages: usize) -> Result<Frame, OpError> {
-        Frame::new(&self.device, &self.writer.borrow(), pages)
+        let masks = ROWS_MAX * self.sampler.mask_words();
+        Frame::new(&self.device, &self.writer.borrow(), (pages, masks))
     }
 
     /// Records what `enqueue` does with a batch of `rows` rows in `frame`, each a single token that

@@ -18,9 +18,9 @@ pub const ROWS_MAX: usize = 256;
 pub const DRAWN: u32 = 1 << 31;
 /// Position of a row that is none.
 const PADDING: u32 = u32::MAX;
-/// Words of lists and masks of all rows together that a [`Frame`] has room for: 65,536 adjusted
-/// tokens, or 41 masks of 151,936 bits. A step with more is enqueued kernel by kernel.
-const FRAME_EXTRA: usize = 3 << 16;
+/// Words of all rows' lists together that a [`Frame`] has room for beside their masks: 65,536
+/// adjusted tokens. A step with more is enqueued kernel by kernel.
+const FRAME_LISTS: usize = 3 << 16;
 /// Query rows of a work item of `cuda/prefill_attention.cu`.
 pub(super) const QUERY_TILE: usize = 128;
 
@@ -348,20 +348,28 @@ pub struct Frame {
     /// Filled in turn, so that the next step's can be filled while one is copied.
     hosts: [(Pinned, Event); 2],
     turn: usize,
+    /// Words of lists and masks that it has room for.
+    extra: usize,
 }
 
 impl Frame {
     /// Whether it has room for what the draws adjust and mask.
     pub fn takes(&self, draws: &[Draw]) -> bool {
-        extra_words(draws) <= FRAME_EXTRA
+        extra_words(draws) <= self.extra
     }
 
-    /// For up to [`ROWS_MAX`] rows with `pages` pages in all.
-    pub(super) fn new(device: &Device, writer: &Writer, pages: usize) -> Result<Self, OpError> {
+    /// For up to [`ROWS_MAX`] rows with `pages` pages and `masks` words of masks in all.
+    pub(super) fn new(
+        device: &Device,
+        writer: &Writer,
+        (pages, masks): (usize, usize),
+    ) -> Result<Self, OpError> {
         let arrays = Layout::new(&writer.decode_counts(ROWS_MAX)).tables;
-        let bytes = 4 * (arrays + pages + FRAME_EXTRA);
+        let extra = masks + FRAME_LISTS;
+        let bytes = 4 * (arrays + pages + extra);
         let host = || Ok::<_, OpError>((Pinned::new(device, bytes)?, Event::new(device)?));
-        Ok(Self { memory: device.allocate(bytes)?, hosts: [host()?, host()?], turn: 0 })
+        let (memory, hosts) = (device.allocate(bytes)?, [host()?, host()?]);
+        Ok(Self { memory, hosts, turn: 0, extra })
     }
 
     /// A batch of `rows` rows to record a step with: padding, of which nothing is read or written.

@@ -62,6 +62,7 @@ impl Arch {
             (9, 0) => Some(Self::Sm90a),
             (10, 0) => Some(Self::Sm100a),
             (8, _) => Some(Self::Sm80),
+            // 10.3 and 12.0 have other instructions and less shared memory; not tried.
             _ => None,
         }
     }
@@ -98,15 +99,20 @@ pub fn compile(
     let (name, text) = (CString::new(format!("{stem}.cu")), CString::new(text).map_err(bad)?);
     let name = name.map_err(bad)?;
     let program = Program::new(&name, &text).map_err(|code| failed(&code))?;
-    let mut options = vec![arch.option().to_owned()];
-    options.extend(["--std=c++17", "--use_fast_math", "--ptxas-options=-v"].map(String::from));
-    options.extend(definitions.iter().map(|definition| format!("-D{definition}")));
+    let options = options(arch, definitions);
     // SAFETY: the program is alive, and options are passed by copies that outlive the call.
     let compiled = unsafe { nvrtc::compile_program(program.0, &options) };
     let log = program.log();
     compiled.map_err(|_| failed(&log))?;
     let image = program.cubin().map_err(|code| failed(&code))?;
     Ok(Cubin { image, log })
+}
+
+fn options(arch: Arch, definitions: &[String]) -> Vec<String> {
+    let mut options = vec![arch.option().to_owned()];
+    options.extend(["--std=c++17", "--use_fast_math", "--ptxas-options=-v"].map(String::from));
+    options.extend(definitions.iter().map(|definition| format!("-D{definition}")));
+    options
 }
 
 fn need_nvrtc() -> Result<(), OpError> {
@@ -187,33 +193,42 @@ impl Cache {
         Self(user_cache("cubin"))
     }
 
-    /// From the cache, or compiled and put there.
+    /// What `load` makes of a cubin from the cache; of one that is compiled and put there, if there
+    /// is none or it does not load: a disk may lose what was written before a power cut.
     ///
     /// # Errors
-    /// As [`compile`].
-    pub fn get(
+    /// As [`compile`], or what `load` returned of a fresh one.
+    pub fn with<T>(
         &self,
         source: (&str, &str),
-        arch: Arch,
-        definitions: &[String],
-    ) -> Result<Cubin, OpError> {
-        let Some(folder) = &self.0 else { return compile(source, arch, definitions) };
+        (arch, definitions): (Arch, &[String]),
+        load: impl Fn(&[u8]) -> Result<T, OpError>,
+    ) -> Result<T, OpError> {
         need_nvrtc()?;
         let name = format!("{}-{}.cubin", source.0, key(source, arch, definitions));
-        let path = folder.join(&name);
-        // It is written under another name first, so none is ever read that is cut short.
-        if let Ok(image) = std::fs::read(&path) {
-            return Ok(Cubin { image, log: String::new() });
+        let path = self.0.as_ref().map(|folder| folder.join(&name));
+        let cached = path.as_ref().and_then(|path| std::fs::read(path).ok());
+        if let Some(Ok(loaded)) = cached.map(|image| load(&image)) {
+            return Ok(loaded);
         }
         let cubin = compile(source, arch, definitions)?;
-        let part = folder.join(format!(".{}-{name}", std::process::id()));
-        let written = std::fs::create_dir_all(folder)
-            .and_then(|()| std::fs::write(&part, &cubin.image))
-            .and_then(|()| std::fs::rename(&part, &path));
         // A full or read-only disk costs the next start its compile time and no more.
-        drop(written);
-        Ok(cubin)
+        drop(path.map(|path| write_whole(&path, &cubin.image)));
+        load(&cubin.image)
     }
+}
+
+/// Under another name first, so that none is ever read that is cut short.
+pub(super) fn write_whole(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let folder = path.parent().unwrap_or(Path::new("."));
+    std::fs::create_dir_all(folder)?;
+    // Processes of two containers may have one id.
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    let nanos = now.map_or(0, |now| now.as_nanos());
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let part = folder.join(format!(".{}-{nanos}-{name}", std::process::id()));
+    std::fs::write(&part, bytes)?;
+    std::fs::rename(part, path)
 }
 
 fn key((stem, text): (&str, &str), arch: Arch, definitions: &[String]) -> String {
@@ -227,9 +242,8 @@ fn key((stem, text): (&str, &str), arch: Arch, definitions: &[String]) -> String
     };
     add(stem);
     add(text);
-    add(arch.option());
     add(&format!("{major}.{minor}"));
     HEADERS.iter().for_each(|(_, body)| add(body));
-    definitions.iter().for_each(|definition| add(definition));
+    options(arch, definitions).iter().for_each(|option| add(option));
     hasher.finalize().to_hex()[..32].to_owned()
 }

@@ -70,7 +70,8 @@ impl Device {
         let version = context.compute_capability().map_err(|e| failed(&opening, e))?;
         let arch = Arch::of(version).ok_or_else(|| {
             let (major, minor) = version;
-            let text = format!("{opening}: compute capability {major}.{minor}, 8.0 is the least");
+            let text =
+                format!("{opening}: compute capability {major}.{minor}; want 8.x, 9.0 or 10.0");
             OpError::Device(text)
         })?;
         Ok(Self { context, stream, arch })
@@ -146,7 +147,7 @@ impl Device {
     ///
     /// # Errors
     /// As [`Self::allocate`]; [`OpError::Device`] if the copy failed.
-    pub fn upload<T: Copy>(&self, host: &[T]) -> Result<DeviceMemory, OpError> {
+    pub fn upload<T: Plain>(&self, host: &[T]) -> Result<DeviceMemory, OpError> {
         let memory = self.allocate(size_of_val(host))?;
         memory.write(0, host)?;
         Ok(memory)
@@ -159,6 +160,24 @@ pub struct DeviceMemory {
     len: usize,
     device: Device,
 }
+
+/// Numbers: any bits are a value, and all bytes are of the value.
+///
+/// # Safety
+/// As said.
+pub unsafe trait Plain: Copy {}
+// SAFETY: integers and floats are so.
+unsafe impl Plain for u8 {}
+// SAFETY: as above.
+unsafe impl Plain for u16 {}
+// SAFETY: as above.
+unsafe impl Plain for u32 {}
+// SAFETY: as above.
+unsafe impl Plain for u64 {}
+// SAFETY: as above.
+unsafe impl Plain for f32 {}
+// SAFETY: as above; it is a `u16` in shape.
+unsafe impl Plain for half::bf16 {}
 
 impl DeviceMemory {
     /// Address on the device.
@@ -188,7 +207,7 @@ impl DeviceMemory {
     ///
     /// # Panics
     /// If it does not fit.
-    pub fn write<T: Copy>(&self, at: usize, host: &[T]) -> Result<(), OpError> {
+    pub fn write<T: Plain>(&self, at: usize, host: &[T]) -> Result<(), OpError> {
         assert!(at + size_of_val(host) <= self.len, "a write of {at}+ into {} bytes", self.len);
         self.device.bind()?;
         let (start, stream) = (self.start + at as u64, self.device.stream());
@@ -205,7 +224,7 @@ impl DeviceMemory {
     ///
     /// # Panics
     /// If it lies beyond the end.
-    pub fn read<T: Copy>(&self, at: usize, host: &mut [T]) -> Result<(), OpError> {
+    pub fn read<T: Plain>(&self, at: usize, host: &mut [T]) -> Result<(), OpError> {
         assert!(at + size_of_val(host) <= self.len, "a read of {at}+ from {} bytes", self.len);
         self.device.bind()?;
         let (start, stream) = (self.start + at as u64, self.device.stream());

@@ -31,7 +31,11 @@ impl Graph {
         let enqueued = enqueue();
         // SAFETY: the recording was begun above.
         let recorded = unsafe { result::stream::end_capture(device.stream()) };
-        enqueued?;
+        if let Err(error) = enqueued {
+            // SAFETY: it was just recorded, and nothing else has it. What it held is lost anyhow.
+            let _ = recorded.and_then(|graph| unsafe { result::graph::destroy(graph) });
+            return Err(error);
+        }
         let recorded = recorded.map_err(doing)?;
         // SAFETY: the graph was just recorded, and is destroyed once the executable one exists.
         let graph = unsafe {

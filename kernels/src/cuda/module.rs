@@ -122,12 +122,15 @@ impl Kernel {
         let Entry { stem, name, definitions, shared, overlaps } = entry;
         let source = SOURCES.iter().find(|source| source.0 == stem);
         let &source = source.ok_or_else(|| OpError::Device(format!("no source {stem}.cu")))?;
-        let cubin = Cache::of_user().get(source, device.arch(), definitions)?;
         device.bind()?;
         let failed = |e| failed(&format!("loading {name} of {stem}.cu"), e);
-        // SAFETY: the image is a whole cubin, which the driver copies.
-        let module = unsafe { result::module::load_data(cubin.image.as_ptr().cast()) };
-        let module = module.map_err(failed)?;
+        let module = Cache::of_user().with(source, (device.arch(), definitions), |image| {
+            if !image.starts_with(b"\x7fELF") {
+                return Err(OpError::Device(format!("{stem}.cu: no cubin")));
+            }
+            // SAFETY: the image is a cubin, which the driver checks and copies.
+            unsafe { result::module::load_data(image.as_ptr().cast()) }.map_err(failed)
+        })?;
         let entry = CString::new(name).map_err(|_| OpError::Device("a kernel's name".into()))?;
         // SAFETY: the module is loaded and never unloaded.
         let function = unsafe { result::module::get_function(module, entry) }.map_err(failed)?;

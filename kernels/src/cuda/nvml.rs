@@ -15,6 +15,7 @@ const NAME: &str = "libnvidia-ml.so.1";
 
 type Code = c_int;
 const SUCCESS: Code = 0;
+const NOT_SUPPORTED: Code = 3;
 const INSUFFICIENT_SIZE: Code = 7;
 
 /// Room in the first list asked for, and what is added to what a longer one then wants, for
@@ -98,7 +99,13 @@ impl Nvml {
         Err(failed("looking for the GPU", last))
     }
 
-    fn names(&self, list: Processes, device: DeviceHandle, pid: u32) -> Result<bool, String> {
+    /// `None` where the driver has no such list.
+    fn names(
+        &self,
+        list: Processes,
+        device: DeviceHandle,
+        pid: u32,
+    ) -> Result<Option<bool>, String> {
         let mut room = SPARE;
         let mut processes = Vec::new();
         for _ in 0..LOOKS {
@@ -109,9 +116,10 @@ impl Nvml {
             match code {
                 SUCCESS => {
                     processes.truncate(count as usize);
-                    return Ok(processes.iter().any(|process| process.pid == pid));
+                    return Ok(Some(processes.iter().any(|process| process.pid == pid)));
                 }
                 INSUFFICIENT_SIZE => room = count.saturating_add(SPARE),
+                NOT_SUPPORTED => return Ok(None),
                 code => return Err(failed("listing a GPU's processes", code)),
             }
         }
@@ -127,8 +135,12 @@ pub fn computes(uuid: &[u8; 16], pid: u32) -> Result<bool, String> {
     let nvml = nvml()?;
     let device = nvml.device(uuid)?;
     // Not every driver has the list of MPS; then its clients are on the other.
-    let under_mps = nvml.names(nvml.lists[1], device, pid).unwrap_or(false);
-    Ok(under_mps || nvml.names(nvml.lists[0], device, pid)?)
+    let under_mps = nvml.names(nvml.lists[1], device, pid)?;
+    let of_its_own = nvml.names(nvml.lists[0], device, pid)?;
+    match (under_mps, of_its_own) {
+        (None, None) => Err("NVML has no list of a GPU's processes here".to_owned()),
+        lists => Ok(lists.0 == Some(true) || lists.1 == Some(true)),
+    }
 }
 
 #[cfg(test)]
@@ -141,14 +153,18 @@ mod tests {
         assert!(computes(&[0x5a; 16], 1).is_err());
     }
 
-    /// Where processes are numbered in another namespace it only prints that.
     #[test]
     #[ignore = "needs a GPU"]
     fn cuda_nvml_knows_who_computes() {
         let device = Device::open(0).unwrap();
         let _memory = device.upload(&[1_u8; 1 << 20]).unwrap();
         let uuid = device.uuid().unwrap();
-        println!("NVML names this process: {:?}", computes(&uuid, std::process::id()));
+        let own = computes(&uuid, std::process::id());
+        // Where processes are numbered in another namespace, NVML names none of this one.
+        let host_pids = std::fs::read_link("/proc/self/ns/pid").unwrap()
+            == std::path::Path::new("pid:[4026531836]");
+        println!("NVML names this process: {own:?}, the host's pids: {host_pids}");
+        assert!(own == Ok(true) || !host_pids, "{own:?}");
         assert_eq!(computes(&uuid, u32::MAX), Ok(false));
     }
 }

@@ -2,11 +2,14 @@
 //! (`cargo test -p kernels -- --ignored cuda`); and the compile check, which needs NVRTC alone.
 
 use super::compile::{Arch, SOURCES, compile};
+use super::plan::{Limits, Mode, Plan, stages};
+use super::project;
 use super::{Cuda, CudaPages, CudaShape, Device, Draw, Heads, PagePool};
 use crate::ops::*;
 use crate::oracle::{Oracle, OraclePages};
 use crate::parity::{
-    Paged, Random, gather, linear, norm_error, norm_linear, rms_norm, rows, silu_mul, upload,
+    Filled, Paged, Random, gather, linear, norm_error, norm_linear, rms_norm, rows, silu_mul,
+    upload,
 };
 use half::bf16;
 use std::sync::Arc;
@@ -36,21 +39,32 @@ fn close(what: &str, found: &[f32], expected: &[f32]) {
 /// A source with the definitions of each shape that it is tried in.
 fn variants(
     source: (&'static str, &'static str),
+    arch: Arch,
 ) -> Vec<((&'static str, &'static str), Vec<String>)> {
+    let heads = |head_dim, kv_heads, group, page_tokens| Heads {
+        kv: KvShape { layers: 1, kv_heads, head_dim, page_tokens },
+        heads: kv_heads * group,
+    };
     let shapes: &[&[&str]] = match source.0 {
-        "decode_attention" => &[
-            &["HEAD_DIM=128", "GROUP=2", "PAGE_TOKENS=16", "STAGES=3"],
-            &["HEAD_DIM=128", "GROUP=8", "PAGE_TOKENS=64", "STAGES=3"],
-            &["HEAD_DIM=64", "GROUP=3", "PAGE_TOKENS=16", "STAGES=6"],
-        ],
+        "decode_attention" => {
+            // Of a block, on the least device of the architecture that is supported.
+            let shared_max = if arch == Arch::Sm80 { 166_912 } else { 232_448 };
+            let shapes = [(128, 8, 2, 16), (128, 8, 4, 16), (128, 4, 8, 64), (64, 3, 3, 16)];
+            let of = |(head_dim, kv_heads, group, page_tokens)| {
+                let mut all = heads(head_dim, kv_heads, group, page_tokens).definitions();
+                let stages = stages(head_dim, group, shared_max).unwrap();
+                all.extend([format!("GROUP={group}"), format!("STAGES={stages}")]);
+                (source, all)
+            };
+            return shapes.map(of).to_vec();
+        }
         "prefill_attention" => {
             &[&["HEAD_DIM=128", "PAGE_TOKENS=16"], &["HEAD_DIM=64", "PAGE_TOKENS=48"]]
         }
-        "project" => &[
-            &["COLUMNS=1", "TILES=2", "WARPS_N=1", "WARPS_K=8", "SPLIT=1", "STAGES=4", "NORM=1"],
-            &["COLUMNS=4", "TILES=2", "WARPS_N=1", "WARPS_K=8", "SPLIT=1", "STAGES=2", "NORM=0"],
-            &["COLUMNS=4", "TILES=2", "WARPS_N=1", "WARPS_K=8", "SPLIT=1", "STAGES=4", "NORM=1"],
-        ],
+        "project" => {
+            let cuts = project::definitions_tried(arch != Arch::Sm80);
+            return cuts.into_iter().map(|definitions| (source, definitions)).collect();
+        }
         "sample" => &[&["SAMPLE_THREADS=512"]],
         _ => &[&[]],
     };
@@ -61,16 +75,23 @@ fn variants(
 #[test]
 #[ignore = "needs NVRTC"]
 fn every_kernel_compiles_for_every_architecture_without_spills() {
-    for (source, definitions) in SOURCES.iter().flat_map(|&source| variants(source)) {
+    std::thread::scope(|scope| {
         for arch in Arch::ALL {
-            let cubin = compile(source, arch, &definitions).unwrap();
-            let spills = cubin.log.lines().filter(|line| line.contains("spill"));
-            let none = "0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads";
-            for line in spills {
-                assert!(line.contains(none), "{} for {arch:?}: {line}", source.0);
-            }
-            assert!(cubin.image.starts_with(b"\x7fELF"));
+            scope.spawn(move || check_spills(arch));
         }
+    });
+}
+
+fn check_spills(arch: Arch) {
+    for (source, definitions) in SOURCES.iter().flat_map(|&source| variants(source, arch)) {
+        let cubin = compile(source, arch, &definitions).unwrap();
+        let mut spills = cubin.log.lines().filter(|line| line.contains("spill")).peekable();
+        assert!(spills.peek().is_some(), "{}: the assembler says nothing of spills", source.0);
+        let none = "0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads";
+        for line in spills {
+            assert!(line.contains(none), "{} {definitions:?} for {arch:?}: {line}", source.0);
+        }
+        assert!(cubin.image.starts_with(b"\x7fELF"));
     }
 }
 
@@ -186,6 +207,51 @@ fn cuda_logits() {
         let error = norm_error(&rows(&cuda, &out, count), &expected);
         println!("logits {count}×{inputs}×{outputs}: {error:.1e}");
         assert!(error <= 1e-5, "{error}");
+    }
+}
+
+/// Long rows and many: every mode of decode attention, and main loops of prefill attention that
+/// mask nothing.
+#[test]
+#[ignore = "needs a GPU"]
+fn cuda_attention_over_filled_pages() {
+    let mut random = Random(27);
+    let mut modes = Vec::new();
+    for case in 0..28 {
+        // kv heads, group, head_dim, and of how many rows how long.
+        let (kv_heads, group, head_dim, count, longest) = [
+            (8, 2, 128, 40, 600),
+            (8, 2, 128, 1, 3000),
+            (2, 4, 64, 5, 2000),
+            (3, 3, 64, 64, 300),
+            (8, 4, 128, 3, 500),
+            (4, 8, 64, 70, 200),
+            (2, 2, 128, 3, 1700),
+        ][case % 7];
+        let shape = KvShape { layers: 2, kv_heads, head_dim, page_tokens: 16 };
+        let is_decode = case < 14;
+        let rows: Vec<_> = (0..if is_decode { count } else { count.min(3) })
+            .map(|_| (random.below(longest), if is_decode { 1 } else { 1 + random.below(400) }))
+            .collect();
+        let filled = Filled::of(&mut random, shape, kv_heads * group, &rows);
+        let expected = filled.run(&Oracle, &OraclePages::new(shape, filled.pages, true));
+        let cuda = cuda_for(1000, shape, filled.heads);
+        let pool = PagePool::new(cuda.device(), shape, filled.pages as u32).unwrap();
+        let page_bytes = shape.layers * shape.layer_len() * 2;
+        for page in 0..pool.pages() {
+            pool.write(page, 0..page_bytes, &vec![0xff; page_bytes]).unwrap();
+        }
+        let found = filled.run(&cuda, &CudaPages::new(Arc::new(pool)));
+        close(&format!("case {case}: {} rows, {shape:?} × {group}", rows.len()), &found, &expected);
+        if is_decode {
+            let blocks = cuda.device().multiprocessors().unwrap();
+            let mut plan = Plan::new(Limits { blocks, kv_heads: kv_heads as u32, rows: 256 });
+            plan.update(&rows.iter().map(|(start, len)| (start + len) as u32).collect::<Vec<_>>());
+            modes.push(plan.mode());
+        }
+    }
+    for mode in [Mode::TwoHeads, Mode::OneHead, Mode::Halves] {
+        assert!(modes.contains(&mode), "{mode:?} was not tried: {modes:?}");
     }
 }
 

@@ -173,6 +173,30 @@ fn load(device: &Device, cut: &Cut) -> Result<Kernel, OpError> {
     Kernel::load(device, Entry { stem, name, definitions, shared, overlaps: true })
 }
 
+/// Definitions of all cuts that models of usual sizes come to.
+#[cfg(test)]
+pub(super) fn definitions_tried(split: bool) -> Vec<Vec<String>> {
+    // Hidden, intermediate, and the width of queries, keys and values.
+    let models = [(576, 1536, 960), (1024, 3072, 4096), (2560, 9728, 6144), (4096, 12_288, 6144)];
+    let mut cuts = std::collections::HashSet::new();
+    for (hidden, intermediate, qkv) in models {
+        for rows in [1, 8, 9, 16, 17, 32] {
+            for (outputs, inputs, gated, norm) in [
+                (qkv, hidden, false, true),
+                (hidden, hidden, false, false),
+                (intermediate, hidden, true, true),
+                (hidden, intermediate, false, false),
+            ] {
+                let projection = Projection { rows, outputs, inputs, gated };
+                if Projections::take(&projection) {
+                    cuts.insert(Cut::of(&projection, norm, split));
+                }
+            }
+        }
+    }
+    cuts.iter().map(Cut::definitions).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -165,6 +165,11 @@ fn slice(vocab: usize, ranks: usize) -> usize {
 }
 
 impl Sampler {
+    /// Words of a row's mask.
+    pub fn mask_words(&self) -> usize {
+        self.vocab.div_ceil(32)
+    }
+
     pub fn load(device: &Device, vocab: usize) -> Result<Self, OpError> {
         let hopper = device.arch() != Arch::Sm80;
         let workspace = if hopper { 0 } else { 4 * slice(vocab, 1) * ROWS_MAX };

@@ -25,6 +25,11 @@ struct Half {
 pub(super) struct Stages(Mutex<Vec<[Half; 2]>>);
 
 impl Stages {
+    /// Gives the halves' memory back, once everything is loaded.
+    pub fn clear(&self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
     /// For pieces of up to `bytes`.
     pub fn take(&self, device: &Device, bytes: usize) -> Result<Stage<'_>, OpError> {
         let mut halves = self.0.lock().unwrap_or_else(PoisonError::into_inner);

@@ -5,10 +5,9 @@
 //! worse ones win. What won is kept on disk: a later start only reads it.
 
 use super::backend::{Cuda, CudaMatrix, CudaTensor};
-use super::compile::user_cache;
+use super::compile::{user_cache, write_whole};
 use crate::ops::{Linear, OpError, Ops};
 use std::fs;
-use std::path::Path;
 
 /// Replays of a recording; the median counts.
 const ROUNDS: usize = 3;
@@ -73,16 +72,8 @@ impl Cuda {
         products.choose(product, index)?;
         if let Some(path) = path {
             // A full or read-only disk costs the next start this time and no more.
-            drop(keep(&path, index));
+            drop(write_whole(&path, index.to_string().as_bytes()));
         }
         Ok(())
     }
-}
-
-/// Writes it whole or not at all.
-fn keep(path: &Path, index: usize) -> std::io::Result<()> {
-    path.parent().map_or(Ok(()), fs::create_dir_all)?;
-    let part = path.with_extension(std::process::id().to_string());
-    fs::write(&part, index.to_string())?;
-    fs::rename(part, path)
 }

@@ -46,6 +46,8 @@ impl Default for TcpConfig {
 
 /// Connections that may be saying their hello at a time, on top of those of sessions.
 const STRANGERS: usize = 16;
+/// Between two tries to accept, after one that failed.
+const ACCEPT_AGAIN: Duration = Duration::from_millis(10);
 
 /// A pool that sources may send to.
 pub struct TcpTarget {
@@ -252,8 +254,15 @@ fn listen(shared: &Arc<Shared>, listener: &TcpListener, stop: &OwnedFd) {
         if !fds[1].revents().is_empty() {
             return;
         }
-        // Errors of one connection (it was reset, or no descriptors are left) end only that one.
-        let Ok((socket, peer)) = listener.accept() else { continue };
+        let (socket, peer) = match listener.accept() {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // It ends only that connection; without descriptors the next try fails as well.
+                tracing::warn!(%error, "data connection not accepted");
+                std::thread::sleep(ACCEPT_AGAIN);
+                continue;
+            }
+        };
         let Some(counted) = Counted::new(shared) else {
             tracing::warn!(%peer, "data connection refused: too many");
             continue;

@@ -1,6 +1,7 @@
 //! `tandem`: the command of people who run a ring.
 #![forbid(unsafe_code)]
 
+mod generate;
 mod model;
 mod one_process;
 mod up;
@@ -21,6 +22,8 @@ struct Arguments {
 enum Command {
     Up(up::UpOptions),
     Ring(one_process::RingCommand),
+    #[command(hide = true)]
+    Generate(generate::GenerateCommand),
     /// Fetch a model, or say what one is.
     #[command(subcommand)]
     Model(model::ModelCommand),
@@ -30,6 +33,7 @@ fn main() -> ExitCode {
     let outcome = match Arguments::parse().command {
         Command::Up(options) => up::run(&options),
         Command::Ring(command) => command.run(),
+        Command::Generate(command) => command.run().map(|()| ExitCode::SUCCESS),
         Command::Model(command) => command.run().map(|()| ExitCode::SUCCESS),
     };
     outcome.unwrap_or_else(|error| {

@@ -10,7 +10,7 @@ use anyhow::{Context, anyhow};
 use clap::Args;
 use gateway::auth::Guard;
 use kv_transfer::loopback::Hub;
-use role::settings::{Settings, StringList};
+use role::settings::{ConfigFile, Settings, StringList};
 use serde::Deserialize;
 use service::logs::{self, Format};
 use service::shutdown::{self, Shutdown, Trigger};
@@ -20,8 +20,8 @@ use tokio::task::JoinHandle;
 /// Run the whole ring in this process.
 #[derive(Args)]
 pub struct RingCommand {
-    /// TOML file: listen, model, served_model_name, dtype, key_file; [gateway] and [server] with
-    /// any setting of the gateway and of both servers.
+    /// TOML file: listen, model, served_model_name, dtype, weights, key_file; [gateway] and
+    /// [server] with any setting of the gateway and of both servers.
     #[arg(long)]
     config: PathBuf,
 }
@@ -33,6 +33,7 @@ struct File {
     model: PathBuf,
     served_model_name: Option<String>,
     dtype: Option<String>,
+    weights: Option<String>,
     key_file: PathBuf,
     #[serde(default)]
     gateway: gateway::config::Settings,
@@ -64,14 +65,15 @@ struct Running {
 
 async fn run(file: File) -> anyhow::Result<()> {
     let hub = Hub::new();
-    let decode_config = server(&file, "decode-0").resolve(None)?;
+    let decode_config = server(&file, "decode-0").resolve(&ConfigFile::default())?;
     let mut decode = start(|listening, shutdown| {
         let hub = Some(Arc::clone(&hub));
         async { Ok(decode_server::run(decode_config, hub, listening, shutdown).await?) }
     })
     .await?;
     let joins = Some(StringList(vec![decode.address.to_string()]));
-    let prefill_config = Settings { decode: joins, ..server(&file, "prefill-0") }.resolve(None)?;
+    let prefill_config =
+        Settings { decode: joins, ..server(&file, "prefill-0") }.resolve(&ConfigFile::default())?;
     let mut prefill = start(|listening, shutdown| {
         let hub = Some(Arc::clone(&hub));
         async { Ok(prefill_server::run(prefill_config, hub, listening, shutdown).await?) }
@@ -126,6 +128,7 @@ fn server(file: &File, id: &str) -> Settings {
         key_file: Some(file.key_file.clone()),
         model: Some(file.model.clone()),
         dtype: common.dtype.clone().or(file.dtype.clone()),
+        weights: common.weights.clone().or(file.weights.clone()),
         ..common.clone()
     }
 }
@@ -154,10 +157,11 @@ mod tests {
     #[test]
     fn settings_of_a_table_go_to_both_servers_and_the_gateway() {
         let text = "listen = \"127.0.0.1:0\"\nmodel = \"m\"\nkey_file = \"k\"\ndtype = \"f32\"\n\
-                    [server]\npage_size = 32\n[gateway]\nmax_queued = 7\n";
+                    weights = \"bf16\"\n[server]\npage_size = 32\n[gateway]\nmax_queued = 7\n";
         let file: File = toml::from_str(text).unwrap();
         let settings = server(&file, "decode-0");
         assert_eq!((settings.page_size, settings.dtype.as_deref()), (Some(32), Some("f32")));
+        assert_eq!(settings.weights.as_deref(), Some("bf16"));
         let address = SocketAddr::from(([127, 0, 0, 1], 9));
         let gateway = gateway_settings(&file, address, address);
         assert_eq!((gateway.max_queued, gateway.decode), (Some(7), vec!["127.0.0.1:9".to_owned()]));

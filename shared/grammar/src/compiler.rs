@@ -57,8 +57,7 @@ impl Compiler {
         let &first = eos.first().ok_or(BadVocabulary::NoEnd)?;
         let trie = TokTrie::from(&TokRxInfo::new(vocab, first), bytes).with_eos_tokens(&eos);
         let env: TokEnv = Arc::new(ApproximateTokEnv::new(trie));
-        let slices = llguidance::earley::SlicedBiasComputer::general_slices();
-        let mut factory = ParserFactory::new(&env, InferenceCapabilities::default(), &slices)
+        let mut factory = ParserFactory::new(&env, InferenceCapabilities::default(), &slices())
             .map_err(|error| BadVocabulary::Tokenizer(error.to_string()))?;
         factory.quiet();
         *factory.limits_mut() = ParserLimits { verbose_errors: false, ..ParserLimits::default() };
@@ -106,6 +105,18 @@ impl std::fmt::Debug for Compiler {
         let compiled = self.compiled.len();
         f.debug_struct("Compiler").field("words", &self.words).field("compiled", &compiled).finish()
     }
+}
+
+/// Kinds of tokens whose bits are set at once where all of a kind may come: blanks, and text of a
+/// JSON string by its length. Where a string has so many characters left, only what is longer and
+/// what ends or escapes is looked at token by token. Each length costs memory: a tree of tokens.
+fn slices() -> Vec<String> {
+    let text = r#"[^"\\\x00-\x1F\x7F]"#;
+    let up_to = [3, 6, 10, 15, 30].map(|most| format!("{text}{{1,{most}}}"));
+    let mut slices = vec![r"[\x20\x0A\x0D\x09]+".to_owned()];
+    slices.extend(up_to);
+    slices.push(format!("{text}+"));
+    slices
 }
 
 /// A schema with the whitespace that it leaves open decided.

@@ -1,5 +1,7 @@
 //! [`CudaEngine`]: the engine on one GPU. A launch enqueues the forward pass, the drawing of its
-//! tokens and their copy to the host; nothing waits but [`Engine::collect`], for one event.
+//! tokens and their copy to the host; nothing waits for a step but
+//! [`Engine::collect`], for one event. (What is copied to the device is staged in two halves in
+//! turn; a launch makes sure that the copy from its half, of two steps ago, has ended.)
 //!
 //! Steps of single tokens are recorded once for each of [`BUCKETS`] rows and replayed, smaller
 //! batches padded. Everything else is enqueued kernel by kernel.
@@ -10,7 +12,7 @@ use crate::engine::{Batch, Engine, EngineError, IN_FLIGHT, Sample, StepPart};
 use crate::forward::{LayerProduct, Model, Pass, Scratch, Step};
 use crate::load::{LoadError, LoadPlan, Progress, load};
 use crate::quantised::WeightFormat;
-use crate::read::{self, Reader, Wanted};
+use crate::read::{Reader, Wanted};
 use crate::reference::Observed;
 use crate::sample::{Drawn, draw};
 use checkpoint::Checkpoint;
@@ -31,7 +33,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 /// A margin by which the device's sampler and the host's, which sum in another order, may differ.
-const SAMPLER_TIE: f32 = 1e-5;
+pub(crate) const SAMPLER_TIE: f32 = 1e-5;
 
 /// Parts that a step's layers are complete in: what is shipped after a step's end is one of them.
 const PARTS: usize = 4;
@@ -94,9 +96,9 @@ impl PageStore for DeviceKv {
 
 /// Recorded steps of single tokens, and what they compute in.
 struct Decode {
-    frame: Frame,
-    /// By rows, ascending.
+    /// By rows, ascending. They go before what they touch.
     steps: Vec<Recorded>,
+    frame: Frame,
     scratch: Scratch<Cuda>,
 }
 
@@ -166,9 +168,10 @@ impl CudaEngine {
         let (weights, positions) = (WeightFormat::Bf16, model_config.max_positions);
         let plan = LoadPlan { ops: &cuda, dtype: KvDtype::Bf16, weights, positions, threads };
         let loaded = load(checkpoint, plan, progress)?;
+        cuda.loaded()?;
         stage.end("weights")?;
         let (sizes, tokens) = (&loaded.model.sizes, step_tokens.max(1));
-        let mut scratch = Scratch::new(&cuda, sizes, tokens, tokens.min(read::ROWS))?;
+        let mut scratch = Scratch::new(&cuda, sizes, tokens, tokens.min(ROWS_MAX))?;
         let mut decode = match decode_rows.min(ROWS_MAX) {
             0 => None,
             rows => Some(Decode {
@@ -178,8 +181,7 @@ impl CudaEngine {
             }),
         };
         stage.end("activations")?;
-        let free = device.memory()?.0;
-        let pages = pages_of(pool, free, geometry.page_bytes())?;
+        let pages = pages_of(pool, device.memory()?.0, geometry.page_bytes())?;
         let memory = Arc::new(PagePool::new(device, kv, pages)?);
         let pages_seen = CudaPages::new(Arc::clone(&memory));
         stage.end("pages")?;
@@ -229,7 +231,6 @@ impl CudaEngine {
 
     /// Enqueues a step; whether it was a recorded one.
     fn enqueue(&mut self, flat: HostBatch, step: Step, draws: &[Draw]) -> Result<bool, OpError> {
-        self.parts.clear();
         let single = flat.segments.iter().all(|segment| segment.len == 1);
         if let Some(decode) = &mut self.decode
             && single
@@ -375,7 +376,7 @@ fn device(error: OpError) -> EngineError {
 
 /// As the device draws it. Waits for the mask, which is uploaded with the step: the server launches
 /// such a row only once its last token is known, so a mask is mostly there by now.
-fn to_draw(sample: &Sample) -> Draw {
+pub(crate) fn to_draw(sample: &Sample) -> Draw {
     let sampling = &sample.sampling;
     Draw {
         temperature: sampling.temperature,
@@ -459,6 +460,7 @@ impl Engine for CudaEngine {
             .ok_or_else(|| EngineError(format!("{IN_FLIGHT} steps are launched already")))?;
         let samples: Vec<_> = batch.rows.iter().map(|row| row.sample.clone()).collect();
         let draws: Vec<_> = samples.iter().flatten().map(to_draw).collect();
+        self.parts.clear();
         let (mut recorded, mut read) = (false, Vec::new());
         let wanted = Wanted::of(batch, &flat);
         if wanted.rows() > 0 {

@@ -1,21 +1,20 @@
 //! A server's process: settings → logs → admin → role → drain.
 
 use crate::core::StartError;
-use crate::settings::{BadSetting, Config, Settings};
+use crate::settings::{BadSetting, Config, ConfigFile, Settings};
 use service::logs::{self, LogError, Logs};
 use service::shutdown::{self, Shutdown};
 use service::{admin, notify};
 use std::fmt::Display;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::process::ExitCode;
 use tokio::sync::oneshot;
 
 /// What a server is started with.
 #[derive(Clone, Debug)]
 pub struct Start {
-    /// TOML file with any of the settings.
-    pub file: Option<PathBuf>,
+    /// Where settings are read from.
+    pub file: ConfigFile,
     /// Flags, which win over it.
     pub flags: Settings,
 }
@@ -30,7 +29,7 @@ where
     E: From<StartError> + Display,
     F: Future<Output = Result<(), E>>,
 {
-    let settings = start.flags.clone().above(start.file.as_deref());
+    let settings = start.flags.clone().above(&start.file);
     let (settings, config) = match settings.and_then(|s| Ok((s.clone(), s.check()?))) {
         Ok(both) => both,
         Err(error) => return fail(&error),
@@ -92,7 +91,7 @@ enum ReloadError {
 
 /// Takes what can change while the process runs, which is `log`, and says if there is more.
 fn reload(start: &Start, running: &Settings, logs: &Logs) -> Result<(), ReloadError> {
-    let found = start.flags.clone().above(start.file.as_deref())?;
+    let found = start.flags.clone().above(&start.file)?;
     found.clone().check()?;
     logs.set(found.log.as_deref())?;
     if (Settings { log: running.log.clone(), ..found }) != *running {

@@ -53,7 +53,8 @@ settings! {
     key_file: PathBuf,
     /// Model: a folder of safetensors or a GGUF file.
     model: PathBuf,
-    /// Where the model runs: cpu, cuda or cuda:N [default: cpu].
+    /// Where the model runs: cpu, cuda or cuda:N; auto or auto:N is that GPU where there is one,
+    /// else the CPU [default: cpu].
     device: String,
     /// Keys, values and arithmetic: bf16 or f32 [default: bf16].
     dtype: String,
@@ -83,7 +84,8 @@ settings! {
     bandwidth_floor: u64,
     /// Checksum every page that is shipped [default: false].
     page_checksums: bool,
-    /// Which cached pages go first: lru, lfu, fifo or mru [default: lru].
+    /// Which cached pages go first: lru, lfu, fifo, mru or priority (of the request
+    /// that computed them) [default: lru].
     eviction: String,
     /// Milliseconds between heartbeats [default: 200].
     heartbeat_ms: u64,
@@ -110,6 +112,20 @@ settings! {
     /// For tests: stop by SIGSTOP at this point, `POINT` or `POINT:N`.
     stop_at: String,
 }
+
+/// Where settings are read from.
+#[derive(Args, Clone, Debug, Default)]
+pub struct ConfigFile {
+    /// TOML file with any of the settings; flags go over it.
+    #[arg(long)]
+    pub config: Option<PathBuf>,
+    /// Number that `{instance}` in the file stands for: servers of several GPUs share one.
+    #[arg(long)]
+    pub instance: Option<u16>,
+}
+
+/// What [`ConfigFile::instance`] replaces.
+const INSTANCE: &str = "{instance}";
 
 /// A list in TOML, comma-separated in a flag.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -178,18 +194,31 @@ pub enum Device {
     Cuda(usize),
 }
 
+impl Device {
+    /// GPU `number` where it can be used, else the CPU.
+    fn best(number: usize) -> Self {
+        match kernels::cuda::Device::open(number) {
+            Ok(_) => Self::Cuda(number),
+            Err(_) => Self::Cpu,
+        }
+    }
+}
+
 impl FromStr for Device {
     type Err = String;
 
     fn from_str(name: &str) -> Result<Self, String> {
         let number = match name {
             "cpu" => return Ok(Self::Cpu),
+            "auto" => return Ok(Self::best(0)),
             "cuda" => Some(0),
             _ => name.strip_prefix("cuda:").and_then(|number| number.parse().ok()),
         };
+        let auto = name.strip_prefix("auto:").and_then(|number| number.parse().ok());
         number
             .map(Self::Cuda)
-            .ok_or_else(|| format!("{name:?} is not known; want cpu, cuda or cuda:N"))
+            .or(auto.map(Self::best))
+            .ok_or_else(|| format!("{name:?} is not known; want cpu, cuda, cuda:N, auto or auto:N"))
     }
 }
 
@@ -237,7 +266,7 @@ impl Settings {
     ///
     /// # Errors
     /// [`BadSetting`] with the name, the value and the cure.
-    pub fn resolve(self, file: Option<&Path>) -> Result<Config, BadSetting> {
+    pub fn resolve(self, file: &ConfigFile) -> Result<Config, BadSetting> {
         self.above(file)?.check()
     }
 
@@ -245,10 +274,14 @@ impl Settings {
     ///
     /// # Errors
     /// [`BadSetting`]: the file cannot be read, or a key in it does not exist.
-    pub fn above(self, file: Option<&Path>) -> Result<Self, BadSetting> {
-        let Some(path) = file else { return Ok(self) };
+    pub fn above(self, file: &ConfigFile) -> Result<Self, BadSetting> {
+        let Some(path) = file.config.as_deref() else { return Ok(self) };
         let text = std::fs::read_to_string(path)
             .map_err(|error| BadSetting::Unreadable { path: path.into(), error })?;
+        let text = match file.instance {
+            Some(instance) => text.replace(INSTANCE, &instance.to_string()),
+            None => text,
+        };
         if let Some((key, nearest)) = service::keys::unknown(&text, Self::KEYS) {
             return Err(BadSetting::UnknownKey { path: path.into(), key, nearest });
         }
@@ -377,7 +410,8 @@ mod tests {
         std::fs::write(&key, "11".repeat(32)).unwrap();
         let file = folder.path().join("server.toml");
         std::fs::write(&file, text.replace("KEY", key.to_str().unwrap())).unwrap();
-        Settings::default().resolve(Some(&file)).map_err(|e| e.to_string())
+        let file = ConfigFile { config: Some(file), instance: Some(3) };
+        Settings::default().resolve(&file).map_err(|e| e.to_string())
     }
 
     const LEAST: &str = "id = \"p\"\nlisten = \"127.0.0.1:1\"\nkey_file = \"KEY\"\nmodel = \"m\"\n";
@@ -386,6 +420,13 @@ mod tests {
     fn the_least_file_has_defaults_and_flags_go_over_it() {
         let config = check(LEAST).unwrap();
         assert_eq!((config.page_size, config.transport), (16, Choice::Auto));
+        let numbered = LEAST.replace("127.0.0.1:1", "127.0.0.1:720{instance}");
+        assert_eq!(check(&numbered).unwrap().listen.port(), 7203);
+        // Without a driver it is the CPU, with one the GPU of that number, if there is one.
+        assert_ne!(
+            check(&format!("{LEAST}device = \"auto:9\"\n")).unwrap().device,
+            Device::Cuda(0)
+        );
         let flags = Settings { page_size: Some(32), ..Settings::default() };
         let file = Settings { page_size: Some(8), threads: Some(3), ..Settings::default() };
         let both = flags.over(file);

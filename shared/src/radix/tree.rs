@@ -4,7 +4,7 @@
 //! their first page, which is their key; a node is in `leaves` exactly if it has no children, under
 //! its usage's rank; a salt has a root exactly while it has nodes.
 
-use crate::eviction::{Eviction, Usage};
+use crate::eviction::{Eviction, Inserted, Usage};
 use crate::ids::TokenId;
 use crate::pool::CachedRun;
 use std::collections::{BTreeSet, HashMap};
@@ -132,7 +132,7 @@ impl Tree {
         salt: &str,
         parent: Option<Slot>,
         (tokens, run): Edge,
-        now: Duration,
+        Inserted { at, priority }: Inserted,
     ) {
         let parent = match parent {
             Some(slot) => {
@@ -142,7 +142,7 @@ impl Tree {
             }
             None => Parent::Root(salt.into()),
         };
-        let usage = Usage { first: now, last: now, hits: 0 };
+        let usage = Usage { first: at, last: at, hits: 0, priority };
         let children = HashMap::new();
         let slot = self.place(Node { parent: parent.clone(), tokens, run, children, usage });
         let key = self.key(slot);
@@ -150,15 +150,24 @@ impl Tree {
         self.leaves.insert((self.rank(slot), slot));
     }
 
-    /// Notes a use of a node; `hit` if it was matched, not merely inserted again.
-    pub(super) fn touch(&mut self, slot: Slot, now: Duration, hit: bool) {
+    /// Notes that a node was matched.
+    pub(super) fn matched(&mut self, slot: Slot, now: Duration) {
+        self.touch(slot, now, |usage| usage.hits += 1);
+    }
+
+    /// Notes that a node was inserted again.
+    pub(super) fn inserted(&mut self, slot: Slot, Inserted { at, priority }: Inserted) {
+        self.touch(slot, at, |usage| usage.priority = usage.priority.max(priority));
+    }
+
+    fn touch(&mut self, slot: Slot, now: Duration, note: impl FnOnce(&mut Usage)) {
         let leaf = self.node(slot).children.is_empty();
         if leaf {
             self.leaves.remove(&(self.rank(slot), slot));
         }
         let usage = &mut self.node_mut(slot).usage;
         usage.last = now;
-        usage.hits += u64::from(hit);
+        note(usage);
         if leaf {
             self.leaves.insert((self.rank(slot), slot));
         }

@@ -2,7 +2,7 @@
 
 use crate::tokens;
 use proptest::prelude::*;
-use shared::eviction::{EvictionPolicy, Usage};
+use shared::eviction::{EvictionPolicy, Inserted, Usage};
 use shared::ids::{PageId, TokenId};
 use shared::pool::{Pool, Sealed};
 use shared::radix::RadixCache;
@@ -15,7 +15,7 @@ const SALTS: [&str; 2] = ["", "tenant"];
 
 #[derive(Clone, Debug)]
 enum Op {
-    Insert(usize, Vec<u32>),
+    Insert(usize, Vec<u32>, i32),
     /// Insert and go on holding the given guards: not what is cached where both exist.
     InsertAndKeep(usize, Vec<u32>),
     Adopt(usize, Vec<u32>),
@@ -29,7 +29,7 @@ fn op() -> impl Strategy<Value = Op> {
     // Two letters, so that prefixes meet; odd lengths, so that tails are part-filled.
     let key = || (0..SALTS.len(), prop::collection::vec(0..2_u32, 0..14));
     prop_oneof![
-        4 => key().prop_map(|(salt, key)| Op::Insert(salt, key)),
+        4 => (key(), -1..2).prop_map(|((salt, key), priority)| Op::Insert(salt, key, priority)),
         1 => key().prop_map(|(salt, key)| Op::InsertAndKeep(salt, key)),
         1 => key().prop_map(|(salt, key)| Op::Adopt(salt, key)),
         4 => key().prop_map(|(salt, key)| Op::Match(salt, key)),
@@ -75,13 +75,15 @@ impl Both {
     fn apply(&mut self, op: Op) {
         self.now += Duration::from_secs(1);
         match op {
-            Op::Insert(salt, key) => drop(self.insert(salt, &tokens(&key), false)),
+            Op::Insert(salt, key, priority) => {
+                drop(self.insert(salt, &tokens(&key), false, priority));
+            }
             Op::InsertAndKeep(salt, key) => {
-                let kept = self.insert(salt, &tokens(&key), false);
+                let kept = self.insert(salt, &tokens(&key), false, 0);
                 self.held.push(kept);
             }
             Op::Adopt(salt, key) => {
-                let adopted = self.insert(salt, &tokens(&key), true);
+                let adopted = self.insert(salt, &tokens(&key), true, 0);
                 let expected: Vec<_> =
                     prefixes(salt, &tokens(&key)).map(|prefix| self.model[&prefix].page).collect();
                 assert!(adopted.iter().map(Sealed::id).eq(expected));
@@ -99,7 +101,7 @@ impl Both {
     }
 
     /// The guards that the caller has afterwards.
-    fn insert(&mut self, salt: usize, key: &[TokenId], adopt: bool) -> Vec<Sealed> {
+    fn insert(&mut self, salt: usize, key: &[TokenId], adopt: bool, priority: i32) -> Vec<Sealed> {
         let n = (key.len() / PAGE) as u32;
         let Some(mut credit) = self.pool.reserve(n) else { return Vec::new() };
         let mut pages: Vec<_> = credit.draw(n).into_iter().map(|page| page.seal()).collect();
@@ -107,15 +109,17 @@ impl Both {
         for (prefix, page) in prefixes(salt, key).zip(&pages) {
             let entry = self.model.entry(prefix).or_insert_with(|| {
                 expected += 1;
-                let usage = Usage { first: self.now, last: self.now, hits: 0 };
+                let usage = Usage { first: self.now, last: self.now, hits: 0, priority };
                 Entry { page: page.id(), usage }
             });
             entry.usage.last = self.now;
+            entry.usage.priority = entry.usage.priority.max(priority);
         }
+        let by = Inserted { at: self.now, priority };
         let added = if adopt {
-            self.cache.adopt(SALTS[salt], key, &mut pages, self.now)
+            self.cache.adopt(SALTS[salt], key, &mut pages, by)
         } else {
-            self.cache.insert(SALTS[salt], key, pages.clone(), self.now)
+            self.cache.insert(SALTS[salt], key, pages.clone(), by)
         };
         assert_eq!(added, expected);
         pages
@@ -197,10 +201,13 @@ impl Both {
 proptest! {
     #[test]
     fn agrees_with_a_map_of_prefixes(
-        lfu in any::<bool>(),
+        policy in prop::sample::select(&[
+            EvictionPolicy::Lru,
+            EvictionPolicy::Lfu,
+            EvictionPolicy::Priority,
+        ][..]),
         ops in prop::collection::vec(op(), 1..80),
     ) {
-        let policy = if lfu { EvictionPolicy::Lfu } else { EvictionPolicy::Lru };
         let mut both = Both::new(policy);
         for op in ops {
             both.apply(op);
@@ -216,7 +223,8 @@ proptest! {
 fn cached(pool: &Pool, cache: &mut RadixCache, key: &[u32], now: u64) -> Vec<Sealed> {
     let n = (key.len() / PAGE) as u32;
     let pages: Vec<_> = pool.reserve(n).unwrap().draw(n).into_iter().map(|p| p.seal()).collect();
-    cache.insert("", &tokens(key), pages.clone(), Duration::from_secs(now));
+    let by = Inserted { at: Duration::from_secs(now), priority: 0 };
+    cache.insert("", &tokens(key), pages.clone(), by);
     pages
 }
 

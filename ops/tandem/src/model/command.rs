@@ -2,10 +2,11 @@
 
 use super::settings::Settings;
 use super::{resolve_with, say};
+use anyhow::Context;
 use checkpoint::{Checkpoint, Dtype};
 use clap::Subcommand;
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// What to do with a model.
 #[derive(Subcommand, Debug)]
@@ -14,6 +15,17 @@ pub enum ModelCommand {
     Fetch {
         /// A hub id (`org/name[@revision]`), `smollm2`, or `smollm2-gguf`.
         model: String,
+        #[command(flatten)]
+        settings: Settings,
+    },
+    /// Make a model the one that this machine's services serve. They find it at their next start.
+    Install {
+        /// A folder, a .gguf file, or whatever `fetch` takes; what is fetched goes to
+        /// /var/lib/tandem/models.
+        model: String,
+        /// The link that the services' configs name.
+        #[arg(long, value_name = "PATH", default_value = "/var/lib/tandem/model")]
+        link: PathBuf,
         #[command(flatten)]
         settings: Settings,
     },
@@ -42,11 +54,29 @@ impl ModelCommand {
                 println!("{}", path.display());
                 Ok(())
             }
+            Self::Install { model, link, settings } => {
+                let path = resolve_with(model, &settings.with_cache_beside(link))?;
+                install(&path, link)
+            }
             Self::Inspect { model, tensors, settings } => {
                 inspect(&resolve_with(model, settings)?, *tensors)
             }
         }
     }
+}
+
+/// Points `link` at `path`, in one step: who opens it sees the old model or the new one.
+fn install(path: &Path, link: &Path) -> anyhow::Result<()> {
+    Checkpoint::open(path)?;
+    let path = path.canonicalize()?;
+    let next = link.with_extension("next");
+    let made = match std::fs::remove_file(&next) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+        _ => std::os::unix::fs::symlink(&path, &next).and_then(|()| std::fs::rename(&next, link)),
+    };
+    made.with_context(|| format!("link {} to {}; are you root?", link.display(), path.display()))?;
+    println!("{} -> {}", link.display(), path.display());
+    Ok(())
 }
 
 fn inspect(path: &Path, tensors: bool) -> anyhow::Result<()> {

@@ -5,7 +5,7 @@ use anyhow::{Context, bail};
 use clap::builder::FalseyValueParser;
 use clap::{Args, Parser};
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 const HUB: &str = "https://huggingface.co";
@@ -77,6 +77,13 @@ impl Settings {
         let arguments = std::iter::once("model").chain(options.iter().copied());
         let alone = Alone::try_parse_from(arguments).context("settings of the model cache")?;
         Ok(alone.settings)
+    }
+
+    /// These, with fetched models in `models` beside `link` unless a folder is named.
+    pub(super) fn with_cache_beside(&self, link: &Path) -> Self {
+        let beside = || Some(link.with_file_name("models").into_os_string());
+        let cache = given(self.cache.as_ref()).map(PathBuf::into_os_string).or_else(beside);
+        Self { cache, ..self.clone() }
     }
 
     /// Tandem's own folder of models.

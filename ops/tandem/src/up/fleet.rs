@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use serde::Serialize;
 
-use super::options::{Dtype, Transport, UpOptions};
+use super::options::{Dtype, Transport, UpOptions, Weights};
 use super::pairs;
 
 /// The processes in the order in which they start: decode, prefill, gateway.
@@ -56,6 +56,7 @@ pub struct ServerFile {
     admin: SocketAddr,
     model: PathBuf,
     dtype: Dtype,
+    weights: Weights,
     transport: Transport,
     /// The decode servers that a prefill server writes to.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -69,6 +70,7 @@ pub struct OneProcessFile {
     model: PathBuf,
     served_model_name: String,
     dtype: Dtype,
+    weights: Weights,
 }
 
 /// What `auto` prefers on one machine.
@@ -108,7 +110,8 @@ impl Fleet {
         })?;
         let servers = if options.one_process {
             let served_model_name = options.served_model_name();
-            let file = OneProcessFile { listen, model, served_model_name, dtype: options.dtype };
+            let (dtype, weights) = (options.dtype, options.weights);
+            let file = OneProcessFile { listen, model, served_model_name, dtype, weights };
             let arguments = vec!["ring".to_owned()];
             vec![Server { name: "ring".into(), program: own, arguments, role: file.into() }]
         } else {
@@ -160,6 +163,7 @@ fn three_roles(
                 admin: ports.take(0).context("find a free port")?,
                 model: model.to_owned(),
                 dtype: options.dtype,
+                weights: options.weights,
                 transport: options.transport,
                 decode: peers.clone(),
                 drain_seconds: DRAIN_SECONDS,
@@ -213,8 +217,8 @@ impl Role {
     pub fn test() -> Self {
         let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let (model, served_model_name) = ("model".into(), "model".into());
-        let file = OneProcessFile { listen, model, served_model_name, dtype: Dtype::F32 };
-        Self::OneProcess(file)
+        let (dtype, weights) = (Dtype::F32, Weights::Auto);
+        Self::OneProcess(OneProcessFile { listen, model, served_model_name, dtype, weights })
     }
 }
 
@@ -238,7 +242,8 @@ mod tests {
 
     #[test]
     fn decode_starts_first_and_everyone_knows_everyone() {
-        let fleet = plan(&["--prefill", "2", "--decode", "3", "--transport", "ucx"]).unwrap();
+        let servers = ["--prefill", "2", "--decode", "3", "--transport", "ucx"];
+        let fleet = plan(&[&servers[..], &["--weights", "q8_0"]].concat()).unwrap();
         let names: Vec<&str> = fleet.servers.iter().map(|server| server.name.as_str()).collect();
         assert_eq!(names[..3], ["decode-0", "decode-1", "decode-2"]);
         assert_eq!(names[3..], ["prefill-0", "prefill-1", "gateway"]);
@@ -252,6 +257,7 @@ mod tests {
         assert_eq!(list(5, "prefill").len(), 2);
         assert_eq!(config(0)["transport"].as_str(), Some("ucx"));
         assert_eq!(config(0)["dtype"].as_str(), Some("bf16"));
+        assert_eq!(config(3)["weights"].as_str(), Some("q8_0"));
         assert_eq!(config(5)["key_file"].as_str(), Some("/k"));
     }
 

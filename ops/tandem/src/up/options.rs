@@ -21,9 +21,14 @@ pub struct UpOptions {
     #[arg(long, value_name = "NAME")]
     served_model_name: Option<String>,
 
-    /// Width of weights and of the keys and values in the pages.
+    /// Width of the keys and values in the pages, and of weights that a file has in f32.
     #[arg(long, value_enum, default_value_t = Dtype::Bf16)]
     pub dtype: Dtype,
+
+    /// How matrices are kept in memory: as the model's file has them where the device can (`auto`),
+    /// in bf16, or with those in full rounded to 8 bits. On a GPU all are bf16.
+    #[arg(long, value_enum, default_value_t = Weights::Auto)]
+    pub weights: Weights,
 
     /// How pages travel from prefill to decode; `auto` picks the best that works and says why.
     #[arg(long, value_enum, default_value_t = Transport::Auto)]
@@ -111,6 +116,19 @@ pub enum Dtype {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+pub enum Weights {
+    #[value(name = "auto")]
+    #[serde(rename = "auto")]
+    Auto,
+    #[value(name = "bf16")]
+    #[serde(rename = "bf16")]
+    Bf16,
+    #[value(name = "q8_0")]
+    #[serde(rename = "q8_0")]
+    Q8,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Transport {
     Auto,
@@ -137,10 +155,13 @@ mod tests {
 
     #[test]
     fn what_the_user_says_is_kept() {
-        let up = parse(&["--port", "0", "--dtype", "f32", "--transport", "tcp", "--prefill", "2"]);
-        let up = up.unwrap();
+        let widths = ["--dtype", "f32", "--weights", "q8_0"];
+        let rest = ["--port", "0", "--transport", "tcp", "--prefill", "2"];
+        let up = parse(&[widths.as_slice(), &rest].concat()).unwrap();
         assert_eq!((up.port, up.prefill, up.decode), (0, 2, 1));
-        assert_eq!((up.dtype, up.transport), (Dtype::F32, Transport::Tcp));
+        let expected = (Dtype::F32, Weights::Q8, Transport::Tcp);
+        assert_eq!((up.dtype, up.weights, up.transport), expected);
+        assert_eq!(parse(&[]).unwrap().weights, Weights::Auto);
     }
 
     #[test]
@@ -151,6 +172,7 @@ mod tests {
             &["--one-process", "--decode", "2"],
             &["--prefill", "0"],
             &["--transport", "pigeon"],
+            &["--weights", "q3"],
         ] {
             assert!(parse(arguments).is_err(), "{arguments:?}");
         }

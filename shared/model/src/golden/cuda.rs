@@ -5,18 +5,23 @@ use super::reads::{hidden, read, successors};
 use super::support::{golden_path, tokens};
 use super::{MODELS, SAMPLED, generate_ahead, golden, logits_after};
 use crate::cuda::{CudaConfig, CudaEngine, PoolSize};
-use crate::engine::RowReads;
-use crate::reference::{Ask, generate};
+use crate::engine::{Batch, Engine, Input, Row, RowReads, Sample};
+use crate::reference::{Ask, Observed, generate};
 use checkpoint::Checkpoint;
 use kernels::cuda::Device;
-use shared::request::{Read, Token};
+use shared::ids::PageId;
+use shared::request::{Read, Sampling, Token};
 use std::path::Path;
 
 pub(super) fn engine(path: &Path, pages: u32) -> CudaEngine {
+    engine_of(path, pages, 16)
+}
+
+fn engine_of(path: &Path, pages: u32, decode_rows: usize) -> CudaEngine {
     let checkpoint = Checkpoint::open(path).unwrap();
     let pool = PoolSize { fraction: 0.9, pages_max: Some(pages) };
     let (page_tokens, threads) = (16, None);
-    let config = CudaConfig { pool, page_tokens, threads, decode_rows: 16, step_tokens: 256 };
+    let config = CudaConfig { pool, page_tokens, threads, decode_rows, step_tokens: 256 };
     let device = Device::open(0).unwrap();
     CudaEngine::load(&device, &checkpoint, &config, &mut |_, _| {}).unwrap()
 }
@@ -68,6 +73,47 @@ fn cuda_steps_launched_ahead_draw_the_same_tokens() {
     }
 }
 
+/// Recorded steps of many rows, a token each, against steps of one row.
+#[test]
+#[ignore = "needs a GPU"]
+fn cuda_logits_do_not_depend_on_the_rows_beside() {
+    for path in [golden_path("tiny-qwen3"), golden_path("tiny-llama3"), demo_model()] {
+        let mut engine = engine_of(&path, 800, 256);
+        let vocab = engine.vocab();
+        let prompt = |row: u32| (0..1 + row % 37).map(move |i| (row * 31 + i * 7) % vocab.min(400));
+        let alone: Vec<_> = (0..256)
+            .map(|row| {
+                let prompt: Vec<_> = prompt(row).chain([row % 300]).collect();
+                logits_after(&mut engine, &prompt[..prompt.len() - 1], 0);
+                logits_after(&mut engine, &prompt, prompt.len() - 1)
+            })
+            .collect();
+        for count in [17, 40, 100, 256] {
+            let pages = |row: u32| (row * 3..row * 3 + 3).map(PageId::new).collect::<Vec<_>>();
+            let sample = Some(Sample::new(Sampling::GREEDY, 0));
+            let of = |row: u32, ids: Vec<u32>, start: usize| {
+                let held = pages(row)[..(start + ids.len()).div_ceil(16)].to_vec();
+                let input = Input::Tokens(tokens(&ids));
+                let (start, sample) = (start as u32, sample.clone());
+                Row { input, start, pages: held, sample, reads: None }
+            };
+            for row in 0..count {
+                let rows = vec![of(row, prompt(row).collect(), 0)];
+                engine.launch(&Batch { rows }).unwrap();
+                engine.collect().unwrap();
+            }
+            let rows = (0..count).map(|row| of(row, vec![row % 300], prompt(row).count()));
+            engine.launch(&Batch { rows: rows.collect() }).unwrap();
+            engine.collect_drawn().unwrap();
+            let found = engine.logits().chunks(vocab as usize);
+            let errors = found.zip(&alone).map(|(found, alone)| norm_error(found, alone));
+            let worst = errors.fold(0.0, f32::max);
+            println!("{}: {count} rows, worst error {worst:.1e}", path.display());
+            assert!(worst < 5e-2, "{worst}");
+        }
+    }
+}
+
 /// The data are of f32 arithmetic: bf16 may leave it where two tokens are close.
 #[test]
 #[ignore = "needs a GPU"]
@@ -83,10 +129,13 @@ fn cuda_greedy_tokens_of_the_demo_model() {
         let margin = case.margin.get(agree).copied().unwrap_or(0.0);
         println!("{}: {agree} of {} tokens, then margin {margin:.3}", case.id, expected.len());
         // A wide margin lost is a wrong kernel and no rounding.
-        assert!(margin < 1.0, "{}: token {agree} had margin {margin}", case.id);
+        assert!(margin < 0.25, "{}: token {agree} had margin {margin}", case.id);
         (same, all) = (same + agree, all + expected.len());
     }
-    println!("exact up to the first difference: {:.3}", same as f32 / all as f32);
+    let exact = same as f32 / all as f32;
+    println!("exact up to the first difference: {exact:.3}");
+    // What transformers in bf16 comes to on an H100.
+    assert!(exact >= 0.588, "{exact}");
 }
 
 #[test]

@@ -57,18 +57,3 @@ impl Drop for Promise {
         drop(self.0.set(Err("the thread that follows grammars has ended".to_owned())));
     }
 }
-
-/// Rules out what the mask does.
-pub(super) fn apply(words: &[u32], logits: &mut [f32]) {
-    for (word, logits) in words.iter().zip(logits.chunks_mut(32)) {
-        match word {
-            0 => logits.fill(f32::NEG_INFINITY),
-            &u32::MAX => {}
-            word => {
-                let ruled_out = |&(bit, _): &(usize, &mut f32)| word >> bit & 1 == 0;
-                let out = logits.iter_mut().enumerate().filter(ruled_out);
-                out.for_each(|(_, logit)| *logit = f32::NEG_INFINITY);
-            }
-        }
-    }
-}

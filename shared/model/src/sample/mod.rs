@@ -23,6 +23,9 @@ pub use history::History;
 pub(crate) use logprobs::Logprobs;
 pub use mask::{Mask, Promise, Words};
 
+#[cfg(test)]
+mod on_gpu;
+
 use crate::engine::Sample;
 use kernels::cpu::Softmax;
 use kernels::cuda::Adjusted;
@@ -49,14 +52,16 @@ pub fn draw(softmax: Softmax, logits: &[f32], sample: &Sample) -> Drawn {
     let mut terms = vec![0.0; logits.len()];
     let logprobs = Logprobs::new(softmax, logits, &mut terms);
     let (logits, max) = (logprobs.logits(), logprobs.max());
-    let adjusted = adjusted(logits, sample);
+    let adjusted = adjusted(softmax, logits, sample);
     let changed = adjusted.as_deref().unwrap_or(logits);
     let best_changed = if adjusted.is_some() { softmax.max(changed) } else { max };
     let (index, margin) = if sample.sampling.temperature == 0.0 {
         greedy(softmax, changed, best_changed)
     } else {
         let scale = 1.0 / sample.sampling.temperature;
-        softmax.exp_sum(changed, (best_changed, scale), &mut terms);
+        if adjusted.is_some() || scale != 1.0 {
+            softmax.exp_sum(changed, (best_changed, scale), &mut terms);
+        }
         let uniform = philox::uniform(sample.sampling.seed, sample.output_index);
         Filtered::new(&terms, &sample.sampling).pick(uniform)
     };
@@ -65,7 +70,7 @@ pub fn draw(softmax: Softmax, logits: &[f32], sample: &Sample) -> Drawn {
 }
 
 /// The logits with biases, penalties and mask, where there are any. Waits for the mask.
-fn adjusted(logits: &[f32], sample: &Sample) -> Option<Vec<f32>> {
+fn adjusted(softmax: Softmax, logits: &[f32], sample: &Sample) -> Option<Vec<f32>> {
     let (list, mask) = (sample.allowed_adjusted(), sample.words());
     if list.is_empty() && mask.is_none() {
         return None;
@@ -77,7 +82,7 @@ fn adjusted(logits: &[f32], sample: &Sample) -> Option<Vec<f32>> {
         }
     }
     if let Some(words) = mask {
-        mask::apply(words, &mut changed);
+        softmax.rule_out(words, &mut changed);
     }
     Some(changed)
 }
@@ -125,6 +130,10 @@ fn greedy(softmax: Softmax, logits: &[f32], max: f32) -> (usize, f32) {
     (best, max - second)
 }
 
+/// A term that is no more than this, e^-86, stands for less: [`Softmax::exp_sum`] has none smaller
+/// than e^-87, for what is ruled out too.
+const IMPOSSIBLE: f32 = 4.5e-38;
+
 /// Tokens that the filters left, by id, with unnormalised probabilities (the best has 1).
 struct Filtered {
     survivors: Vec<(u32, f32)>,
@@ -137,7 +146,7 @@ impl Filtered {
     fn new(terms: &[f32], sampling: &Sampling) -> Self {
         let mut left = Self { survivors: Vec::new(), total: 0.0, margin: f64::INFINITY };
         // What has no probability, ruled out or not, comes no nearer by being sorted.
-        let likely = (0..).zip(terms.iter().copied()).filter(|&(_, term)| term > 0.0);
+        let likely = (0..).zip(terms.iter().copied()).filter(|&(_, term)| term > IMPOSSIBLE);
         left.survivors = likely.collect();
         left.min_p(sampling.min_p);
         left.top_k(sampling.top_k as usize);

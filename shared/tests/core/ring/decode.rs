@@ -1,7 +1,7 @@
 //! The decode server of the modelled ring.
 
 use super::{Memory, PAGE, Req};
-use shared::eviction::EvictionPolicy;
+use shared::eviction::{EvictionPolicy, Inserted};
 use shared::ids::{Epoch, TicketId, TokenId};
 use shared::page_hash::PageHash;
 use shared::pool::{Credit, Owned, Pool, Quarantined, Sealed};
@@ -114,7 +114,8 @@ impl Decode {
         }
         let mut sealed = held;
         sealed.extend(fresh);
-        self.cache.adopt("", &req.tokens, &mut sealed, now);
+        let by = Inserted { at: now, priority: 0 };
+        self.cache.adopt("", &req.tokens, &mut sealed, by);
         req.push_token();
         self.rows.push(Row { req, credit, sealed, owned: pages.collect(), written });
         self.rows.sort_by_key(|row| row.req.number);
@@ -190,7 +191,8 @@ impl Decode {
         for (page, hash) in row.sealed.iter().zip(hashes) {
             assert_eq!(self.memory.pages[page.id().get() as usize], Some(hash));
         }
-        self.cache.insert("", written, row.sealed, now);
+        let by = Inserted { at: now, priority: 0 };
+        self.cache.insert("", written, row.sealed, by);
         row.req
     }
 

@@ -1,7 +1,7 @@
 //! The prefill server of the modelled ring.
 
 use super::{Memory, PAGE, Req};
-use shared::eviction::EvictionPolicy;
+use shared::eviction::{EvictionPolicy, Inserted};
 use shared::ids::{Attempt, Epoch, TicketId};
 use shared::page_hash::PageHash;
 use shared::pool::{Owned, Pool, Sealed};
@@ -123,7 +123,8 @@ impl Prefill {
             for (page, hash) in pages.iter().zip(&hashes) {
                 self.memory.pages[page.id().get() as usize] = Some(*hash);
             }
-            self.cache.insert("", &job.req.tokens, pages, now);
+            let by = Inserted { at: now, priority: 0 };
+            self.cache.insert("", &job.req.tokens, pages, by);
             landed.push((job.ticket, hashes));
         }
         landed
