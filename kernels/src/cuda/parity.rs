@@ -75,11 +75,10 @@ fn variants(
 #[test]
 #[ignore = "needs NVRTC"]
 fn every_kernel_compiles_for_every_architecture_without_spills() {
-    std::thread::scope(|scope| {
-        for arch in Arch::ALL {
-            scope.spawn(move || check_spills(arch));
-        }
-    });
+    // One by one: the assembler's words get lost where several threads compile.
+    for arch in Arch::ALL {
+        check_spills(arch);
+    }
 }
 
 fn check_spills(arch: Arch) {

@@ -271,11 +271,6 @@ mod tests {
                 _ => drop(toml::from_str::<role::settings::Settings>(&text).unwrap()),
             }
         }
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../config");
-        for example in ["prefill.toml", "decode.toml"] {
-            let text = std::fs::read_to_string(folder.join(example)).unwrap();
-            toml::from_str::<role::settings::Settings>(&text).unwrap();
-        }
     }
 
     #[test]
