@@ -283,11 +283,9 @@ impl<O: Ops> Model<O> {
         if step.tokens != rows {
             return self.logits_of(ops, (batch, rows), s);
         }
-        let (x, normed) = (&s.x, &mut s.last_normed);
-        let (gain, eps, out) = (&self.norm, self.sizes.eps, &mut s.logits);
-        let weight = self.head.as_ref().unwrap_or(&self.embedding);
-        ops.norm_linear(NormLinear { rows, x, gain, eps, normed, weight, bias: None, out })
+        self.head(ops, (&s.x, rows), &mut s.last_normed, &mut s.logits)
     }
+
     /// Logits of the `rows` tokens that `batch` gathers, of a pass that is done.
     ///
     /// # Errors
@@ -299,8 +297,18 @@ impl<O: Ops> Model<O> {
         s: &mut Scratch<O>,
     ) -> Result<(), OpError> {
         ops.gather(Gather { x: &s.x, batch, out: &mut s.last_x })?;
-        let (x, normed) = (&s.last_x, &mut s.last_normed);
-        let (gain, eps, out) = (&self.norm, self.sizes.eps, &mut s.logits);
+        self.head(ops, (&s.last_x, rows), &mut s.last_normed, &mut s.logits)
+    }
+
+    /// `out = head(norm(x))` of `rows` rows.
+    fn head(
+        &self,
+        ops: &O,
+        (x, rows): (&O::Tensor, usize),
+        normed: &mut O::Tensor,
+        out: &mut O::Tensor,
+    ) -> Result<(), OpError> {
+        let (gain, eps) = (&self.norm, self.sizes.eps);
         let weight = self.head.as_ref().unwrap_or(&self.embedding);
         ops.norm_linear(NormLinear { rows, x, gain, eps, normed, weight, bias: None, out })
     }
