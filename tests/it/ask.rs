@@ -165,6 +165,16 @@ impl Outcome {
         judge(reference, &found, dtype).unwrap_or_else(|differs| panic!("{differs}: {self:?}"))
     }
 
+    /// Fails the test unless it is whole, with so many tokens, or ended with a typed error.
+    #[track_caller]
+    pub fn assert_whole_or_typed_error(&self, tokens: usize) {
+        if self.error.is_some() {
+            return self.assert_typed_error();
+        }
+        self.assert_done();
+        assert_eq!(self.ids.len(), tokens, "{self:?}");
+    }
+
     /// Fails the test unless it ended with an error that a client can act on: a status before the
     /// first byte, an event after.
     #[track_caller]

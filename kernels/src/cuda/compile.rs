@@ -110,7 +110,9 @@ pub fn compile(
 
 fn options(arch: Arch, definitions: &[String]) -> Vec<String> {
     let mut options = vec![arch.option().to_owned()];
-    options.extend(["--std=c++17", "--use_fast_math", "--ptxas-options=-v"].map(String::from));
+    // Out of its own cache NVRTC gives a cubin without the assembler's words; we have our own.
+    let fixed = ["--std=c++17", "--use_fast_math", "--ptxas-options=-v", "--no-cache"];
+    options.extend(fixed.map(String::from));
     options.extend(definitions.iter().map(|definition| format!("-D{definition}")));
     options
 }
