@@ -13,7 +13,7 @@ use crate::openai::completions::{self, CompletionShape};
 use crate::openai::knobs::Delivery;
 use crate::reply::Reply;
 use crate::responses::{self, ResponseShape};
-use crate::ring::Limits;
+use crate::ring::{Limits, Origin};
 use crate::stream::{self, Shape, Speaking};
 use crate::structured;
 use crate::tokenize::{chat_prompt, tokenize};
@@ -222,12 +222,14 @@ impl Call<'_> {
             requests.extend(self.ask.requests(&ids)?);
         }
         let mut answers = Vec::with_capacity(requests.len());
+        let origin = Origin { name: self.arrival.name.as_str().into(), arrived: self.arrival.at };
         for (index, request) in requests.into_iter().enumerate() {
             let pieces = app.model.tokenizer.pieces();
             let first = index.is_multiple_of(each);
             let transcript = Transcript::new((index, first), &self.ask, &request, pieces);
             let timing = Timing::new(self.arrival.at, request.prompt_len);
-            answers.push(Speaking { answer: app.ring.submit(request)?, transcript, timing });
+            let answer = app.ring.submit(request, origin.clone())?;
+            answers.push(Speaking { answer, transcript, timing });
         }
         let ids: Vec<_> = answers.iter().map(|speaking| speaking.answer.id()).collect();
         let arrived_us = self.arrival.at.elapsed().as_micros();

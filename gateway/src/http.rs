@@ -14,6 +14,7 @@ use crate::fleet::Ring;
 use crate::in_flight::InFlight;
 use crate::metrics;
 use crate::model::Model;
+use crate::page;
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::{MatchedPath, Request, State};
@@ -113,6 +114,11 @@ fn routes() -> Vec<(&'static str, MethodRouter<Arc<App>>)> {
         ("/model_info", get(control::model_info)),
         ("/get_model_info", get(control::model_info)),
         ("/openapi.json", get(control::openapi)),
+        ("/", get(page::index)),
+        ("/page/{file}", get(page::file)),
+        ("/ring", get(page::ring)),
+        ("/ring/requests", get(page::requests)),
+        ("/ring/requests/{id}", get(page::request)),
     ]
 }
 

@@ -2,6 +2,7 @@
 
 use super::mailbox::Note;
 use super::server::Server;
+use super::story::{Ending, Heard};
 use super::{Fleet, lock};
 use shared::ids::Epoch;
 use shared::wire::handshake::Role;
@@ -63,13 +64,17 @@ impl Fleet {
 
     fn tell_tokens(&self, emitted: Vec<Emitted>) {
         let mut journeys = self.journeys();
-        for Emitted { key, cached_tokens, tokens, finish } in emitted {
+        for Emitted { key, cached_tokens, tokens, finish, times } in emitted {
             let Some(travelling) = journeys.get(&key.id).filter(|t| t.key == key) else { continue };
+            let heard = Heard { tokens: tokens.len() as u32, cached: cached_tokens, times };
             let told = travelling.mailbox.tokens(cached_tokens, tokens, finish);
+            let Some(told) = told else { continue };
+            travelling.story.heard(heard, &self.pulse);
             if told.first {
                 tracing::debug!(target: "story", request = %key, "first token heard");
             }
             if told.last {
+                self.recent.end(&travelling.story, Ending::Finished, &self.pulse);
                 journeys.remove(&key.id); // who knows the answer finds no trace of the request
             }
         }

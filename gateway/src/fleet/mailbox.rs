@@ -83,13 +83,19 @@ impl Mailbox {
         self.arrived.notify_one();
     }
 
-    /// Tells the client of tokens, and all of the end.
-    pub(crate) fn tokens(&self, cached: u32, tokens: Vec<Token>, finish: Option<Finish>) -> Told {
+    /// Tells the client of tokens, and all of the end. `None` if they are of no open attempt.
+    pub(crate) fn tokens(
+        &self,
+        cached: u32,
+        tokens: Vec<Token>,
+        finish: Option<Finish>,
+    ) -> Option<Told> {
         let mut state = self.lock();
-        let mut told = Told { first: false, last: false };
-        if state.open {
-            told.first = state.heard.replace(Instant::now()).is_none();
-            told.last = finish.is_some();
+        let told = state.open.then(|| Told {
+            first: state.heard.replace(Instant::now()).is_none(),
+            last: finish.is_some(),
+        });
+        if told.is_some() {
             state.told_end = finish;
             state.made.extend(token_ids(&tokens));
             // A replay finds its own output cached; what counts is the prompt, once.
@@ -166,16 +172,16 @@ mod tests {
         let mailbox = Mailbox::new(line, 4);
         mailbox.tokens(4, vec![token(1)], None); // of no attempt
         mailbox.open();
-        assert!(mailbox.tokens(9, vec![token(2)], None).first);
-        assert!(!mailbox.tokens(9, vec![token(3)], None).first);
+        assert!(mailbox.tokens(9, vec![token(2)], None).unwrap().first);
+        assert!(!mailbox.tokens(9, vec![token(3)], None).unwrap().first);
         mailbox.deliver(Note::Retracted);
         assert_eq!(mailbox.next().await, Note::Retracted);
         assert_eq!(mailbox.close(), None);
-        assert!(!mailbox.tokens(9, vec![token(4)], Some(Finish::Stop)).last);
+        assert!(mailbox.tokens(9, vec![token(4)], Some(Finish::Stop)).is_none());
         assert_eq!(mailbox.take_made(), [2, 3].map(TokenId::new));
         mailbox.forget_attempt();
         mailbox.open();
-        assert!(mailbox.tokens(9, vec![token(5)], Some(Finish::Length)).last);
+        assert!(mailbox.tokens(9, vec![token(5)], Some(Finish::Length)).unwrap().last);
         assert_eq!(mailbox.next().await, Note::Finished(Finish::Length));
         assert_eq!(mailbox.close(), Some(Finish::Length));
 
