@@ -4,9 +4,9 @@
 import { count, rate, say, svg } from "./dom.js";
 
 const WIDTH = 960;
-const CARD = 226;
-const COLUMN = { gateway: 16, prefill: 330, decode: 676 };
-const GATEWAY_WIDTH = 190;
+const CARD = 244;
+const COLUMN = { gateway: 14, prefill: 318, decode: 672 };
+const GATEWAY_WIDTH = 208;
 const BUS = WIDTH - 14;
 const TOP = 14;
 const BOTTOM = 34;
@@ -54,8 +54,8 @@ class Card {
     this.left = text("small", 12, 60);
     this.middle = text("small", width - 12, 60, true);
     this.below = text("small faint", 12, 77);
-    this.state = text("small state", width - 12, 77, true);
-    const lines = large ? [this.left, this.middle, this.below, this.state] : [];
+    this.work = text("small", width - 12, 77, true);
+    const lines = large ? [this.left, this.middle, this.below, this.work] : [];
     this.element = svg("g", { class: "card", role: "img" },
       svg("rect", { class: "box", x, y, width, height: this.height, rx: 8 }),
       this.dot, this.name, this.right, this.pages.element, ...lines);
@@ -173,18 +173,19 @@ export class Ring {
     }
     card.shownState = server.state;
     say(card.name, name);
-    say(card.right, lost ? "lost" : `${rate(card.smooth)} tok/s`);
+    say(card.right,
+      server.state === "joined" ? `${rate(card.smooth)} tok/s` : STATES[server.state]);
     card.pages.show(server.pages, server.pages_used, server.pages_quarantined);
     const pages = lost ? "no link" : `${count(server.pages_used)} / ${count(server.pages)} pages`;
     const work = lost ? "" : `queue ${server.queued} · run ${server.running}`;
-    const held = server.pages_quarantined ? ` · ${server.pages_quarantined} in quarantine` : "";
+    const held = server.pages_quarantined ? `${count(server.pages_quarantined)} quarantined` : "";
     say(card.left, pages);
-    say(card.middle, work);
-    say(card.below, server.epoch ? `epoch ${server.epoch.slice(0, 8)}${held}` : server.address);
-    say(card.state, ["joined", "lost"].includes(server.state) ? role : STATES[server.state]);
+    say(card.middle, held);
+    say(card.below, server.epoch ? `epoch ${server.epoch.slice(0, 8)}` : server.address);
+    say(card.work, work);
     card.element.setAttribute("aria-label",
       `${role} server ${name}: ${STATES[server.state]}, ${lost ? server.why : `${pages} in use, `
-      + `${work}, ${rate(card.smooth)} tokens a second`}`);
+      + `${held && `${held}, `}${work}, ${rate(card.smooth)} tokens a second`}`);
   }
 
   #links(now, before, seconds) {
@@ -224,7 +225,7 @@ export class Ring {
     say(card.left, `queue ${now.queued}`);
     say(card.middle, `${count(handoffs)} handoffs`);
     say(card.below, `epoch ${now.epoch.slice(0, 8)}`);
-    say(card.state, now.draining ? "draining" : coming ? `${coming} to prefill` : "");
+    say(card.work, now.draining ? "draining" : coming ? `${coming} in prefill` : "");
     card.element.setAttribute("aria-label",
       `gateway: ${now.requests} requests in flight, ${now.queued} in the queue, `
       + `${handoffs} handoffs so far`);
