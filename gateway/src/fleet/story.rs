@@ -167,7 +167,8 @@ impl Story {
         });
     }
 
-    /// Tokens came, which servers' tallies and `pulse` count, too. A gap is spread evenly over the tokens that end it.
+    /// Tokens came, which servers' tallies and `pulse` count, too. A gap is spread evenly over the
+    /// tokens that end it.
     pub(crate) fn heard(&self, heard: Heard, pulse: &Pulse) {
         let now = Instant::now();
         let marks = &mut *lock(&self.marks);
