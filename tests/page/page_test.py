@@ -26,7 +26,7 @@ SCREENSHOTS = pathlib.Path(os.environ["TANDEM_SCREENSHOTS"])
 AXE = (pathlib.Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text()
 
 LARGE = {"width": 1440, "height": 900}
-PATIENCE_MS = 30_000
+PATIENCE_MS = 60_000
 LOADS = 9
 ANSWER = ".said.model .legend"
 
