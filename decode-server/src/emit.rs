@@ -39,7 +39,13 @@ mod tests {
         let token = |&id| Token { id: TokenId::new(id), logprob: 0.0, top: vec![] };
         let finish = end.then_some(Finish::Stop);
         let tokens = ids.iter().map(token).collect();
-        DecodeToGateway::Tokens(vec![Emitted { key, cached_tokens: 0, tokens, finish }])
+        DecodeToGateway::Tokens(vec![Emitted {
+            key,
+            cached_tokens: 0,
+            tokens,
+            finish,
+            times: None,
+        }])
     }
 
     #[test]

@@ -57,11 +57,12 @@ impl Decode {
             return self.fail(granted.key, fault);
         }
         self.stops.reach(link::StopPoint::DecodeLanded);
-        let cached_tokens = handoff.cached_tokens;
+        let (cached_tokens, times) = (handoff.cached_tokens, Some(handoff.times));
         let mut sequence = self.land(granted, cached_tokens);
         let (key, gateway) = (sequence.key, sequence.gateway());
         let finish = sequence.take(&handoff.first);
-        let emitted = Emitted { key, cached_tokens, tokens: vec![handoff.first], finish };
+        let tokens = vec![handoff.first];
+        let emitted = Emitted { key, cached_tokens, tokens, finish, times };
         self.outboxes.push(gateway, DecodeToGateway::Tokens(vec![emitted]));
         if finish.is_none() {
             // Oldest first, and a replay is as old as its first attempt.

@@ -313,7 +313,8 @@ impl Decode {
             }
             let finish = sequence.take(&token);
             ended.extend(finish.is_some().then_some(slot));
-            let emitted = Emitted { key: sequence.key, cached_tokens, tokens: vec![token], finish };
+            let (key, tokens) = (sequence.key, vec![token]);
+            let emitted = Emitted { key, cached_tokens, tokens, finish, times: None };
             by_gateway.entry(sequence.gateway()).or_default().push(emitted);
         }
         for (gateway, emitted) in by_gateway {
@@ -363,6 +364,8 @@ impl Decode {
             queued: (tickets.granted + tickets.opened) as u32,
             tokens: self.sequences.iter().map(|sequence| sequence.written).sum(),
             running: self.sequences.len() as u32,
+            pages_quarantined: self.pool.counts().quarantined,
+            draining: self.draining,
         }
     }
 

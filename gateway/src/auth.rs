@@ -1,6 +1,7 @@
 //! The key of clients: a bearer token, or Anthropic's `x-api-key`, on every route but those that
-//! monitors ask.
+//! monitors ask and the page's files, which know nothing of this ring.
 
+use crate::page;
 use axum::http::{HeaderMap, header};
 use std::sync::{PoisonError, RwLock};
 
@@ -33,7 +34,8 @@ impl Guard {
     /// tells nothing of the key.
     pub fn admits(&self, path: &str, headers: &HeaderMap) -> bool {
         let wanted = *self.0.read().unwrap_or_else(PoisonError::into_inner);
-        let Some(wanted) = wanted.filter(|_| !OPEN.contains(&path)) else { return true };
+        let is_open = OPEN.contains(&path) || page::is_file(path);
+        let Some(wanted) = wanted.filter(|_| !is_open) else { return true };
         let given = headers.get(header::AUTHORIZATION).map(|value| value.as_bytes());
         let token = given.and_then(|value| {
             let (scheme, token) = value.split_at_checked(b"Bearer ".len())?;
@@ -72,6 +74,10 @@ mod tests {
         assert!(!key.admits("/v1/messages", &headers));
         check("/health", None, true);
         check("/metrics", None, true);
+        check("/", None, true);
+        check("/page/page.css", None, true);
+        check("/ring", None, false);
+        check("/ring/requests", None, false);
         check("/flush_cache", None, false);
         key.set(Some("open"));
         check("/v1/models", Some("Bearer sesame"), false);

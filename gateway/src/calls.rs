@@ -221,13 +221,15 @@ impl Call<'_> {
             requests.extend(self.ask.requests(&ids)?);
         }
         let mut answers = Vec::with_capacity(requests.len());
+        let origin = self.arrival.origin();
         for (index, request) in requests.into_iter().enumerate() {
             let pieces = app.model.tokenizer.pieces();
             let first = index.is_multiple_of(each);
             shape.prompt(index, &request.tokens);
             let transcript = Transcript::new((index, first), &self.ask, &request, pieces);
             let timing = Timing::new(self.arrival.at, request.prompt_len);
-            answers.push(Speaking { answer: app.ring.submit(request)?, transcript, timing });
+            let answer = app.ring.submit(request, origin.clone())?;
+            answers.push(Speaking { answer, transcript, timing });
         }
         let ids: Vec<_> = answers.iter().map(|speaking| speaking.answer.id()).collect();
         let arrived_us = self.arrival.at.elapsed().as_micros();

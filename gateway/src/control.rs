@@ -9,7 +9,7 @@ use crate::native;
 use crate::openai::completions::ids;
 use crate::openai::{chat, models};
 use crate::openapi;
-use crate::ring::{Answer, Event, Failure, FailureKind, Limits};
+use crate::ring::{Answer, Event, Failure, FailureKind, Limits, Origin};
 use crate::validate::{Ask, Content, Knobs, Prompt};
 use crate::{detokenize as detok, metrics as counts, tokenize as tok};
 use axum::Json;
@@ -20,6 +20,7 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 use shared::ids::TokenId;
 use std::sync::Arc;
+use std::time::Instant;
 
 type Answered = Result<Response, ApiError>;
 
@@ -39,7 +40,8 @@ pub async fn health_generate(State(app): State<Arc<App>>) -> Answered {
     let two =
         Knobs { temperature: greedy, max_tokens: Some(2), ignore_eos: true, ..Knobs::default() };
     let ask = Ask::new(two, native::DIALECT, &app.model, limits(&app), random)?;
-    let answer = app.ring.submit(ask.request(vec![TokenId::new(0)])?)?;
+    let origin = Origin { name: "health".into(), arrived: Instant::now() };
+    let answer = app.ring.submit(ask.request(vec![TokenId::new(0)])?, origin)?;
     let within = app.limits.health_max;
     match tokio::time::timeout(within, finished(answer)).await {
         Ok(ended) => Ok(ended.map(|()| Json(json!({"status": "ok"})))?.into_response()),

@@ -90,6 +90,16 @@ impl ApiError {
         let message = format!("There is no route {path}");
         Self::new(StatusCode::NOT_FOUND, "invalid_request_error", "not_found", message)
     }
+    /// No request of that name that is remembered: 404.
+    pub fn request_not_found(name: &str) -> Self {
+        let message = format!(
+            "No request `{name}` is under way or among the last that ended; give a call's \
+             x-request-id or the id of its answer"
+        );
+        let status = StatusCode::NOT_FOUND;
+        let kind = "invalid_request_error";
+        Self { param: Some("id".into()), ..Self::new(status, kind, "request_not_found", message) }
+    }
     /// The route exists, the method does not fit: 405.
     pub fn method_not_allowed(method: &str, path: &str) -> Self {
         let message = format!("{path} does not take {method}");

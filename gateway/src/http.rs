@@ -14,7 +14,9 @@ use crate::fleet::Ring;
 use crate::in_flight::InFlight;
 use crate::metrics;
 use crate::model::Model;
+use crate::page;
 use crate::readings;
+use crate::ring::Origin;
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::{MatchedPath, Request, State};
@@ -89,6 +91,13 @@ pub struct Arrival {
     pub name: String,
 }
 
+impl Arrival {
+    /// What its requests are part of.
+    pub fn origin(&self) -> Origin {
+        Origin { name: self.name.as_str().into(), arrived: self.at }
+    }
+}
+
 /// Every path with its methods. `/openapi.json` describes them, and a test holds it to this.
 fn routes() -> Vec<(&'static str, MethodRouter<Arc<App>>)> {
     vec![
@@ -116,6 +125,11 @@ fn routes() -> Vec<(&'static str, MethodRouter<Arc<App>>)> {
         ("/model_info", get(control::model_info)),
         ("/get_model_info", get(control::model_info)),
         ("/openapi.json", get(control::openapi)),
+        ("/", get(page::index)),
+        ("/page/{file}", get(page::file)),
+        ("/ring", get(page::ring)),
+        ("/ring/requests", get(page::requests)),
+        ("/ring/requests/{id}", get(page::request)),
     ]
 }
 

@@ -5,6 +5,7 @@
 //!
 //! Bound: one entry a call, and the fleet bounds requests.
 
+use crate::ring::bare_name;
 use shared::ids::RequestId;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -38,10 +39,9 @@ impl InFlight {
 
     /// Requests of the calls of that name, with or without the prefix of an API's ids.
     pub fn requests(&self, name: &str) -> Vec<RequestId> {
-        let prefixes = ["chatcmpl-", "cmpl-", "msg_", "resp_", "embd-", "score-"];
-        let bare = prefixes.iter().find_map(|prefix| name.strip_prefix(prefix));
+        let bare = bare_name(name);
         let calls = self.lock();
-        let named = calls.by_number.values().filter(|(own, _)| own == name || Some(&**own) == bare);
+        let named = calls.by_number.values().filter(|(own, _)| own == name || own == bare);
         named.flat_map(|(_, ids)| ids.iter().copied()).collect()
     }
 

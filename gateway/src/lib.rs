@@ -38,6 +38,7 @@ pub mod openapi;
 pub mod auth;
 pub mod in_flight;
 pub mod http;
+pub mod page;
 pub mod calls;
 pub mod readings;
 pub mod control;

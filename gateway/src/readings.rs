@@ -103,10 +103,11 @@ impl<'a> Reading<'a> {
             let request = Request::try_from(parts);
             requests.push(request.map_err(|bad| Invalid::field(field, &bad.to_string()))?);
         }
+        let origin = self.arrival.origin();
         let mut answers = Vec::with_capacity(requests.len());
         for request in requests {
             let timing = Timing::new(self.arrival.at, request.prompt_len);
-            answers.push((request.prompt_len, timing, app.ring.submit(request)?));
+            answers.push((request.prompt_len, timing, app.ring.submit(request, origin.clone())?));
         }
         let ids = answers.iter().map(|(_, _, answer)| answer.id()).collect();
         let _held = app.in_flight.hold(self.arrival.name.clone(), ids);

@@ -13,6 +13,31 @@ use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
+use std::time::Instant;
+
+/// What the APIs put before a call's name in their ids.
+const PREFIXES: [&str; 6] = ["chatcmpl-", "cmpl-", "msg_", "resp_", "embd-", "score-"];
+
+/// A call's name, of the name itself or an API's id with it.
+pub fn bare_name(id: &str) -> &str {
+    PREFIXES.iter().find_map(|prefix| id.strip_prefix(prefix)).unwrap_or(id)
+}
+
+/// The call that a request is part of.
+#[derive(Debug, Clone)]
+pub struct Origin {
+    /// `x-request-id`.
+    pub name: Arc<str>,
+    /// When its headers were complete.
+    pub arrived: Instant,
+}
+
+impl Origin {
+    /// Whether it is known by this name, with or without the prefix of an API's ids.
+    pub fn is_called(&self, name: &str) -> bool {
+        *self.name == *name || *self.name == *bare_name(name)
+    }
+}
 
 /// What the fleet says of one request.
 #[derive(Debug, Clone, PartialEq)]

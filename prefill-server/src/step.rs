@@ -358,11 +358,12 @@ impl Prefill {
         let done = |job: &Job| job.done && job.decode.is_none() && job.ended.is_none();
         while let Some(at) = self.jobs.iter().position(done) {
             let job = self.jobs.remove(at);
+            let times = Some(job.times(job.finished)); // nothing is handed over
             let stops = job.first.as_ref().is_some_and(|first| job.request.stops_at(first.id, 0));
             let finish = Some(if stops { Finish::Stop } else { Finish::Length });
             let (key, cached_tokens) = (job.key, job.cached_tokens);
             let tokens = job.first.into_iter().collect();
-            let emitted = Emitted { key, cached_tokens, tokens, finish };
+            let emitted = Emitted { key, cached_tokens, tokens, finish, times };
             self.outboxes.push(key.id.gateway(), PrefillToGateway::Result(emitted));
         }
     }
@@ -377,6 +378,8 @@ impl Prefill {
             queued: self.queue.len() as u32,
             tokens: u32::try_from(tokens).unwrap_or(u32::MAX),
             running: self.jobs.len() as u32,
+            pages_quarantined: self.pool.counts().quarantined,
+            draining: self.draining,
         }
     }
 

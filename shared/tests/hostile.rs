@@ -58,13 +58,22 @@ fn samples() -> Vec<Vec<u8>> {
     let fault = Fault { kind: FaultKind::PeerLost, message: "decode-0 is silent".to_owned() };
     let refusal = Refusal::TooLarge { pages: 9, pool: 8 };
     let target = Target { decode: identity().id, epoch: Epoch::new(3), ticket: TicketId::new(4) };
+    let times = PrefillTimes { queued_us: 1, computed_us: 2, exposed_us: 3 };
     let emitted = Emitted {
         key: key(),
         cached_tokens: 16,
         tokens: vec![token()],
         finish: Some(Finish::Length),
+        times: Some(times),
     };
-    let load = Load { pages_available: 1, queued: 2, tokens: 3, running: 4 };
+    let load = Load {
+        pages_available: 1,
+        queued: 2,
+        tokens: 3,
+        running: 4,
+        pages_quarantined: 5,
+        draining: true,
+    };
     let runs = vec![PageRun { start: PageId::new(3), count: 4 }];
     let handoff = Handoff {
         ticket: TicketId::new(4),
@@ -72,7 +81,7 @@ fn samples() -> Vec<Vec<u8>> {
         first: token(),
         cached_tokens: 16,
         checksums: vec![1, 2],
-        times: PrefillTimes { queued_us: 1, computed_us: 2, exposed_us: 3 },
+        times,
     };
     let opened = DecodeToPrefill::Opened { ticket: TicketId::new(4), held: 1, runs };
     let reserve =

@@ -81,7 +81,7 @@ fn door(config: &EchoConfig, role: Role, key: &RingKey) -> anyhow::Result<Door> 
 
 /// Never full.
 fn load(running: usize) -> Load {
-    Load { pages_available: PAGES, queued: 0, tokens: 0, running: running as u32 }
+    Load { pages_available: PAGES, running: running as u32, ..Load::default() }
 }
 
 async fn serve_decode(session: Session, events: mpsc::Sender<Event>, tickets: Arc<AtomicU64>) {
@@ -215,5 +215,5 @@ fn emitted(key: RequestKey, request: &Request, made: u32) -> Emitted {
     let id = request.tokens[made as usize % request.tokens.len()];
     let finish = (made + 1 >= request.max_tokens).then_some(Finish::Length);
     let token = Token { id, logprob: 0.0, top: vec![] };
-    Emitted { key, cached_tokens: 0, tokens: vec![token], finish }
+    Emitted { key, cached_tokens: 0, tokens: vec![token], finish, times: None }
 }

@@ -1,8 +1,9 @@
 //! What servers say, on its way to the journeys: no link ever waits for one.
 
-use super::mailbox::{Mailbox, Note, Told};
+use super::mailbox::{Note, Told};
 use super::server::Server;
-use super::{Fleet, Journeys, lock};
+use super::story::{Ending, Heard};
+use super::{Fleet, Journeys, Travelling, lock};
 use shared::ids::Epoch;
 use shared::wire::handshake::Role;
 use shared::wire::messages::{
@@ -22,7 +23,9 @@ impl Fleet {
             M::Accepted(_) => {} // its tokens or a refusal follow, and only they are waited for
             M::Refused { key, refusal } => self.tell(key, Note::Refused(role, refusal)),
             M::Failed { key, fault } => self.tell(key, Note::Failed(role, fault)),
-            M::Read { key, read } => tell_client(&mut self.journeys(), key, |to| to.read(read)),
+            M::Read { key, read } => {
+                self.tell_client(&mut self.journeys(), key, |to| to.mailbox.read(read));
+            }
             M::Result(emitted) => self.tell_tokens(vec![emitted]),
             M::Cancelled(key) => self.tell(key, Note::Cancelled(role)),
             M::Flushed => self.flushed(),
@@ -64,8 +67,33 @@ impl Fleet {
 
     fn tell_tokens(&self, emitted: Vec<Emitted>) {
         let mut journeys = self.journeys();
-        for Emitted { key, cached_tokens, tokens, finish } in emitted {
-            tell_client(&mut journeys, key, |to| to.tokens(cached_tokens, tokens, finish));
+        for Emitted { key, cached_tokens, tokens, finish, times } in emitted {
+            let heard = Heard { tokens: tokens.len() as u32, cached: cached_tokens, times };
+            self.tell_client(&mut journeys, key, |to| {
+                let told = to.mailbox.tokens(cached_tokens, tokens, finish);
+                if told.counts {
+                    to.story.heard(heard, &self.pulse);
+                }
+                told
+            });
+        }
+    }
+
+    /// Tells the client of an attempt, unless it is an earlier one or the journey is over.
+    fn tell_client(
+        &self,
+        journeys: &mut Journeys,
+        key: RequestKey,
+        tell: impl FnOnce(&Travelling) -> Told,
+    ) {
+        let Some(to) = journeys.get(&key.id).filter(|t| t.key == key) else { return };
+        let told = tell(to);
+        if told.first {
+            tracing::debug!(target: "story", request = %key, "first token heard");
+        }
+        if told.last {
+            self.recent.end(&to.story, Ending::Finished, &self.pulse);
+            journeys.remove(&key.id); // who knows the answer finds no trace of the request
         }
     }
 
@@ -84,17 +112,5 @@ impl Fleet {
             }
         }
         self.changed.send_replace(());
-    }
-}
-
-/// Tells the client of an attempt, unless it is an earlier one or the journey is over.
-fn tell_client(journeys: &mut Journeys, key: RequestKey, tell: impl FnOnce(&Mailbox) -> Told) {
-    let Some(travelling) = journeys.get(&key.id).filter(|t| t.key == key) else { return };
-    let told = tell(&travelling.mailbox);
-    if told.first {
-        tracing::debug!(target: "story", request = %key, "first token heard");
-    }
-    if told.last {
-        journeys.remove(&key.id); // who knows the answer finds no trace of the request
     }
 }

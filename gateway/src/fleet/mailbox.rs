@@ -54,6 +54,8 @@ pub(crate) struct Mailbox {
 /// What a client was told.
 #[derive(Debug, Default)]
 pub(crate) struct Told {
+    /// It is of the open attempt.
+    pub(crate) counts: bool,
     /// The attempt's first tokens.
     pub(crate) first: bool,
     /// Nothing follows.
@@ -110,7 +112,7 @@ impl Mailbox {
     /// Tells the client what was read of the prompt, and the output that waited for all of it.
     pub(crate) fn read(&self, read: Read) -> Told {
         let mut state = self.lock();
-        let mut told = Told::default();
+        let mut told = Told { counts: state.open, ..Told::default() };
         if !state.open {
             return told;
         }
@@ -124,7 +126,7 @@ impl Mailbox {
         if state.unread == 0 {
             for output in std::mem::take(&mut state.early) {
                 let now = self.tell(&mut state, output);
-                told = Told { first: told.first | now.first, last: told.last | now.last };
+                (told.first, told.last) = (told.first | now.first, told.last | now.last);
             }
         }
         told
@@ -135,13 +137,13 @@ impl Mailbox {
         let (mut state, output) = (self.lock(), Output { cached, tokens, finish });
         if state.open && state.unread > 0 {
             state.early.push(output);
-            return Told::default();
+            return Told { counts: true, ..Told::default() };
         }
         self.tell(&mut state, output)
     }
 
     fn tell(&self, state: &mut State, Output { cached, tokens, finish }: Output) -> Told {
-        let mut told = Told::default();
+        let mut told = Told { counts: state.open, ..Told::default() };
         if state.open {
             let before = state.heard.replace(Heard::Tokens(Instant::now()));
             told.first = !matches!(before, Some(Heard::Tokens(_)));

@@ -7,24 +7,29 @@
 mod hear;
 mod loads;
 mod mailbox;
+mod pulse;
 pub mod route;
 mod server;
+mod snapshot;
+mod story;
 mod ticket;
 
-use crate::ring::{Answer, Failure, FailureKind, Limits, Line};
+use crate::ring::{Answer, Failure, FailureKind, Limits, Line, Origin};
 use link::{Local, Timing};
 use mailbox::{Mailbox, Note};
+use pulse::Pulse;
 use route::{DecodeView, Hashes, LeastTokens, Policy, PrefillView, Seen};
 use serde_json::{Value, json};
 use server::{Server, Up};
 use shared::ids::{Epoch, RequestId};
 use shared::request::Request;
 use shared::wire::handshake::{Identity, RingKey, Role};
-use shared::wire::messages::{GatewayToDecode, GatewayToPrefill, RequestKey};
+use shared::wire::messages::{GatewayToDecode, GatewayToPrefill, Message, RequestKey};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use story::{Recent, Story};
 use tokio::sync::{Semaphore, watch};
 
 /// Deadlines of a request; each starts when its phase starts.
@@ -93,6 +98,8 @@ pub(crate) struct Fleet {
     seen: Mutex<Seen>,
     /// Bound: queued requests (`max_queued`) and those that hold a ticket (the servers' pages).
     journeys: Mutex<Journeys>,
+    recent: Recent,
+    pulse: Pulse,
     numbers: AtomicU64,
     flushed: AtomicU64,
     queue: Arc<Semaphore>,
@@ -114,6 +121,7 @@ type Journeys = HashMap<RequestId, Travelling>;
 struct Travelling {
     key: RequestKey,
     mailbox: Arc<Mailbox>,
+    story: Arc<Story>,
 }
 
 impl Ring {
@@ -128,11 +136,13 @@ impl Ring {
         });
         let fleet = Arc::new(Fleet {
             epoch: config.identity.epoch,
-            prefill: config.prefill.into_iter().map(|a| Arc::new(Server::new(a))).collect(),
-            decode: config.decode.into_iter().map(|a| Arc::new(Server::new(a))).collect(),
+            prefill: servers(config.prefill),
+            decode: servers(config.decode),
             policy: Box::new(LeastTokens),
             seen: Mutex::default(),
             journeys: Mutex::default(),
+            recent: Recent::default(),
+            pulse: Pulse::new(),
             numbers: AtomicU64::new(0),
             flushed: AtomicU64::new(0),
             queue: Arc::new(Semaphore::new(config.max_queued)),
@@ -163,11 +173,11 @@ impl Ring {
         Self(fleet)
     }
 
-    /// Queues a request. Must be called within a tokio runtime.
+    /// Queues a request of that call. Must be called within a tokio runtime.
     ///
     /// # Errors
     /// [`FailureKind::NotReady`], [`FailureKind::QueueFull`] or [`FailureKind::TooLarge`], at once.
-    pub fn submit(&self, request: Request) -> Result<Answer, Failure> {
+    pub fn submit(&self, request: Request, origin: Origin) -> Result<Answer, Failure> {
         let fleet = &self.0;
         let limits = self.limits().ok_or_else(|| fleet.not_ready())?;
         let most = limits.context_length.min(limits.pool_tokens);
@@ -185,7 +195,8 @@ impl Ring {
         let number = fleet.numbers.fetch_add(1, Ordering::Relaxed);
         let id = RequestId::new(fleet.epoch, number);
         let line = Arc::<Line>::default();
-        tokio::spawn(ticket::Journey::new(fleet.clone(), id, request, line.clone()).run(permit));
+        let call = (id, origin);
+        tokio::spawn(ticket::Journey::new(fleet.clone(), call, request, line.clone()).run(permit));
         Ok(Answer::new(id, line))
     }
 
@@ -348,6 +359,10 @@ impl Fleet {
         };
         (prefill, decode.iter().map(view).collect())
     }
+}
+
+fn servers<Out: Message>(addresses: Vec<String>) -> Vec<Arc<Server<Out>>> {
+    addresses.into_iter().enumerate().map(|placed| Arc::new(Server::new(placed))).collect()
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

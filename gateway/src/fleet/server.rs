@@ -3,6 +3,8 @@
 //! A task per server dials, listens until the link ends, tells every journey on it, and dials
 //! again: no server is ever given up.
 
+use super::pulse::Tally;
+use super::story::Part;
 use link::{Local, Sender, dial};
 use serde_json::{Value, json};
 use shared::ids::{Epoch, ServerId};
@@ -23,12 +25,17 @@ const HELD: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(crate) struct Server<Out> {
     pub(crate) address: String,
+    /// Its place among those of its role.
+    slot: usize,
+    /// What all its incarnations did.
+    pub(crate) tally: Arc<Tally>,
     state: Mutex<State<Out>>,
 }
 
 #[derive(Debug)]
 enum State<Out> {
-    Down(String),
+    /// Why, and what it was called when it was up.
+    Down(String, Option<ServerId>),
     /// Shared with the requests that go there; a report makes a new one if it must.
     Up(Arc<Up<Out>>),
 }
@@ -36,6 +43,8 @@ enum State<Out> {
 /// A server that answers.
 #[derive(Debug)]
 pub(crate) struct Up<Out> {
+    pub(crate) slot: usize,
+    pub(crate) tally: Arc<Tally>,
     pub(crate) id: ServerId,
     pub(crate) epoch: Epoch,
     pub(crate) layout: Layout,
@@ -49,6 +58,8 @@ pub(crate) struct Up<Out> {
 impl<Out> Clone for Up<Out> {
     fn clone(&self) -> Self {
         Self {
+            slot: self.slot,
+            tally: self.tally.clone(),
             id: self.id.clone(),
             epoch: self.epoch,
             layout: self.layout,
@@ -61,6 +72,11 @@ impl<Out> Clone for Up<Out> {
 }
 
 impl<Out> Up<Out> {
+    /// What a story says of it.
+    pub(crate) fn part(&self) -> Part {
+        Part { slot: self.slot, id: self.id.clone(), tally: self.tally.clone() }
+    }
+
     /// Tokens that its pool holds.
     pub(crate) fn pool_tokens(&self) -> u32 {
         self.capacity.pages.saturating_mul(self.layout.geometry.page_tokens)
@@ -69,15 +85,24 @@ impl<Out> Up<Out> {
 
 impl<Out: Message> Server<Out> {
     /// A server that has not answered yet.
-    pub(crate) fn new(address: String) -> Self {
-        Self { address, state: Mutex::new(State::Down("not reached yet".into())) }
+    pub(crate) fn new((slot, address): (usize, String)) -> Self {
+        let state = Mutex::new(State::Down("not reached yet".into(), None));
+        Self { address, slot, tally: Arc::default(), state }
     }
 
     /// Its link and numbers now, if it is up.
     pub(crate) fn up(&self) -> Option<Arc<Up<Out>>> {
         match &*self.lock() {
             State::Up(up) => Some(up.clone()),
-            State::Down(_) => None,
+            State::Down(..) => None,
+        }
+    }
+
+    /// What it is or was called, if it was ever up.
+    pub(crate) fn id(&self) -> Option<ServerId> {
+        match &*self.lock() {
+            State::Up(up) => Some(up.id.clone()),
+            State::Down(_, id) => id.clone(),
         }
     }
 
@@ -85,7 +110,7 @@ impl<Out: Message> Server<Out> {
     pub(crate) fn down_reason(&self) -> Option<String> {
         match &*self.lock() {
             State::Up(_) => None,
-            State::Down(why) => Some(format!("{}: {why}", self.address)),
+            State::Down(why, _) => Some(format!("{}: {why}", self.address)),
         }
     }
 
@@ -148,7 +173,8 @@ impl<Out: Message> Server<Out> {
                     };
                     let (sender, mut receiver) = session.start::<Out, In>(OUTBOX);
                     let (load, joined) = (Load::default(), HashSet::new());
-                    let up = Up { id, epoch, layout, capacity, load, joined, sender };
+                    let (slot, tally) = (self.slot, self.tally.clone());
+                    let up = Up { slot, tally, id, epoch, layout, capacity, load, joined, sender };
                     tracing::info!(%role, id = %up.id, %epoch, address = %self.address, "server up");
                     *self.lock() = State::Up(Arc::new(up));
                     changed(None);
@@ -158,7 +184,7 @@ impl<Out: Message> Server<Out> {
                             Err(error) => break error,
                         }
                     };
-                    *self.lock() = State::Down(error.to_string());
+                    self.note_down(error.to_string());
                     changed(Some(epoch));
                     if began.elapsed() >= HELD {
                         pause = Backoff::default();
@@ -173,7 +199,12 @@ impl<Out: Message> Server<Out> {
     }
 
     fn note_down(&self, why: String) {
-        *self.lock() = State::Down(why);
+        let mut state = self.lock();
+        let id = match &*state {
+            State::Up(up) => Some(up.id.clone()),
+            State::Down(_, id) => id.clone(),
+        };
+        *state = State::Down(why, id);
     }
 
     fn lock(&self) -> MutexGuard<'_, State<Out>> {

@@ -15,8 +15,9 @@
 use super::mailbox::{Heard, Mailbox, Note};
 use super::route::Hashes;
 use super::server::Up;
+use super::story::{Ending, Story};
 use super::{Fleet, Travelling, lock};
-use crate::ring::{Event, Failure, FailureKind, Line};
+use crate::ring::{Event, Failure, FailureKind, Line, Origin};
 use link::Sender;
 use shared::ids::{Attempt, Epoch, RequestId};
 use shared::request::{Finish, Request};
@@ -37,6 +38,7 @@ pub(crate) struct Journey {
     key: RequestKey,
     request: Request,
     mailbox: Arc<Mailbox>,
+    story: Arc<Story>,
     line: Arc<Line>,
     retries_left: u32,
     /// The decode server that waits for this request's return.
@@ -80,12 +82,19 @@ impl Drop for Journey {
 }
 
 impl Journey {
-    pub(crate) fn new(fleet: Arc<Fleet>, id: RequestId, request: Request, line: Arc<Line>) -> Self {
+    pub(crate) fn new(
+        fleet: Arc<Fleet>,
+        (id, origin): (RequestId, Origin),
+        request: Request,
+        line: Arc<Line>,
+    ) -> Self {
         let key = RequestKey { id, attempt: Attempt::new(0) };
         let mailbox = Arc::new(Mailbox::new(line.clone(), request.prompt_len));
-        fleet.journeys().insert(id, Travelling { key, mailbox: mailbox.clone() });
+        let story = Arc::new(Story::new(id, origin, request.prompt_len));
+        let travelling = Travelling { key, mailbox: mailbox.clone(), story: story.clone() };
+        fleet.journeys().insert(id, travelling);
         let retries_left = fleet.retries;
-        Self { fleet, key, request, mailbox, line, retries_left, expected_by: None }
+        Self { fleet, key, request, mailbox, story, line, retries_left, expected_by: None }
     }
 
     /// Travels to the end and reports it. `queued` is this request's place in the queue, given up
@@ -118,12 +127,19 @@ impl Journey {
             }
             self.next_attempt();
         };
+        let ending = match event {
+            Some(Event::Failed(_)) => Ending::Failed,
+            Some(_) => Ending::Finished,
+            None => Ending::Dropped,
+        };
+        self.fleet.recent.end(&self.story, ending, &self.fleet.pulse);
         self.fleet.journeys().remove(&self.key.id);
         self.line.leave(event); // unless it came with the last token
     }
 
     fn next_attempt(&mut self) {
         self.key.attempt = self.key.attempt.next();
+        self.story.again();
         if let Some(travelling) = self.fleet.journeys().get_mut(&self.key.id) {
             travelling.key = self.key; // from here on, what servers say of the old one is dropped
             self.mailbox.forget_attempt();
@@ -141,6 +157,8 @@ impl Journey {
         let prefill =
             GatewayToPrefill::Prefill { key: self.key, request: self.request.clone(), target };
         tracing::debug!(target: "story", request = %self.key, "sent to prefill");
+        let decode = pair.decode.as_ref().map(|(decode, _)| decode.part());
+        self.story.sent(pair.prefill.part(), decode, self.request.tokens.len() as u32);
         // A loss of prefill that was noted while decode was asked is not noted again.
         let up = self.fleet.prefill_up().iter().any(|up| up.epoch == pair.prefill.epoch);
         self.mailbox.open(self.request.reads_left());
@@ -253,6 +271,7 @@ impl Journey {
         let request = self.request.clone();
         let reserve = GatewayToDecode::Reserve { key: self.key, writer: prefill.epoch, request };
         tracing::debug!(target: "story", request = %self.key, "ticket asked");
+        self.story.asked();
         if decode.sender.send(reserve).await.is_err() {
             return Ok(None);
         }

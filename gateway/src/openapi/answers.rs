@@ -34,6 +34,10 @@ pub(super) fn schemas() -> Map<String, Value> {
         ("Models", object(json!({"object": {"const": "list"}, "data": list(model())}))),
         ("ModelInfo", model_info()),
         ("Loads", loads()),
+        ("Ring", ring()),
+        ("Story", story()),
+        ("Requests", object(json!({"running": list(told()), "ended": list(told())}))),
+        ("Request", object(json!({"id": {"type": "string"}, "requests": list(told())}))),
     ];
     named.into_iter().map(|(name, schema)| (name.to_owned(), schema)).collect()
 }
@@ -160,4 +164,47 @@ fn loads() -> Value {
         "total_reqs": {"type": "integer"}, "avg_token_usage": {"type": "number"},
     }));
     object(json!({"loads": list(server), "aggregate": aggregate, "version": {"type": "string"}}))
+}
+
+fn ring() -> Value {
+    let count = || json!({"type": "integer"});
+    let server = object(json!({
+        "name": {"type": ["string", "null"]}, "address": {"type": "string"},
+        "state": {"enum": ["joined", "joining", "draining", "lost"]},
+        "why": {"type": ["string", "null"]}, "requests": count(), "tokens": count(),
+    }));
+    let link = object(json!({
+        "prefill": count(), "decode": count(), "coming": count(), "handoffs": count(),
+        "exposed_us": count(),
+    }));
+    let times = object(json!({
+        "from_us": list(count()), "ttft": list(count()), "itl": list(count()),
+    }));
+    object(json!({
+        "now_us": count(), "requests": count(), "queued": count(), "finished": count(),
+        "failed": count(), "dropped": count(), "prefill": list(server.clone()),
+        "decode": list(server), "links": list(link), "times": times,
+        "version": {"type": "string"}, "model": {"type": "string"}, "draining": {"type": "boolean"},
+    }))
+}
+
+fn told() -> Value {
+    json!({"$ref": "#/components/schemas/Story"})
+}
+
+fn story() -> Value {
+    let count = || json!({"type": "integer"});
+    let phases =
+        json!(["read", "queue", "ticket", "prefill_queue", "prefill", "handoff", "wire", "decode"]);
+    let phase = object(json!({
+        "phase": {"enum": phases}, "server": {"type": ["string", "null"]}, "start_us": count(),
+        "us": count(),
+    }));
+    object(json!({
+        "id": {"type": "string"}, "call": {"type": "string"},
+        "state": {"enum": ["running", "finished", "failed", "dropped"]},
+        "arrived_ms": count(), "us": count(), "ttft_us": {"type": ["integer", "null"]},
+        "prompt_tokens": count(), "cached_tokens": count(), "output_tokens": count(),
+        "attempts": count(), "phases": list(phase),
+    }))
 }

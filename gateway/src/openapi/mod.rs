@@ -7,6 +7,7 @@ mod answers;
 mod bodies;
 
 use crate::model::Model;
+use crate::page;
 use crate::ring::Limits;
 use serde_json::{Map, Value, json};
 
@@ -19,12 +20,15 @@ struct Operation {
     body: Option<&'static str>,
     /// Name of the schema of the answer, which is text where there is none.
     answer: Option<&'static str>,
+    /// Types of an answer that is text.
+    texts: &'static [&'static str],
     /// Whether the answer can be a stream of events.
     streams: bool,
 }
 
 const fn get(path: &'static str, summary: &'static str) -> Operation {
-    Operation { path, method: "get", summary, body: None, answer: None, streams: false }
+    let texts = &["text/plain"];
+    Operation { path, method: "get", summary, body: None, answer: None, texts, streams: false }
 }
 
 const fn post(path: &'static str, body: &'static str, summary: &'static str) -> Operation {
@@ -34,6 +38,9 @@ const fn post(path: &'static str, body: &'static str, summary: &'static str) -> 
 impl Operation {
     const fn answers(self, answer: &'static str) -> Self {
         Self { answer: Some(answer), ..self }
+    }
+    const fn in_types(self, texts: &'static [&'static str]) -> Self {
+        Self { texts, ..self }
     }
     const fn streams(self) -> Self {
         Self { streams: true, ..self }
@@ -68,6 +75,14 @@ const OPERATIONS: &[Operation] = &[
     get("/flush_cache", "Drops cached pages on every server"),
     Operation { method: "post", ..get("/flush_cache", "Drops cached pages on every server") },
     get("/openapi.json", "This document").answers("Object"),
+    get("/", "A page to look at: the ring as it works, and a chat").in_types(&["text/html"]),
+    get("/page/{file}", "The page's files").in_types(page::TYPES),
+    get("/ring", "Every server and link with its numbers, and counts that only grow")
+        .answers("Ring"),
+    get("/ring/requests", "Stories of requests under way and of the last that ended")
+        .answers("Requests"),
+    get("/ring/requests/{id}", "Stories of a call's requests, or of one request")
+        .answers("Request"),
 ];
 
 /// The document of a gateway that serves `model` within `limits`.
@@ -98,7 +113,10 @@ fn described(operation: &Operation) -> Value {
     let schema = |name: &str| json!({"schema": {"$ref": format!("#/components/schemas/{name}")}});
     let mut content = match operation.answer {
         Some(answer) => json!({"application/json": schema(answer)}),
-        None => json!({"text/plain": {"schema": {"type": "string"}}}),
+        None => {
+            let text = |kind: &&str| ((*kind).to_owned(), json!({"schema": {"type": "string"}}));
+            operation.texts.iter().map(text).collect()
+        }
     };
     if operation.streams {
         content["text/event-stream"] = json!({}); // OpenAPI 3.1 has no words for events
@@ -121,9 +139,26 @@ fn described(operation: &Operation) -> Value {
         let content = json!({"application/json": schema(&format!("{body}Request"))});
         described["requestBody"] = json!({"required": true, "content": content});
     }
-    if operation.path.contains("{model}") {
-        described["parameters"] = json!([
-            {"name": "model", "in": "path", "required": true, "schema": {"type": "string"}}]);
+    let parameters: Vec<Value> = parameters(operation.path).collect();
+    if !parameters.is_empty() {
+        described["parameters"] = json!(parameters);
     }
     described
+}
+
+/// What a path takes in itself and behind its question mark.
+fn parameters(path: &str) -> impl Iterator<Item = Value> {
+    let in_path = path.split('/').filter_map(|part| part.strip_prefix('{')?.strip_suffix('}'));
+    let in_path = in_path.map(|name| {
+        let schema = match name {
+            "file" => json!({"enum": page::names().collect::<Vec<_>>()}),
+            _ => json!({"type": "string"}),
+        };
+        json!({"name": name, "in": "path", "required": true, "schema": schema})
+    });
+    let limit = (path == "/ring/requests").then(|| {
+        let schema = json!({"type": "integer", "minimum": 0});
+        json!({"name": "limit", "in": "query", "schema": schema})
+    });
+    in_path.chain(limit)
 }

@@ -5,6 +5,7 @@
 mod anthropic;
 mod golden_text;
 mod openapi;
+mod page;
 mod refusals;
 mod responses;
 mod server;

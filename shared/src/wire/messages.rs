@@ -104,6 +104,8 @@ pub struct Emitted {
     pub tokens: Vec<Token>,
     /// How it ended; set on the last.
     pub finish: Option<Finish>,
+    /// Where prefill's time went; set on the first of an attempt.
+    pub times: Option<PrefillTimes>,
 }
 
 /// Gateway to prefill.
@@ -241,6 +243,10 @@ pub struct Load {
     pub tokens: u32,
     /// Requests being computed.
     pub running: u32,
+    /// Pages that wait for the proven end of a writer.
+    pub pages_quarantined: u32,
+    /// It takes no new requests and ends with its last one.
+    pub draining: bool,
 }
 
 /// Prefill to decode.
