@@ -67,6 +67,7 @@ export class Chat {
       await this.#stream(answer, stop.signal);
     } catch (error) {
       if (error.name !== "AbortError") answer.fail(error.message);
+      else answer.abort();
     }
     if (answer.text) this.#messages.push({ role: "assistant", content: answer.text });
     else this.#messages.pop();
@@ -133,6 +134,14 @@ class Answer {
     else this.text += text;
     (isThought ? this.thoughts : this.body).append(text);
     this.#follow(at);
+  }
+
+  /** Ends it in the ring: a browser may read on for seconds before it closes the connection. */
+  abort() {
+    if (!this.call) return;
+    const headers = { "content-type": "application/json" };
+    const body = JSON.stringify({ rid: this.call });
+    ask("/abort_request", { method: "POST", headers, body }).catch(() => {});
   }
 
   fail(message) {

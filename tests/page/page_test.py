@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import pathlib
+import re
 import select
 import signal
 import socket
@@ -199,13 +200,21 @@ class Chat(Case):
 
     def test_escape_stops_an_answer(self):
         page = self.open_ready()
+
+        def without_end(route):
+            route.continue_(post_data=json.dumps(route.request.post_data_json
+                                                 | {"ignore_eos": True}))
+
+        page.route("**/v1/chat/completions", without_end)
         page.locator("#max-tokens").fill("2000")
         page.locator("#chat-text").fill("Count to a thousand.")
         page.keyboard.press("Enter")
         expect(page.locator("#chat-send")).to_have_text("Stop")
         page.keyboard.press("Escape")
         expect(page.locator("#chat-send")).to_have_text("Send")
-        expect(page.locator("#requests tr").first).to_contain_text("dropped")
+        # Of the call to abort and the browser's closed connection either may come first.
+        row = page.locator("#requests tr").first
+        expect(row).to_contain_text(re.compile("dropped|failed"))
         self.check_calm()
 
     def test_what_the_gateway_refuses_is_shown(self):
@@ -239,7 +248,7 @@ class Servers(Case):
         with process("tandem-decode", "--config", FOLDER / f"{name}.toml"):
             expect(page.locator("#state")).to_have_text("ready")
             expect(lost).to_have_count(0)
-            self.assertEqual(card.evaluate(color), healthy)
+            expect(card.locator(".lamp")).to_have_css("fill", healthy)
             expect(page.locator("#announced")).to_have_text(f"{name} is up")
         self.check_calm()
 
