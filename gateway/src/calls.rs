@@ -226,7 +226,7 @@ impl Call<'_> {
             let pieces = app.model.tokenizer.pieces();
             let first = index.is_multiple_of(each);
             let transcript = Transcript::new((index, first), &self.ask, &request, pieces);
-            let timing = Timing::new(self.arrival.at, request.prompt_len);
+            let timing = Timing::new(self.arrival.at, request.prompt_len, request.max_tokens);
             answers.push(Speaking { answer: app.ring.submit(request)?, transcript, timing });
         }
         let ids: Vec<_> = answers.iter().map(|speaking| speaking.answer.id()).collect();

@@ -121,8 +121,8 @@ impl Speaking {
                 }
             }
         };
-        if delta.ending.is_some() {
-            self.timing.finished(delta.usage);
+        if let Some(ending) = &delta.ending {
+            self.timing.finished(ending.finish, delta.usage.completion, delta.usage.cached);
         }
         Poll::Ready(Ok(delta))
     }

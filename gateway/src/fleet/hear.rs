@@ -3,6 +3,7 @@
 use super::mailbox::Note;
 use super::server::Server;
 use super::{Fleet, lock};
+use crate::metrics;
 use shared::ids::Epoch;
 use shared::wire::handshake::Role;
 use shared::wire::messages::{
@@ -66,7 +67,8 @@ impl Fleet {
         for Emitted { key, cached_tokens, tokens, finish } in emitted {
             let Some(travelling) = journeys.get(&key.id).filter(|t| t.key == key) else { continue };
             let told = travelling.mailbox.tokens(cached_tokens, tokens, finish);
-            if told.first {
+            if let Some(after) = told.first {
+                metrics::first_token(after);
                 tracing::debug!(target: "story", request = %key, "first token heard");
             }
             if told.last {

@@ -17,6 +17,7 @@ use shared::wire::handshake::Role;
 use shared::wire::messages::{Fault, Refusal, token_ids};
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -52,8 +53,8 @@ pub(crate) struct Mailbox {
 
 /// What a client was told by tokens.
 pub(crate) struct Told {
-    /// They are the attempt's first.
-    pub(crate) first: bool,
+    /// If they are the attempt's first: how long it has waited for them.
+    pub(crate) first: Option<Duration>,
     /// Nothing follows.
     pub(crate) last: bool,
 }
@@ -62,6 +63,7 @@ pub(crate) struct Told {
 struct State {
     notes: VecDeque<Note>,
     open: bool,
+    opened: Option<Instant>,
     /// What the open attempt has made.
     made: Vec<TokenId>,
     /// When its last tokens came.
@@ -86,9 +88,13 @@ impl Mailbox {
     /// Tells the client of tokens, and all of the end.
     pub(crate) fn tokens(&self, cached: u32, tokens: Vec<Token>, finish: Option<Finish>) -> Told {
         let mut state = self.lock();
-        let mut told = Told { first: false, last: false };
+        let mut told = Told { first: None, last: false };
         if state.open {
-            told.first = state.heard.replace(Instant::now()).is_none();
+            let now = Instant::now();
+            told.first = match state.heard.replace(now) {
+                None => state.opened.map(|opened| now - opened),
+                Some(_) => None,
+            };
             told.last = finish.is_some();
             state.told_end = finish;
             state.made.extend(token_ids(&tokens));
@@ -119,7 +125,7 @@ impl Mailbox {
     /// From now on tokens are told.
     pub(crate) fn open(&self) {
         let mut state = self.lock();
-        (state.open, state.heard) = (true, None);
+        (state.open, state.opened, state.heard) = (true, Some(Instant::now()), None);
     }
 
     /// From now on no tokens are told. Gives the end, if the client was told of one.
@@ -166,8 +172,8 @@ mod tests {
         let mailbox = Mailbox::new(line, 4);
         mailbox.tokens(4, vec![token(1)], None); // of no attempt
         mailbox.open();
-        assert!(mailbox.tokens(9, vec![token(2)], None).first);
-        assert!(!mailbox.tokens(9, vec![token(3)], None).first);
+        assert!(mailbox.tokens(9, vec![token(2)], None).first.is_some());
+        assert!(mailbox.tokens(9, vec![token(3)], None).first.is_none());
         mailbox.deliver(Note::Retracted);
         assert_eq!(mailbox.next().await, Note::Retracted);
         assert_eq!(mailbox.close(), None);

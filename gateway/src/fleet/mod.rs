@@ -7,10 +7,12 @@
 mod hear;
 mod loads;
 mod mailbox;
+mod peers;
 pub mod route;
 mod server;
 mod ticket;
 
+use crate::metrics;
 use crate::ring::{Answer, Failure, FailureKind, Limits, Line};
 use link::{Local, Timing};
 use mailbox::{Mailbox, Note};
@@ -166,6 +168,10 @@ impl Ring {
     /// # Errors
     /// [`FailureKind::NotReady`], [`FailureKind::QueueFull`] or [`FailureKind::TooLarge`], at once.
     pub fn submit(&self, request: Request) -> Result<Answer, Failure> {
+        self.queue(request).inspect_err(|failure| metrics::failed(failure.kind))
+    }
+
+    fn queue(&self, request: Request) -> Result<Answer, Failure> {
         let fleet = &self.0;
         let limits = self.limits().ok_or_else(|| fleet.not_ready())?;
         let most = limits.context_length.min(limits.pool_tokens);

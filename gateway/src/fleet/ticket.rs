@@ -15,6 +15,7 @@ use super::mailbox::{Mailbox, Note};
 use super::route::Hashes;
 use super::server::Up;
 use super::{Fleet, Travelling, lock};
+use crate::metrics;
 use crate::ring::{Event, Failure, FailureKind, Line};
 use link::Sender;
 use shared::ids::{Attempt, Epoch, RequestId};
@@ -35,6 +36,7 @@ pub(crate) struct Journey {
     fleet: Arc<Fleet>,
     key: RequestKey,
     request: Request,
+    submitted: Instant,
     mailbox: Arc<Mailbox>,
     line: Arc<Line>,
     retries_left: u32,
@@ -46,6 +48,8 @@ pub(crate) struct Journey {
 struct Pair {
     prefill: Arc<Up<GatewayToPrefill>>,
     decode: Option<(Arc<Up<GatewayToDecode>>, shared::ids::TicketId)>,
+    /// When its ticket was asked for, or would have been.
+    asked: Instant,
 }
 
 impl Pair {
@@ -83,8 +87,8 @@ impl Journey {
         let key = RequestKey { id, attempt: Attempt::new(0) };
         let mailbox = Arc::new(Mailbox::new(line.clone(), request.prompt_len));
         fleet.journeys().insert(id, Travelling { key, mailbox: mailbox.clone() });
-        let retries_left = fleet.retries;
-        Self { fleet, key, request, mailbox, line, retries_left, expected_by: None }
+        let (submitted, retries_left) = (Instant::now(), fleet.retries);
+        Self { fleet, key, request, submitted, mailbox, line, retries_left, expected_by: None }
     }
 
     /// Travels to the end and reports it. `queued` is this request's place in the queue, given up
@@ -95,6 +99,10 @@ impl Journey {
             let stop = match self.attempt(&mut queued).await {
                 Ok(finish) => break Some(Event::Finished(finish)),
                 Err(stop) => stop,
+            };
+            let after = match &stop {
+                Stop::Again { why, .. } => Some(why.kind),
+                _ => None,
             };
             let why = match stop {
                 Stop::Gone => break None,
@@ -114,9 +122,13 @@ impl Journey {
                 Some(request) => self.request = request,
                 None => break Some(Event::Failed(why)),
             }
+            metrics::retried(after);
             self.next_attempt();
         };
         self.fleet.journeys().remove(&self.key.id);
+        if let Some(Event::Failed(failure)) = &event {
+            metrics::failed(failure.kind);
+        }
         self.line.leave(event); // unless it came with the last token
     }
 
@@ -130,7 +142,11 @@ impl Journey {
     }
 
     async fn attempt(&mut self, queued: &mut Option<OwnedSemaphorePermit>) -> Result<Finish, Stop> {
+        let first = queued.is_some();
         let pair = self.admitted(queued).await?;
+        if first {
+            metrics::admitted(pair.asked - self.submitted, pair.asked.elapsed());
+        }
         let target = pair.decode.as_ref().map(|(decode, ticket)| Target {
             decode: decode.id.clone(),
             epoch: decode.epoch,
@@ -215,13 +231,14 @@ impl Journey {
                 lock(&fleet.seen).remember(prefill.epoch, hashes);
                 if self.request.max_tokens == 1 {
                     fleet.dispatched(computes, None);
-                    return Ok(Pair { prefill, decode: None });
+                    return Ok(Pair { prefill, decode: None, asked: Instant::now() });
                 }
                 decode_views.remove(d);
                 let decode = decode.remove(d);
+                let asked = Instant::now();
                 if let Some(ticket) = self.ask(&prefill, &decode, deadline).await? {
                     fleet.dispatched(computes, Some((decode.epoch, prompt)));
-                    return Ok(Pair { prefill, decode: Some((decode, ticket)) });
+                    return Ok(Pair { prefill, decode: Some((decode, ticket)), asked });
                 }
             }
             let more = async {
