@@ -18,7 +18,7 @@ import time
 
 import compat
 from prometheus import WINDOW, Prometheus
-from ring import Load, Ring, wait_for
+from ring import ROWS, Load, Ring, wait_for
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 MONITORING = ROOT / "ops/monitoring"
@@ -52,8 +52,8 @@ def say(text):
 
 
 def healthy(ring, watch):
-    """Plain load: nothing is wrong, and no alert says so."""
-    with Load(ring.url, 8, 24) as load:
+    """Plain load: some requests wait for a row, nothing is wrong, and no alert says so."""
+    with Load(ring.url, 2 * ROWS + 3, 24) as load:
         time.sleep(HEALTHY_SECONDS)
         firing = watch.prometheus.firing()
         watch.wait("prefill-1 is told to use TCP", "TandemPagesByTcp")
@@ -108,7 +108,7 @@ def short(ring, watch):
     """Decode's pools hold a few long outputs, and reserve next to nothing for their growth."""
     for name in ring.named("decode"):
         ring.restart(name, "--max-total-tokens", "1024", "--num-reserved-decode-tokens", "16",
-                     "--context-length", "1024")
+                     "--context-length", "1024", "--max-running-requests", "16")
     ring.wait_whole()
     with Load(ring.url, 12, 500):
         watch.wait("outputs outgrow the pools", "TandemRetracting", "TandemPagesShort")

@@ -15,6 +15,8 @@ import urllib.error
 import urllib.request
 
 PATIENCE_SECONDS = 90
+# Requests that a decode server takes at a time.
+ROWS = 4
 
 
 def wait_for(what, probe, seconds=PATIENCE_SECONDS):
@@ -120,13 +122,12 @@ class Ring:
         prefills = [self.address() for _ in range(2)]
         for index, listen in enumerate(decodes):
             self.add(programs, f"decode-{index}", {
-                **server, "listen": listen, "admin": self.address(), "max_total_tokens": 16384})
+                **server, "listen": listen, "admin": self.address(), "transport": "auto",
+                "max_total_tokens": 16384, "max_running_requests": ROWS})
         for index, (listen, transport) in enumerate(zip(prefills, ("ucx", "tcp"))):
             self.add(programs, f"prefill-{index}", {
                 **server, "listen": listen, "admin": self.address(), "transport": transport,
                 "decode": decodes, "max_total_tokens": 16384, "chunked_prefill_size": 256})
-        for name in ("decode-0", "decode-1"):
-            self.write(name, {"transport": "auto"})
         self.add(programs, "gateway", {
             **common, "listen": self.address(), "prefill": prefills, "decode": decodes,
             "max_queued": 8, "retries": 0})
@@ -146,11 +147,6 @@ class Ring:
         program = programs / f"tandem-{name.split('-')[0]}"
         self.members[name] = Process(name, [str(program), "--config", str(path)], self.folder)
         self.addresses[name] = config.get("admin", config["listen"])
-
-    def write(self, name, more):
-        path = self.folder / f"{name}.toml"
-        lines = [f"{key} = {json.dumps(value)}" for key, value in more.items()]
-        path.write_text(path.read_text() + "\n".join(lines) + "\n")
 
     def __getitem__(self, name):
         return self.members[name]
