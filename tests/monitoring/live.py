@@ -96,7 +96,7 @@ def full(ring, watch):
     for name in ring.named("decode"):
         ring.restart(name, "--max-running-requests", "1")
     ring.wait_whole()
-    with Load(ring.url, 20, 300):
+    with Load(ring.url, 20, 600):
         watch.wait("20 clients ask for more than two rows", "TandemQueueFilling", "TandemRefusing",
                    "TandemSlowFirstToken")
     for name in ring.named("decode"):
