@@ -79,3 +79,21 @@ need_ucx() {
     say "installing UCX: prefill writes pages through it into decode's memory (apt-get install libucx0)"
     apt_install libucx0 && have_ucx
 }
+
+# Prints the distribution's prometheus, beside which promtool lies. Where it is not installed its
+# package is unpacked and not installed: a test needs no service that starts with the machine.
+need_prometheus() {
+    local folder=${XDG_CACHE_HOME:-$HOME/.cache}/tandem/prometheus
+    command -v prometheus && return 0
+    if [ ! -x "$folder/usr/bin/prometheus" ]; then
+        command -v apt-get >/dev/null || { say "no apt-get here: install prometheus by hand" >&2; return 1; }
+        say "unpacking the distribution's prometheus (apt-get download prometheus)" >&2
+        rm -rf "$folder.part"
+        mkdir -p "$folder.part"
+        (cd "$folder.part" && apt-get -q download prometheus >&2 && dpkg -x prometheus_*.deb .) ||
+            return 1
+        rm -rf "$folder"
+        mv "$folder.part" "$folder"
+    fi
+    printf '%s\n' "$folder/usr/bin/prometheus"
+}

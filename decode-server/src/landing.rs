@@ -32,6 +32,7 @@ impl Decode {
                 drop(granted.credit.split(held.len() as u32));
                 granted.held = held;
                 tracing::debug!(target: "story", request = %key, "opened");
+                self.meter.held(granted.held.len());
                 let runs = PageRun::pack(granted.target.iter().map(Owned::id));
                 DecodeToPrefill::Opened { ticket, held: granted.held.len() as u32, runs }
             }
@@ -107,6 +108,7 @@ impl Decode {
             made: vec![],
             written,
             flying: Flying::default(),
+            landed: self.now(),
         };
         sequence.seal_full(self.page_tokens);
         let request = &sequence.request;

@@ -57,6 +57,7 @@ pub async fn run(
 ) -> Result<(), DecodeError> {
     let listener = TcpListener::bind(config.listen).await.map_err(StartError::Io)?;
     let (core, targets) = tokio::task::block_in_place(|| Core::decode(&config, hub.as_ref()))?;
+    service::admin::describe(&core.local.identity, env!("CARGO_PKG_VERSION"));
     let (events, inbox) = mpsc::channel(INBOX);
     let door = Door {
         local: core.local,

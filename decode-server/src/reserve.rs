@@ -43,7 +43,10 @@ impl Decode {
     pub(crate) fn reserve(&mut self, key: RequestKey, writer: Epoch, request: Request) {
         let message = match self.grant(key, writer, request) {
             Ok(message) => message,
-            Err(refusal) => DecodeToGateway::Refused { key, refusal },
+            Err(refusal) => {
+                self.meter.refused(&refusal);
+                DecodeToGateway::Refused { key, refusal }
+            }
         };
         self.outboxes.push(key.id.gateway(), message);
     }

@@ -8,6 +8,7 @@ use shared::pool::{Credit, Owned, Quarantined, Sealed};
 use shared::request::{Finish, Request, Token};
 use shared::ticket::Quarantine;
 use shared::wire::messages::RequestKey;
+use std::time::Duration;
 
 /// A request with a ticket: its pages are promised, and named once the ticket is opened.
 #[derive(Debug)]
@@ -53,6 +54,8 @@ pub(crate) struct Sequence {
     pub(crate) guide: Option<Guide>,
     /// Tokens beyond these that are being made.
     pub(crate) flying: Flying,
+    /// When its pages had landed.
+    pub(crate) landed: Duration,
 }
 
 impl Sequence {
@@ -155,6 +158,7 @@ mod tests {
             history: History::new(&request),
             guide: None,
             flying: Flying::default(),
+            landed: Duration::ZERO,
             request,
         };
         sequence.take(&Token { id: TokenId::new(7), logprob: 0.0, top: vec![] });

@@ -72,7 +72,8 @@ pub(crate) struct Decode {
     pub(crate) draining: bool,
     started: Instant,
     reported: (Load, Duration),
-    meter: Meter,
+    measured: Duration,
+    pub(crate) meter: Meter,
 }
 
 /// What [`Decode::new`] is made of.
@@ -109,6 +110,7 @@ impl Decode {
             draining: false,
             started: Instant::now(),
             reported: (Load::default(), Duration::ZERO),
+            measured: Duration::ZERO,
             meter: Meter::new(&parts.server),
         }
     }
@@ -294,6 +296,7 @@ impl Decode {
     fn take(&mut self, rows: &[RequestKey], tokens: Vec<Option<Token>>) -> Result<(), EngineError> {
         let mut by_gateway: HashMap<Epoch, Vec<Emitted>> = HashMap::new();
         let (mut ended, mut broken) = (vec![], vec![]);
+        let now = self.now();
         let slots: HashMap<_, _> =
             self.sequences.iter().enumerate().map(|(slot, s)| (s.key, slot)).collect();
         for (key, token) in rows.iter().zip(tokens) {
@@ -310,6 +313,7 @@ impl Decode {
             let cached_tokens = sequence.cached_tokens;
             if sequence.made.len() == 1 {
                 tracing::debug!(target: "story", request = %sequence.key, "first step done");
+                self.meter.first_token(now.saturating_sub(sequence.landed));
             }
             let finish = sequence.take(&token);
             ended.extend(finish.is_some().then_some(slot));
@@ -375,13 +379,18 @@ impl Decode {
             self.reported = (load, now);
             self.outboxes.push_all(&DecodeToGateway::Load(load));
             self.measure();
+        } else if now >= self.measured + IDLE_AT_MOST {
+            self.measure(); // pages change hands without a change of load
         }
     }
 
-    fn measure(&self) {
+    fn measure(&mut self) {
+        self.measured = self.now();
         let pages = self.pool.counts();
         debug_assert!(pages.audit(), "{pages:?}");
-        self.meter.report(&pages, self.tickets.counts(), self.load());
+        let kept = self.tickets.live().map(|ticket| (ticket.credit.len(), ticket.target.len()));
+        let kept = kept.fold((0, 0), |sum, of| (sum.0 + of.0, sum.1 + of.1 as u32));
+        self.meter.report(&pages, (self.tickets.counts(), kept), self.load());
     }
 }
 

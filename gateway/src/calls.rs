@@ -227,7 +227,7 @@ impl Call<'_> {
             let first = index.is_multiple_of(each);
             shape.prompt(index, &request.tokens);
             let transcript = Transcript::new((index, first), &self.ask, &request, pieces);
-            let timing = Timing::new(self.arrival.at, request.prompt_len);
+            let timing = Timing::new(self.arrival.at, request.prompt_len, request.max_tokens);
             let answer = app.ring.submit(request, origin.clone())?;
             answers.push(Speaking { answer, transcript, timing });
         }

@@ -79,6 +79,9 @@ settings! {
     api_key: String,
     /// File with the key that clients must send.
     api_key_file: PathBuf,
+    /// Say /metrics also by the names of SGLang's and vLLM's dashboards [false].
+    #[arg(num_args = 0..=1, default_missing_value = "true")]
+    compat_metrics: bool,
     /// File with the ring's key, 64 hex digits.
     key_file: PathBuf,
     /// Requests that may wait for a ticket; more get 429 [1024].
@@ -128,6 +131,7 @@ pub struct Config {
     pub reasoning_parser: ReasoningParser,
     pub context_length: Option<u32>,
     pub api_key: Option<String>,
+    pub compat_metrics: bool,
     pub key_file: Option<PathBuf>,
     pub prefill: Vec<String>,
     pub decode: Vec<String>,
@@ -259,6 +263,7 @@ impl Config {
             reasoning_parser: settings.reasoning_parser.unwrap_or_default(),
             context_length: settings.context_length,
             api_key,
+            compat_metrics: settings.compat_metrics.unwrap_or(false),
             key_file: settings.key_file,
             prefill: each_once("prefill", settings.prefill)?,
             decode: each_once("decode", settings.decode)?,

@@ -81,10 +81,11 @@ pub async fn ready(State(app): State<Arc<App>>) -> Response {
 
 /// `GET /metrics`, in Prometheus' text format.
 pub async fn metrics(State(app): State<Arc<App>>) -> Response {
-    counts::depths(app.in_flight.count(), app.ring.depth().1);
+    let ready = app.ring.ready().is_ok() && !app.is_draining();
+    counts::depths(app.in_flight.count(), app.ring.depth().1, ready);
     service::admin::count_tasks();
     let kind = [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
-    (kind, app.metrics.render()).into_response()
+    (kind, app.metrics.render(&app.ring.peer_metrics())).into_response()
 }
 
 /// `GET /v1/models`

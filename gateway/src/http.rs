@@ -25,7 +25,7 @@ use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get, post};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
-use metrics_exporter_prometheus::PrometheusHandle;
+use service::admin::Exposition;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -45,7 +45,7 @@ pub struct App {
     /// Calls being answered.
     pub in_flight: InFlight,
     /// Renders `/metrics`.
-    pub metrics: PrometheusHandle,
+    pub metrics: Exposition,
     /// Who may pass.
     pub guard: Arc<Guard>,
     draining: AtomicBool,
@@ -57,7 +57,7 @@ impl App {
         ring: Ring,
         model: Model,
         limits: HttpLimits,
-        metrics: PrometheusHandle,
+        metrics: Exposition,
         guard: Arc<Guard>,
     ) -> Self {
         Self {

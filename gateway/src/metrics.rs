@@ -1,10 +1,32 @@
 //! The gateway's own metrics; names and help are in `shared::metrics`.
 
+use crate::ring::FailureKind;
 use crate::transcript::Usage;
 use metrics::{Counter, Histogram, counter, gauge, histogram};
 use shared::metrics as names;
+use shared::request::Finish;
 use std::sync::LazyLock;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+/// What ended an attempt that goes round again: a retraction, or a failure's class.
+const RETRACTED: &str = "retracted";
+
+/// Counters begin at 0, or what has not happened yet would look like what nobody counts.
+/// `queue_limit`: requests that may wait.
+pub fn begin(queue_limit: usize) {
+    gauge!(names::QUEUE_LIMIT).set(queue_limit as f64);
+    for name in [names::PROMPT_TOKENS, names::GENERATION_TOKENS, names::CACHED_TOKENS] {
+        counter!(name).increment(0);
+    }
+    for finish in [Finish::Stop, Finish::Length] {
+        counter!(names::OUTPUTS, "finish" => finish_name(finish)).increment(0);
+    }
+    for kind in FailureKind::ALL {
+        counter!(names::FAILURES, "reason" => kind.name()).increment(0);
+        counter!(names::RETRIES, "reason" => kind.name()).increment(0);
+    }
+    counter!(names::RETRIES, "reason" => RETRACTED).increment(0);
+}
 
 /// Counts an HTTP answer.
 pub fn answered(route: &str, code: u16) {
@@ -13,9 +35,39 @@ pub fn answered(route: &str, code: u16) {
 }
 
 /// What the gauges say now.
-pub fn depths(calls: usize, queued: usize) {
+pub fn depths(calls: usize, queued: usize, ready: bool) {
     gauge!(names::GATEWAY_IN_FLIGHT).set(calls as f64);
     gauge!(names::QUEUE_DEPTH).set(queued as f64);
+    gauge!(names::RING_READY).set(f64::from(ready));
+}
+
+/// A request ended without a result.
+pub fn failed(kind: FailureKind) {
+    counter!(names::FAILURES, "reason" => kind.name()).increment(1);
+}
+
+/// A request goes round again: after a retraction, or a failure.
+pub fn retried(failure: Option<FailureKind>) {
+    let reason = failure.map_or(RETRACTED, FailureKind::name);
+    counter!(names::RETRIES, "reason" => reason).increment(1);
+}
+
+/// A request waited so long for its turn and a pair, and then so long for its ticket.
+pub fn admitted(queue: Duration, ticket: Duration) {
+    histogram!(names::TTFT_PHASE, "phase" => "queue").record(queue);
+    histogram!(names::TTFT_PHASE, "phase" => "ticket").record(ticket);
+}
+
+/// The first token came so long after the ticket.
+pub fn first_token(after: Duration) {
+    histogram!(names::REQUEST_PREFILL).record(after);
+}
+
+fn finish_name(finish: Finish) -> &'static str {
+    match finish {
+        Finish::Stop => "stop",
+        Finish::Length => "length",
+    }
 }
 
 /// What every token counts in, looked up once; the recorder is there before the first request.
@@ -27,13 +79,16 @@ static PER_TOKEN: LazyLock<(Histogram, Counter)> =
 pub struct Timing {
     arrived: Instant,
     prompt_tokens: u32,
-    last: Option<Instant>,
+    /// When the first and the last token so far were here.
+    tokens: Option<(Instant, Instant)>,
 }
 
 impl Timing {
-    /// For a request that arrived then.
-    pub fn new(arrived: Instant, prompt_tokens: u32) -> Self {
-        Self { arrived, prompt_tokens, last: None }
+    /// For a request that arrived then, and is submitted to the ring now.
+    pub fn new(arrived: Instant, prompt_tokens: u32, max_tokens: u32) -> Self {
+        histogram!(names::TTFT_PHASE, "phase" => "tokenize").record(arrived.elapsed());
+        histogram!(names::REQUEST_MAX).record(max_tokens);
+        Self { arrived, prompt_tokens, tokens: None }
     }
 
     /// `count` tokens are here now; a gap is spread evenly over the tokens that end it.
@@ -43,13 +98,15 @@ impl Timing {
         }
         let now = Instant::now();
         let (itl, generated) = &*PER_TOKEN;
-        match self.last.replace(now) {
+        match &mut self.tokens {
             None => {
+                self.tokens = Some((now, now));
                 histogram!(names::TTFT).record(now - self.arrived);
                 self.prompt();
             }
-            Some(last) => {
-                let each = (now - last).as_secs_f64() / count as f64;
+            Some((_, last)) => {
+                let each = (now - *last).as_secs_f64() / count as f64;
+                *last = now;
                 itl.record_many(each, count);
             }
         }
@@ -57,15 +114,21 @@ impl Timing {
     }
 
     fn prompt(&self) {
+        histogram!(names::REQUEST_PROMPT).record(self.prompt_tokens);
         counter!(names::PROMPT_TOKENS).increment(u64::from(self.prompt_tokens));
     }
 
     /// The output, maybe of no token, is complete.
-    pub fn finished(&self, usage: Usage) {
-        if self.last.is_none() {
+    pub fn finished(&self, finish: Finish, usage: Usage) {
+        if self.tokens.is_none() {
             self.prompt();
         }
         histogram!(names::E2E).record(self.arrived.elapsed());
+        if let Some((first, _)) = self.tokens {
+            histogram!(names::REQUEST_DECODE).record(first.elapsed());
+        }
+        histogram!(names::REQUEST_GENERATION).record(usage.completion);
         counter!(names::CACHED_TOKENS).increment(u64::from(usage.cached));
+        counter!(names::OUTPUTS, "finish" => finish_name(finish)).increment(1);
     }
 }

@@ -10,7 +10,7 @@ use crate::tools::Format;
 use checkpoint::{Checkpoint, Family, GenerationConfig, SpecialTokens};
 use serde_json::{Map, Value};
 use shared::ids::TokenId;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -113,7 +113,10 @@ impl Model {
         tracing::info!(?calls, ?thoughts, "formats of the model's output");
         let positions = u32::try_from(checkpoint.config().max_positions).unwrap_or(u32::MAX);
         Ok(Self {
-            served_name: config.served_model_name.clone().unwrap_or_else(|| stem(&config.model)),
+            served_name: config
+                .served_model_name
+                .clone()
+                .unwrap_or_else(|| checkpoint::name(&config.model)),
             path: config.model.clone(),
             family: checkpoint.config().family,
             tokenizer,
@@ -147,17 +150,6 @@ impl Model {
 /// Seconds since 1970.
 pub fn unix_s() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
-}
-
-/// The folder's or file's name, without `.gguf`; of a link, that of what it leads to.
-fn stem(path: &Path) -> String {
-    let target = std::fs::canonicalize(path);
-    let path = target.as_deref().unwrap_or(path);
-    let name = match path.extension() {
-        Some(extension) if extension == "gguf" => path.file_stem(),
-        _ => path.file_name(),
-    };
-    name.map_or_else(|| path.to_string_lossy(), |name| name.to_string_lossy()).into_owned()
 }
 
 /// The template, compiled, and its source.

@@ -18,7 +18,7 @@ use axum::body::Body;
 use axum::extract::{Extension, State};
 use axum::response::Response;
 use score::ScoreRequest;
-use shared::request::{MAX_SALT, Read, Reads, Request, RequestParts};
+use shared::request::{Finish, MAX_SALT, Read, Reads, Request, RequestParts};
 use std::sync::Arc;
 
 type Answered = Result<Response, ApiError>;
@@ -106,7 +106,7 @@ impl<'a> Reading<'a> {
         let origin = self.arrival.origin();
         let mut answers = Vec::with_capacity(requests.len());
         for request in requests {
-            let timing = Timing::new(self.arrival.at, request.prompt_len);
+            let timing = Timing::new(self.arrival.at, request.prompt_len, request.max_tokens);
             answers.push((request.prompt_len, timing, app.ring.submit(request, origin.clone())?));
         }
         let ids = answers.iter().map(|(_, _, answer)| answer.id()).collect();
@@ -115,7 +115,7 @@ impl<'a> Reading<'a> {
         for (prompt, timing, answer) in answers {
             let (vector, cached) = vector(answer).await?;
             let usage = Usage { prompt, cached, ..Usage::default() };
-            timing.finished(usage);
+            timing.finished(Finish::Length, usage);
             vectors.push(vector);
             usages.push(usage);
         }

@@ -84,6 +84,32 @@ pub enum FailureKind {
     Internal,
 }
 
+impl FailureKind {
+    /// Every class.
+    pub const ALL: [Self; 7] = [
+        Self::TooLarge,
+        Self::QueueFull,
+        Self::NotReady,
+        Self::PeerLost,
+        Self::Aborted,
+        Self::Deadline,
+        Self::Internal,
+    ];
+
+    /// Its name in metrics.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::TooLarge => "too_large",
+            Self::QueueFull => "queue_full",
+            Self::NotReady => "not_ready",
+            Self::PeerLost => "peer_lost",
+            Self::Aborted => "aborted",
+            Self::Deadline => "deadline",
+            Self::Internal => "internal",
+        }
+    }
+}
+
 /// Limits of the fleet that validation needs; `None` until a pair of servers is ready.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {

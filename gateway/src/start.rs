@@ -4,10 +4,11 @@ use crate::auth::Guard;
 use crate::config::{Config, ConfigError, Settings};
 use crate::fleet::{FleetConfig, Ring};
 use crate::http::App;
+use crate::metrics;
 use crate::model::Model;
 use crate::serve;
-use service::notify;
 use service::shutdown::Shutdown;
+use service::{admin, notify};
 use shared::wire::handshake::{RingKey, Role};
 use std::error::Error;
 use std::net::SocketAddr;
@@ -38,13 +39,16 @@ pub async fn run(
     listening: oneshot::Sender<SocketAddr>,
     mut shutdown: Shutdown,
 ) -> Result<(), Box<dyn Error + Send + Sync>> {
-    let metrics = service::admin::install()?;
     let listener = TcpListener::bind(config.listen).await?;
     let model = Model::load(&config)?;
-    let ring = Ring::start(fleet(&config)?);
+    let exposition = admin::install(config.compat_metrics.then_some(&*model.served_name))?;
+    let fleet = fleet(&config)?;
+    admin::describe(&fleet.identity, env!("CARGO_PKG_VERSION"));
+    metrics::begin(config.max_queued);
+    let ring = Ring::start(fleet);
     let address = listener.local_addr()?;
     tracing::info!(listen = %address, model = model.served_name, "listening");
-    let app = App::new(ring, model, config.http, metrics, guard);
+    let app = App::new(ring, model, config.http, exposition, guard);
     let _ = listening.send(address); // nobody may be waiting
     let alive = tokio::spawn(notify::sign_of_life(None));
     let cut = serve::serve(listener, Arc::new(app), shutdown.wait()).await;

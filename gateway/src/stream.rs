@@ -126,8 +126,8 @@ impl Speaking {
                 }
             }
         };
-        if delta.ending.is_some() {
-            self.timing.finished(delta.usage);
+        if let Some(ending) = &delta.ending {
+            self.timing.finished(ending.finish, delta.usage);
         }
         Poll::Ready(Ok(delta))
     }

@@ -158,6 +158,7 @@ impl Dialler {
         metrics::joined(self.local.identity.id.as_str(), id.as_str(), report.kind, mb_s);
         let peer = Peer { sender, pusher: pusher.clone() };
         self.tell(Event::PeerUp(epoch, peer)).await;
+        let kind = report.kind;
         let ended = loop {
             let message = tokio::select! {
                 message = receiver.recv() => message,
@@ -174,6 +175,7 @@ impl Dialler {
                 Err(error) => break error.into(),
             }
         };
+        metrics::joined(self.local.identity.id.as_str(), id.as_str(), kind, 0);
         drop(spawn_blocking(move || pusher.close()).await);
         self.tell(Event::PeerLost(epoch)).await;
         ended

@@ -18,7 +18,10 @@ impl Prefill {
             GatewayToPrefill::Prefill { key, request, target } => {
                 let answer = match self.enqueue(key, request, target) {
                     Ok(()) => PrefillToGateway::Accepted(key),
-                    Err(refusal) => PrefillToGateway::Refused { key, refusal },
+                    Err(refusal) => {
+                        self.meter.refused(&refusal);
+                        PrefillToGateway::Refused { key, refusal }
+                    }
                 };
                 self.outboxes.push(gateway, answer);
                 self.stops.reach(StopPoint::PrefillAccepted);

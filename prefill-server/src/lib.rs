@@ -62,6 +62,7 @@ pub async fn run(
     }
     let listener = TcpListener::bind(config.listen).await.map_err(StartError::Io)?;
     let (core, sources) = tokio::task::block_in_place(|| Core::prefill(&config, hub.as_ref()))?;
+    service::admin::describe(&core.local.identity, env!("CARGO_PKG_VERSION"));
     let (events, inbox) = mpsc::channel(INBOX);
     let dialler = Arc::new(Dialler {
         local: core.local.clone(),

@@ -76,6 +76,7 @@ pub(crate) struct Prefill {
     pub(crate) meter: Meter,
     started: Instant,
     reported: (Load, Duration),
+    measured: Duration,
 }
 
 /// What [`Prefill::new`] is made of.
@@ -115,6 +116,7 @@ impl Prefill {
             meter: Meter::new(&parts.server),
             started: Instant::now(),
             reported: (Load::default(), Duration::ZERO),
+            measured: Duration::ZERO,
         }
     }
 
@@ -240,6 +242,7 @@ impl Prefill {
             ended: None,
         };
         tracing::debug!(target: "story", request = %job.key, computed, "admitted");
+        self.meter.admitted(computed, job.len() - computed);
         if let (Some(peer), Route::Opening(ticket)) = (job.decode, &job.route) {
             let (key, ticket) = (job.key, *ticket);
             self.stops.reach(StopPoint::PrefillOpening);
@@ -389,10 +392,13 @@ impl Prefill {
             self.reported = (load, now);
             self.outboxes.push_all(&PrefillToGateway::Load(load));
             self.measure();
+        } else if now >= self.measured + IDLE_AT_MOST {
+            self.measure(); // pages change hands without a change of load
         }
     }
 
-    pub(crate) fn measure(&self) {
+    pub(crate) fn measure(&mut self) {
+        self.measured = self.now();
         let pages = self.pool.counts();
         debug_assert!(pages.audit(), "{pages:?}");
         self.meter.report(&pages, self.load());

@@ -208,6 +208,14 @@ impl<R: Quarantine> Tickets<R> {
         }
     }
 
+    /// Payloads of the tickets that are granted or opened, oldest first.
+    pub fn live(&self) -> impl Iterator<Item = &R> {
+        self.entries.values().filter_map(|entry| match &entry.state {
+            State::Live(payload, _) => Some(payload),
+            State::Held(_) => None,
+        })
+    }
+
     /// The payload of a ticket that is granted or opened.
     pub fn get_mut(&mut self, ticket: TicketId) -> Option<&mut R> {
         match &mut self.entries.get_mut(&ticket)?.state {

@@ -4,6 +4,7 @@ use super::mailbox::{Note, Told};
 use super::server::Server;
 use super::story::{Ending, Heard};
 use super::{Fleet, Journeys, Travelling, lock};
+use crate::metrics;
 use shared::ids::Epoch;
 use shared::wire::handshake::Role;
 use shared::wire::messages::{
@@ -88,7 +89,8 @@ impl Fleet {
     ) {
         let Some(to) = journeys.get(&key.id).filter(|t| t.key == key) else { return };
         let told = tell(to);
-        if told.first {
+        if let Some(after) = told.first {
+            metrics::first_token(after);
             tracing::debug!(target: "story", request = %key, "first token heard");
         }
         if told.last {

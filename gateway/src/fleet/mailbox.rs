@@ -18,6 +18,7 @@ use shared::wire::handshake::Role;
 use shared::wire::messages::{Fault, Refusal, token_ids};
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -56,8 +57,8 @@ pub(crate) struct Mailbox {
 pub(crate) struct Told {
     /// It is of the open attempt.
     pub(crate) counts: bool,
-    /// The attempt's first tokens.
-    pub(crate) first: bool,
+    /// If they are the attempt's first tokens: how long it has waited for them.
+    pub(crate) first: Option<Duration>,
     /// Nothing follows.
     pub(crate) last: bool,
 }
@@ -83,6 +84,7 @@ struct Output {
 struct State {
     notes: VecDeque<Note>,
     open: bool,
+    opened: Option<Instant>,
     /// Tokens of the prompt that are still to be told of before any output is.
     unread: u32,
     /// Output that came before all of that.
@@ -126,7 +128,7 @@ impl Mailbox {
         if state.unread == 0 {
             for output in std::mem::take(&mut state.early) {
                 let now = self.tell(&mut state, output);
-                (told.first, told.last) = (told.first | now.first, told.last | now.last);
+                (told.first, told.last) = (told.first.or(now.first), told.last | now.last);
             }
         }
         told
@@ -145,8 +147,11 @@ impl Mailbox {
     fn tell(&self, state: &mut State, Output { cached, tokens, finish }: Output) -> Told {
         let mut told = Told { counts: state.open, ..Told::default() };
         if state.open {
-            let before = state.heard.replace(Heard::Tokens(Instant::now()));
-            told.first = !matches!(before, Some(Heard::Tokens(_)));
+            let now = Instant::now();
+            told.first = match state.heard.replace(Heard::Tokens(now)) {
+                Some(Heard::Tokens(_)) => None,
+                _ => state.opened.map(|opened| now - opened),
+            };
             told.last = finish.is_some();
             state.told_end = finish;
             state.made.extend(token_ids(&tokens));
@@ -181,7 +186,8 @@ impl Mailbox {
     /// From now on output is told, once `unread` tokens of the prompt are.
     pub(crate) fn open(&self, unread: u32) {
         let mut state = self.lock();
-        (state.open, state.unread, state.heard) = (true, unread, None);
+        (state.open, state.opened) = (true, Some(Instant::now()));
+        (state.unread, state.heard) = (unread, None);
     }
 
     /// From now on nothing is told. Gives the end, if the client was told of one.
@@ -232,8 +238,8 @@ mod tests {
         let mailbox = Mailbox::new(line, 4);
         mailbox.tokens(4, vec![token(1)], None); // of no attempt
         mailbox.open(0);
-        assert!(mailbox.tokens(9, vec![token(2)], None).first);
-        assert!(!mailbox.tokens(9, vec![token(3)], None).first);
+        assert!(mailbox.tokens(9, vec![token(2)], None).first.is_some());
+        assert!(mailbox.tokens(9, vec![token(3)], None).first.is_none());
         mailbox.deliver(Note::Retracted);
         assert_eq!(mailbox.next().await, Note::Retracted);
         assert_eq!(mailbox.close(), None);
@@ -270,10 +276,10 @@ mod tests {
         mailbox.forget_attempt();
         mailbox.open(2);
         mailbox.tokens(0, vec![token(7)], None);
-        assert!(!mailbox.read(read(&[2])).first);
+        assert!(mailbox.read(read(&[2])).first.is_none());
         mailbox.tokens(0, vec![token(8)], Some(Finish::Stop));
         let told = mailbox.read(read(&[3]));
-        assert!(told.first && told.last);
+        assert!(told.first.is_some() && told.last);
         assert_eq!(mailbox.next().await, Note::Finished(Finish::Stop));
         assert_eq!(mailbox.close(), Some(Finish::Stop));
 

@@ -7,6 +7,7 @@
 mod hear;
 mod loads;
 mod mailbox;
+mod peers;
 mod pulse;
 pub mod route;
 mod server;
@@ -14,6 +15,7 @@ mod snapshot;
 mod story;
 mod ticket;
 
+use crate::metrics;
 use crate::ring::{Answer, Failure, FailureKind, Limits, Line, Origin};
 use link::{Local, Timing};
 use mailbox::{Mailbox, Note};
@@ -178,6 +180,10 @@ impl Ring {
     /// # Errors
     /// [`FailureKind::NotReady`], [`FailureKind::QueueFull`] or [`FailureKind::TooLarge`], at once.
     pub fn submit(&self, request: Request, origin: Origin) -> Result<Answer, Failure> {
+        self.queue(request, origin).inspect_err(|failure| metrics::failed(failure.kind))
+    }
+
+    fn queue(&self, request: Request, origin: Origin) -> Result<Answer, Failure> {
         let fleet = &self.0;
         let limits = self.limits().ok_or_else(|| fleet.not_ready())?;
         let most = limits.context_length.min(limits.pool_tokens);

@@ -17,6 +17,7 @@ use super::route::Hashes;
 use super::server::Up;
 use super::story::{Ending, Story};
 use super::{Fleet, Travelling, lock};
+use crate::metrics;
 use crate::ring::{Event, Failure, FailureKind, Line, Origin};
 use link::Sender;
 use shared::ids::{Attempt, Epoch, RequestId};
@@ -37,6 +38,7 @@ pub(crate) struct Journey {
     fleet: Arc<Fleet>,
     key: RequestKey,
     request: Request,
+    submitted: Instant,
     mailbox: Arc<Mailbox>,
     story: Arc<Story>,
     line: Arc<Line>,
@@ -49,6 +51,8 @@ pub(crate) struct Journey {
 struct Pair {
     prefill: Arc<Up<GatewayToPrefill>>,
     decode: Option<(Arc<Up<GatewayToDecode>>, shared::ids::TicketId)>,
+    /// When its ticket was asked for, or would have been.
+    asked: Instant,
 }
 
 impl Pair {
@@ -93,8 +97,8 @@ impl Journey {
         let story = Arc::new(Story::new(id, origin, request.prompt_len));
         let travelling = Travelling { key, mailbox: mailbox.clone(), story: story.clone() };
         fleet.journeys().insert(id, travelling);
-        let retries_left = fleet.retries;
-        Self { fleet, key, request, mailbox, story, line, retries_left, expected_by: None }
+        let (submitted, retries_left, expected_by) = (Instant::now(), fleet.retries, None);
+        Self { fleet, key, request, submitted, mailbox, story, line, retries_left, expected_by }
     }
 
     /// Travels to the end and reports it. `queued` is this request's place in the queue, given up
@@ -105,6 +109,10 @@ impl Journey {
             let stop = match self.attempt(&mut queued).await {
                 Ok(finish) => break Some(Event::Finished(finish)),
                 Err(stop) => stop,
+            };
+            let after = match &stop {
+                Stop::Again { why, .. } => Some(why.kind),
+                _ => None,
             };
             let why = match stop {
                 Stop::Gone => break None,
@@ -125,6 +133,7 @@ impl Journey {
                 Some(request) => self.request = request,
                 None => break Some(Event::Failed(why)),
             }
+            metrics::retried(after);
             self.next_attempt();
         };
         let ending = match event {
@@ -134,6 +143,9 @@ impl Journey {
         };
         self.fleet.recent.end(&self.story, ending, &self.fleet.pulse);
         self.fleet.journeys().remove(&self.key.id);
+        if let Some(Event::Failed(failure)) = &event {
+            metrics::failed(failure.kind);
+        }
         self.line.leave(event); // unless it came with the last token
     }
 
@@ -148,7 +160,11 @@ impl Journey {
     }
 
     async fn attempt(&mut self, queued: &mut Option<OwnedSemaphorePermit>) -> Result<Finish, Stop> {
+        let first = queued.is_some();
         let pair = self.admitted(queued).await?;
+        if first {
+            metrics::admitted(pair.asked - self.submitted, pair.asked.elapsed());
+        }
         let target = pair.decode.as_ref().map(|(decode, ticket)| Target {
             decode: decode.id.clone(),
             epoch: decode.epoch,
@@ -235,13 +251,14 @@ impl Journey {
                 lock(&fleet.seen).remember(prefill.epoch, hashes);
                 if !self.request.needs_decode() {
                     fleet.dispatched(computes, None);
-                    return Ok(Pair { prefill, decode: None });
+                    return Ok(Pair { prefill, decode: None, asked: Instant::now() });
                 }
                 decode_views.remove(d);
                 let decode = decode.remove(d);
+                let asked = Instant::now();
                 if let Some(ticket) = self.ask(&prefill, &decode, deadline).await? {
                     fleet.dispatched(computes, Some((decode.epoch, prompt)));
-                    return Ok(Pair { prefill, decode: Some((decode, ticket)) });
+                    return Ok(Pair { prefill, decode: Some((decode, ticket)), asked });
                 }
             }
             let more = async {

@@ -57,7 +57,7 @@ pub fn speaking(
     let line = Arc::<Line>::default();
     line.leave(std::iter::once(Event::Cached(2)).chain(said));
     let answer = Answer::new(RequestId::new(Epoch::new(1), index as u64), line.clone());
-    (Speaking { answer, transcript, timing: Timing::new(Instant::now(), 3) }, line)
+    (Speaking { answer, transcript, timing: Timing::new(Instant::now(), 3, 9) }, line)
 }
 
 pub fn head(model: &Arc<Model>, id: &str) -> Head {

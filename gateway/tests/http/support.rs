@@ -10,6 +10,7 @@ use gateway::serve::serve;
 use gateway::tools::ToolCallParser;
 use metrics_exporter_prometheus::PrometheusBuilder;
 use serde_json::Value;
+use service::admin::Exposition;
 use shared::ids::ServerId;
 use shared::wire::handshake::{RingKey, Role};
 use std::net::SocketAddr;
@@ -95,7 +96,8 @@ impl Gateway {
             deadlines: config.deadlines,
         });
         let model = Model::load(&config).unwrap();
-        let metrics = PrometheusBuilder::new().build_recorder().handle();
+        let recorder = PrometheusBuilder::new().build_recorder();
+        let metrics = Exposition::new(recorder.handle(), None);
         let limits: HttpLimits = config.http;
         let guard = Arc::new(Guard::new(config.api_key.as_deref()));
         let app = Arc::new(App::new(ring, model, limits, metrics, guard));

@@ -12,6 +12,7 @@ use gateway::auth::Guard;
 use kv_transfer::loopback::Hub;
 use role::settings::{ConfigFile, Settings, StringList};
 use serde::Deserialize;
+use service::admin;
 use service::logs::{self, Format};
 use service::shutdown::{self, Shutdown, Trigger};
 use tokio::sync::oneshot;
@@ -64,6 +65,10 @@ struct Running {
 }
 
 async fn run(file: File) -> anyhow::Result<()> {
+    // Before the servers, whose counters begin when they start.
+    let name = file.served_model_name.clone().unwrap_or_else(|| checkpoint::name(&file.model));
+    let compat = file.gateway.compat_metrics.unwrap_or(false);
+    admin::install(compat.then_some(&*name))?;
     let hub = Hub::new();
     let decode_config = server(&file, "decode-0").resolve(&ConfigFile::default())?;
     let mut decode = start(|listening, shutdown| {

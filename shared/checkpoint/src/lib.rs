@@ -22,6 +22,7 @@ mod error;
 mod fields;
 pub mod gguf;
 pub mod hf;
+mod name;
 mod tensor;
 mod text;
 
@@ -30,6 +31,7 @@ pub use checkpoint::Checkpoint;
 pub use config::{Family, ModelConfig, RopeScaling};
 pub use dtype::Dtype;
 pub use error::Error;
+pub use name::name;
 pub use tensor::{Element, Tensor};
 pub use text::{GenerationConfig, SpecialTokens};
 

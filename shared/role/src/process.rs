@@ -48,7 +48,8 @@ where
     };
     let served = runtime.block_on(async {
         if let Some(address) = config.admin {
-            admin::serve(address).await.map_err(StartError::from)?;
+            let compat = config.compat_metrics.as_deref();
+            admin::serve(address, compat).await.map_err(StartError::from)?;
         }
         let shutdown = shutdown::on_signal().map_err(StartError::from)?;
         notify::on_reload(reload).map_err(StartError::from)?;

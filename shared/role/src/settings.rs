@@ -17,13 +17,13 @@ use std::str::FromStr;
 use std::time::Duration;
 
 macro_rules! settings {
-    ($($(#[doc = $doc:literal])+ $name:ident: $type:ty,)*) => {
+    ($($(#[$attribute:meta])+ $name:ident: $type:ty,)*) => {
         /// Every setting, each optional; file keys and flags have the same names (`_` is `-` in a
         /// flag).
         #[derive(Args, Clone, Debug, Default, PartialEq, Deserialize)]
         #[serde(deny_unknown_fields)]
         pub struct Settings {
-            $($(#[doc = $doc])+ #[arg(long)] pub $name: Option<$type>,)*
+            $($(#[$attribute])+ #[arg(long)] pub $name: Option<$type>,)*
         }
 
         impl Settings {
@@ -49,6 +49,12 @@ settings! {
     listen: SocketAddr,
     /// Address for /health and /metrics; absent: none.
     admin: SocketAddr,
+    /// Say /metrics also by the names of SGLang's and vLLM's dashboards [default: false].
+    #[arg(num_args = 0..=1, default_missing_value = "true")]
+    compat_metrics: bool,
+    /// What clients call the model, the `model_name` of those [default: the folder's or file's
+    /// name].
+    served_model_name: String,
     /// File with the ring's key, 64 hex digits.
     key_file: PathBuf,
     /// Model: a folder of safetensors or a GGUF file.
@@ -231,6 +237,8 @@ pub struct Config {
     pub log_format: Format,
     pub listen: SocketAddr,
     pub admin: Option<SocketAddr>,
+    /// What clients call the model, if /metrics is to have the names of others too.
+    pub compat_metrics: Option<String>,
     pub key: RingKey,
     pub model: PathBuf,
     pub device: Device,
@@ -309,6 +317,8 @@ impl Settings {
         if on_gpu && dtype == KvDtype::F32 {
             return Err(bad("dtype", "f32 does not run on a GPU; want bf16, or device cpu"));
         }
+        let model = self.model.ok_or_else(|| missing("model"))?;
+        let model_name = self.served_model_name.unwrap_or_else(|| checkpoint::name(&model));
         let weights = parse("weights", self.weights)?.unwrap_or_default();
         if on_gpu && weights == WeightFormat::Q8_0 {
             return Err(bad("weights", "q8_0 does not run on a GPU; want auto, or device cpu"));
@@ -319,8 +329,9 @@ impl Settings {
             log_format: parse("log_format", self.log_format)?.unwrap_or_default(),
             listen,
             admin: self.admin,
+            compat_metrics: self.compat_metrics.unwrap_or(false).then_some(model_name),
             key: read_key(&key_file)?,
-            model: self.model.ok_or_else(|| missing("model"))?,
+            model,
             device,
             dtype,
             weights,

@@ -206,6 +206,22 @@ pub enum Refusal {
     Draining,
 }
 
+impl Refusal {
+    /// Every [`Self::name`].
+    pub const NAMES: [&str; 5] = ["no_pages", "queue_full", "too_large", "no_link", "draining"];
+
+    /// Its class, in metrics.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::NoPages => "no_pages",
+            Self::QueueFull => "queue_full",
+            Self::TooLarge { .. } => "too_large",
+            Self::NoLink(_) => "no_link",
+            Self::Draining => "draining",
+        }
+    }
+}
+
 /// A request that failed, or an operation of it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fault {

@@ -36,7 +36,8 @@ pub fn of(admin: &str) -> Vec<Pair> {
 }
 
 fn parse(metrics: &str) -> Vec<Pair> {
-    metrics.lines().filter_map(parse_line).collect()
+    // One that has parted since stands at 0.
+    metrics.lines().filter_map(parse_line).filter(|pair| pair.bytes_per_second > 0.0).collect()
 }
 
 /// `name{server="…",peer="…",transport="…"} value`; ids hold no quotes and no commas.
