@@ -3,7 +3,7 @@
 //! In reading order: [`engine`] is what servers see; [`forward`] is the pass, written once over
 //! [`kernels::ops::Ops`]; [`family`] has one small file a model family, which says what a layer is
 //! made of; [`load`] reads and fuses weights; [`sample`] draws tokens; [`cpu`] and [`cuda`] join
-//! them; [`worker`] puts an engine on a thread of its own.
+//! them; [`sim`] only takes their time; [`worker`] puts an engine on a thread of its own.
 //!
 //! **Invariant:** a token depends on its sequence, its sampling and its index alone, up to
 //! rounding, and never on what else was in the batch or how a prompt was cut.
@@ -21,6 +21,7 @@ mod batch;
 mod quantised;
 pub mod cpu;
 pub mod cuda;
+pub mod sim;
 pub mod reference;
 pub mod worker;
 
@@ -31,3 +32,4 @@ pub use cpu::{CpuEngine, EngineConfig};
 pub use cuda::{CudaConfig, CudaEngine};
 pub use load::LoadError;
 pub use quantised::WeightFormat;
+pub use sim::{SimConfig, SimEngine};
