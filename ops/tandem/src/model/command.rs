@@ -20,7 +20,8 @@ pub enum ModelCommand {
     },
     /// Make a model the one that this machine's services serve. They find it at their next start.
     Install {
-        /// A folder, a .gguf file, or whatever `fetch` takes; what is fetched goes to /var/lib/tandem/models.
+        /// A folder, a .gguf file, or whatever `fetch` takes; what is fetched goes to
+        /// /var/lib/tandem/models.
         model: String,
         /// The link that the services' configs name.
         #[arg(long, value_name = "PATH", default_value = "/var/lib/tandem/model")]
