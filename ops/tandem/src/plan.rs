@@ -152,7 +152,7 @@ fn save(folder: &Path, name: &str, text: &str) -> anyhow::Result<()> {
 }
 
 const HEADER: &str = "                               P:D   req/s  a GPU | TTFT p50    p99 | \
-                      ITL p50   p99 | busy P    D | cached | pool of a decode GPU\n";
+                      ITL p50   p99 | busy P    D | cached | window | pool of a decode GPU\n";
 
 fn line(answer: &Answer) -> String {
     let Answer { what, prefills, decodes, goodput, ttft_ms, itl_ms, busy, .. } = answer;
@@ -161,7 +161,7 @@ fn line(answer: &Answer) -> String {
     }
     format!(
         "{what:<26} {prefills:>4}:{decodes:<4} {:>6} {:>6} | {:>8} {:>6} | {:>7} {:>5} | \
-         {:>5.0}% {:>4.0}% | {:>5.0}% | {} tokens\n",
+         {:>5.0}% {:>4.0}% | {:>5.0}% | {:>4.0} s | {} tokens\n",
         short(*goodput),
         short(answer.each()),
         short(ttft_ms.0),
@@ -171,6 +171,7 @@ fn line(answer: &Answer) -> String {
         busy.0 * 100.0,
         busy.1 * 100.0,
         answer.cached * 100.0,
+        answer.window,
         answer.pool_tokens,
     )
 }

@@ -14,8 +14,15 @@ use std::time::Duration;
 
 /// Width at which an interval of rates is narrow enough, as a part of the rate.
 const NARROW: f64 = 0.03;
+/// First step from a guess, as a factor.
+const STEP_MIN: f64 = 1.2;
+/// Widest step upwards, as a factor: the time that a rate takes to judge
+/// goes with it.
+const STEP_MAX: f64 = 2.0;
 /// Fewer requests than this say nothing about one in a hundred.
 const REQUESTS_MIN: usize = 400;
+/// More than this take minutes: large rings are judged by a shorter window, which the answer names.
+const REQUESTS_MAX: usize = 300_000;
 
 /// What is asked.
 pub struct Question {
@@ -46,6 +53,8 @@ pub struct Answer {
     pub decodes: usize,
     /// Requests a second within the targets; 0 where a lone request misses them.
     pub goodput: f64,
+    /// Seconds of load that it was judged by: shorter ones see less of a queue that grows.
+    pub window: f64,
     /// To the first token at that rate, p50 and p99, ms.
     pub ttft_ms: (f64, f64),
     /// Between tokens at that rate, p50 and p99, ms.
@@ -89,7 +98,7 @@ impl Question {
 
     /// What comes of this many requests a second; given up once too many have missed a target.
     pub fn at(&self, ring: &Ring, rate: f64) -> Outcome {
-        let count = ((rate * self.window) as usize).max(REQUESTS_MIN);
+        let count = ((rate * self.window) as usize).clamp(REQUESTS_MIN, REQUESTS_MAX);
         let pace = load::rate(&self.entries) / rate;
         let load = Load::repeated(&self.entries, self.divisor, count, pace);
         let bad_max = ((1.0 - self.attainment) * count as f64) as usize;
@@ -101,7 +110,7 @@ impl Question {
     pub fn goodput(&self, what: impl Into<String>, ring: &Ring, guess: f64) -> Answer {
         let (mut low, mut high) = (0.0, f64::INFINITY);
         let mut best: Option<Outcome> = None;
-        let (mut rate, mut step) = (guess, 1.15);
+        let (mut rate, mut step) = (guess, STEP_MIN);
         while high - low > NARROW * low && rate > guess / 1e4 {
             let outcome = self.at(ring, rate);
             if outcome.given_up {
@@ -113,9 +122,11 @@ impl Question {
             rate = match (low > 0.0, high.is_finite()) {
                 (true, true) => f64::midpoint(low, high),
                 (true, false) => low * step,
-                _ => high / step,
+                // Not faster and faster: a trace comes in bursts, so that a far lower rate, which
+                // sees others of them, may fail where this one does not.
+                _ => high / STEP_MIN,
             };
-            step *= step;
+            step = (step * step).min(STEP_MAX);
         }
         answer(what.into(), ring, low, best.as_ref())
     }
@@ -217,6 +228,7 @@ fn answer(what: String, ring: &Ring, goodput: f64, outcome: Option<&Outcome>) ->
         prefills: ring.prefills,
         decodes: ring.decodes,
         goodput,
+        window: outcome.map_or(f64::NAN, |outcome| outcome.courses.len() as f64 / goodput),
         ttft_ms: ranks(Outcome::ttft),
         itl_ms: ranks(Outcome::itl),
         pool_tokens: outcome

@@ -115,21 +115,25 @@ impl Decode {
         fits_pool(input.saturating_add(output), self.total, self.limits.page_tokens)
     }
 
+    /// Whether a row is free and the request's pages, before what the running rows will need.
+    pub fn has_room(&self, (_, input, output): (u32, u32, u32)) -> bool {
+        let Limits { rows_max, growth_tokens, page_tokens, .. } = *self.limits;
+        self.rows.len() + self.tickets < rows_max
+            && admit_credit(input, output, growth_tokens, page_tokens) <= self.total - self.used
+    }
+
     /// A ticket, if a row and the pages are there.
     pub fn grant(
         &mut self,
         (request, input, output): (u32, u32, u32),
         now: Duration,
     ) -> Option<Granted> {
-        let Limits { rows_max, growth_tokens, page_tokens, .. } = *self.limits;
-        if self.rows.len() + self.tickets >= rows_max {
+        if !self.has_room((request, input, output)) {
             return None;
         }
+        let Limits { growth_tokens, page_tokens, .. } = *self.limits;
         let credit = admit_credit(input, output, growth_tokens, page_tokens);
         let free = self.total - self.used;
-        if credit > free {
-            return None;
-        }
         let mut rows = std::mem::take(&mut self.scratch);
         rows.clear();
         rows.extend(self.rows.iter().enumerate().map(running));

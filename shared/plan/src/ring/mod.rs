@@ -148,7 +148,10 @@ struct Simulation<'a> {
     travelling: HashMap<u32, Travelling>,
     /// Prefill servers that a block was sent to: what the gateway remembers.
     seen: HashMap<TokenId, BTreeSet<u32>>,
+    /// Times between tokens, µs, and how often.
     gaps: HashMap<u64, u32>,
+    /// The last such time, and how often it came since it was another.
+    same: (u64, u32),
     cached: u64,
     input: u64,
     outcome: Outcome,
@@ -184,6 +187,7 @@ pub fn run(ring: &Ring, table: &Arc<StepTable>, load: &Load, targets: Option<Tar
         travelling: HashMap::new(),
         seen: HashMap::new(),
         gaps: HashMap::new(),
+        same: (0, 0),
         cached: 0,
         input: 0,
         outcome,
@@ -276,6 +280,7 @@ impl Simulation<'_> {
             return Some((order[0], granted));
         }
         order.remove(0);
+        order.retain(|&server| self.decodes[server as usize].has_room(request));
         order.sort_by_cached_key(|&server| (self.decodes[server as usize].load(now), server));
         order
             .into_iter()
@@ -385,7 +390,13 @@ impl Simulation<'_> {
             course.first = now;
             late = self.targets.is_some_and(|targets| ttft > targets.ttft);
         } else {
-            *self.gaps.entry((now - course.last).as_micros() as u64).or_default() += 1;
+            let gap = (now - course.last).as_micros() as u64;
+            // A step's rows mostly have the same.
+            if self.same.0 != gap {
+                let (gap, times) = std::mem::replace(&mut self.same, (gap, 0));
+                *self.gaps.entry(gap).or_default() += times;
+            }
+            self.same.1 += 1;
         }
         course.last = now;
         // Counted once: at its first token if that is late, else at its end.
@@ -396,9 +407,10 @@ impl Simulation<'_> {
         self.outcome.took = now;
     }
 
-    fn sum_up(self) -> Outcome {
-        let mut gaps: Vec<_> =
-            self.gaps.into_iter().map(|(us, times)| (us as f64 / 1e3, times)).collect();
+    fn sum_up(mut self) -> Outcome {
+        *self.gaps.entry(self.same.0).or_default() += self.same.1;
+        let counted = self.gaps.into_iter().filter(|(_, times)| *times > 0);
+        let mut gaps: Vec<_> = counted.map(|(us, times)| (us as f64 / 1e3, times)).collect();
         gaps.sort_by(|a, b| a.0.total_cmp(&b.0));
         let all = self.outcome.took.as_secs_f64().max(1e-9);
         let share = |busy: Duration, servers: usize| busy.as_secs_f64() / all / servers as f64;
