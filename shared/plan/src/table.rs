@@ -227,13 +227,13 @@ impl Surface {
             let want = "at least one point";
             return Err(TableError::Value { field, value: "empty".to_owned(), want });
         };
+        let slopes = lines.iter().filter_map(Line::pair_ms).reduce(f64::max);
+        let pair_ms = slopes.or(below.map(|below| below.pair_ms)).unwrap_or(0.0);
         if let Some(least) = below.and_then(|below| below.lines.first())
             && least.tokens < first.tokens
         {
             lines.insert(0, least.clone());
         }
-        let slopes = lines.iter().filter_map(Line::pair_ms);
-        let pair_ms = slopes.fold(0.0, f64::max);
         Ok(Self { lines, pair_ms })
     }
 
