@@ -140,10 +140,10 @@ impl PlanCommand {
     }
 }
 
-/// Doubled from the least to the most.
+/// Four times as many each, from the least to the most.
 fn sizes((least, most): (usize, usize)) -> Vec<usize> {
-    let doubled = std::iter::successors(Some(least), |size| Some(size * 2));
-    doubled.take_while(|size| *size < most).chain([most]).collect()
+    let larger = std::iter::successors(Some(least), |size| size.checked_mul(4));
+    larger.take_while(|size| *size < most).chain([most]).collect()
 }
 
 fn save(folder: &Path, name: &str, text: &str) -> anyhow::Result<()> {
@@ -234,8 +234,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes_double_up_to_the_most() {
-        assert_eq!(sizes((2, 20)), [2, 4, 8, 16, 20]);
+    fn sizes_grow_up_to_the_most() {
+        assert_eq!(sizes((2, 20)), [2, 8, 20]);
         assert_eq!(sizes((2, 2)), [2]);
         assert_eq!(range("2..9"), Ok((2, 9)));
         for wrong in ["9", "1..4", "5..3", "a..b"] {

@@ -22,7 +22,7 @@ const STEP_MAX: f64 = 2.0;
 /// Fewer requests than this say nothing about one in a hundred.
 const REQUESTS_MIN: usize = 400;
 /// More than this take minutes: large rings are judged by a shorter window, which the answer names.
-const REQUESTS_MAX: usize = 300_000;
+const REQUESTS_MAX: usize = 150_000;
 
 /// What is asked.
 pub struct Question {
