@@ -13,8 +13,8 @@
 //! finds or makes what they need (binaries, the demo model); [`fleet`] runs a ring of processes and
 //! talks to it; [`echo`] is an engine that computes nothing; [`pair`] runs two processes that share
 //! a transport only; [`rows`] has one file a group; [`record`] writes what was measured; [`serve`]
-//! measures what a client sees, on a GPU too, and [`ship`] how pages move there; [`gpu`] times
-//! kernels, which hold no bar.
+//! measures what a client sees, on a GPU too, [`ship`] how pages move there, and [`steps`] how long
+//! an engine's steps take; [`gpu`] times kernels, which hold no bar.
 //!
 //! A figure that depends on the machine has its floor or peer beside it, taken in alternation in
 //! the same run; figures are medians unless the row says "longest".
@@ -28,6 +28,7 @@ mod echo;
 mod pair;
 mod rows;
 mod ship;
+mod steps;
 mod machine;
 mod record;
 mod serve;
@@ -81,6 +82,8 @@ enum Command {
     Startup(serve::Start),
     /// Follow requests through a ring; also as a trace for Perfetto.
     Story(serve::Story),
+    /// Measure an engine's step times: the table of `tandem plan` and of `sim` engines.
+    Steps(steps::MeasureSteps),
     /// Start a ring and print what its servers hold of the GPU.
     Memory(serve::Start),
     /// Time every op of the engine on a GPU, beside its floor.
@@ -117,6 +120,7 @@ fn main() -> anyhow::Result<ExitCode> {
         Command::Startup(start) => start.startup().map(|()| ExitCode::SUCCESS),
         Command::Story(story) => story.run().map(|()| ExitCode::SUCCESS),
         Command::Memory(start) => start.memory().map(|()| ExitCode::SUCCESS),
+        Command::Steps(steps) => steps.run().map(|()| ExitCode::SUCCESS),
         Command::Kernels(kernels) => kernels.run(),
         Command::Roofline(roofline) => roofline.run(),
         Command::Ship => ship::run().map(|()| ExitCode::SUCCESS),

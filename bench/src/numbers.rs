@@ -1,5 +1,7 @@
 //! Medians, and random numbers that are the same in every run.
 
+pub use plan::numbers::short;
+
 /// The middle value; NaN of none.
 pub fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
@@ -9,17 +11,6 @@ pub fn median(mut values: Vec<f64>) -> f64 {
 /// The largest value; 0 of none.
 pub fn longest(values: impl IntoIterator<Item = f64>) -> f64 {
     values.into_iter().fold(0.0, f64::max)
-}
-
-/// Three significant digits, or all of a whole number.
-pub fn short(value: f64) -> String {
-    match value.abs() {
-        size if value.fract() == 0.0 || size >= 100.0 => format!("{value:.0}"),
-        size if size >= 10.0 => format!("{value:.1}"),
-        size if size >= 0.1 => format!("{value:.2}"),
-        size if size >= 0.001 => format!("{value:.4}"),
-        _ => format!("{value:.1e}"),
-    }
 }
 
 /// Marsaglia's xorshift64: reproducible, not for secrets.

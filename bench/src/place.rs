@@ -27,6 +27,9 @@ pub struct PlaceOptions {
     /// `--worker-urls URL --host HOST --port PORT`.
     #[arg(long, env = "TANDEM_PEER_ROUTER", value_delimiter = ',')]
     peer_router: Vec<String>,
+    /// Folder with traces of what others were asked, by their makers' file names.
+    #[arg(long, env = "TANDEM_TRACES")]
+    traces: Option<PathBuf>,
 }
 
 pub struct Place {
@@ -71,6 +74,11 @@ impl Place {
     /// Commands of routers to measure beside the gateway.
     pub fn peer_routers(&self) -> &[String] {
         &self.options.peer_router
+    }
+
+    /// Folder of traces.
+    pub fn traces(&self) -> anyhow::Result<&Path> {
+        self.options.traces.as_deref().context("name the folder of traces by --traces")
     }
 
     /// A model of the golden data.

@@ -15,6 +15,7 @@ pub mod json_schema;
 pub mod gateway;
 pub mod speed;
 pub mod batch;
+pub mod plan;
 pub mod build;
 
 use crate::row::{Group, Row};
@@ -36,6 +37,7 @@ pub static GROUPS: &[Group] = &[
     gateway::GROUP,
     speed::GROUP,
     batch::GROUP,
+    plan::GROUP,
     build::GROUP,
 ];
 

@@ -1,10 +1,10 @@
 //! What a workload asks: prompts of token ids and lengths of answers, by the names and options of
 //! vLLM's and SGLang's serving benchmarks where they have one.
 
-use super::trace::{self, Entry};
 use crate::numbers::Random;
 use anyhow::{Context, ensure};
 use clap::{Args, ValueEnum};
+use plan::trace::{self, Entry};
 use std::path::PathBuf;
 use std::time::Duration;
 

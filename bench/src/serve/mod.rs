@@ -2,7 +2,7 @@
 //!
 //! [`ring`] starts or finds it; [`client`] speaks to it and notes every token's time; [`load`] says
 //! how requests arrive; [`experiments`] what they are; [`report`] sums them up; [`bars`] has the
-//! rows. [`workload`] sends what [`dataset`] and [`trace`] plan, and [`plot`] draws how it went.
+//! rows. [`workload`] sends what [`dataset`] plans, and [`plan::plot`] draws how it went.
 //! [`seed`] puts the seed report's tables beside ours. [`log`] reads what the processes wrote, for
 //! [`startup`] and [`story`].
 
@@ -13,13 +13,11 @@ mod experiments;
 pub mod load;
 mod log;
 mod mps;
-mod plot;
 pub mod report;
 mod ring;
 mod seed;
 mod startup;
 mod story;
-mod trace;
 mod workload;
 
 use anyhow::Context;

@@ -7,11 +7,11 @@
 use super::client::{Ask, Client, Sample};
 use super::dataset::{DatasetOptions, Planned};
 use super::load::{Run, closed, open, poisson};
-use super::plot::Plot;
 use super::report::{Ranks, Summary, gaps, raw};
 use crate::numbers::{Random, short};
 use anyhow::ensure;
 use clap::Args;
+use plan::plot::Plot;
 use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -4,6 +4,7 @@
 mod generate;
 mod model;
 mod one_process;
+mod plan;
 mod up;
 
 use std::process::ExitCode;
@@ -22,6 +23,7 @@ struct Arguments {
 enum Command {
     Up(up::UpOptions),
     Ring(one_process::RingCommand),
+    Plan(plan::PlanCommand),
     #[command(hide = true)]
     Generate(generate::GenerateCommand),
     /// Fetch a model, or say what one is.
@@ -34,6 +36,7 @@ fn main() -> ExitCode {
         Command::Up(options) => up::run(&options),
         Command::Ring(command) => command.run(),
         Command::Generate(command) => command.run().map(|()| ExitCode::SUCCESS),
+        Command::Plan(command) => command.run().map(|()| ExitCode::SUCCESS),
         Command::Model(command) => command.run().map(|()| ExitCode::SUCCESS),
     };
     outcome.unwrap_or_else(|error| {

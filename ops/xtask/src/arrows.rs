@@ -22,15 +22,18 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("link", &["shared"]),
     ("service", &["shared"]),
     ("kv-transfer", &["shared", "kernels", "ucx-sys"]),
-    ("model", &["shared", "checkpoint", "kernels"]),
+    ("plan", &["shared"]),
+    ("model", &["shared", "checkpoint", "kernels", "plan"]),
     ("gateway", &["shared", "checkpoint", "grammar", "link", "service"]),
     ("role", BELOW_ROLE),
     ("prefill-server", SERVER),
     ("decode-server", SERVER),
-    ("tandem-bench", &["shared", "checkpoint", "link", "model", "kernels", "kv-transfer"]),
+    ("tandem-bench", BENCH),
     ("tandem", EVERYTHING),
     ("tandem-tests", EVERYTHING),
 ];
+
+const BENCH: &[&str] = &["shared", "checkpoint", "link", "model", "kernels", "kv-transfer", "plan"];
 
 const BELOW_ROLE: &[&str] =
     &["shared", "checkpoint", "grammar", "link", "service", "model", "kernels", "kv-transfer"];
@@ -60,6 +63,7 @@ const EVERYTHING: &[&str] = &[
     "gateway",
     "prefill-server",
     "decode-server",
+    "plan",
     "tandem",
 ];
 

@@ -15,6 +15,7 @@ use model::cpu::{CpuEngine, EngineConfig, geometry};
 use model::cuda::{CudaConfig, CudaEngine, PoolSize};
 use model::engine::Engine;
 use model::load::LoadError;
+use model::sim::{SimConfig, SimEngine, StepTable};
 use model::worker::Worker;
 use shared::kv::KvGeometry;
 use shared::pool::Pool;
@@ -259,6 +260,11 @@ impl Sized {
             };
             let config = CudaConfig { pool, page_tokens, threads, decode_rows, step_tokens };
             return Ok(Box::new(CudaEngine::load(&gpu, &checkpoint, &config, &mut progress)?));
+        }
+        if let Device::Sim(table) = &config.device {
+            let table = StepTable::clone(table);
+            let config = SimConfig { table, dtype: config.dtype, pages, page_tokens, memory };
+            return Ok(Box::new(SimEngine::new(&checkpoint, config)?));
         }
         let config = EngineConfig {
             dtype: config.dtype,

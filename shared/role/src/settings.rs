@@ -4,6 +4,7 @@ use clap::Args;
 use kv_transfer::select::Choice;
 use link::{Stops, Timing};
 use model::WeightFormat;
+use model::sim::StepTable;
 use serde::Deserialize;
 use service::logs::Format;
 use shared::eviction::EvictionPolicy;
@@ -14,6 +15,7 @@ use shared::wire::handshake::RingKey;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 macro_rules! settings {
@@ -60,7 +62,8 @@ settings! {
     /// Model: a folder of safetensors or a GGUF file.
     model: PathBuf,
     /// Where the model runs: cpu, cuda or cuda:N; auto or auto:N is that GPU where there is one,
-    /// else the CPU [default: cpu].
+    /// else the CPU; sim:FILE only takes the time that this table of step times says [default:
+    /// cpu].
     device: String,
     /// Keys, values and arithmetic: bf16 or f32 [default: bf16].
     dtype: String,
@@ -191,13 +194,15 @@ fn bad(name: &'static str, problem: impl Into<String>) -> BadSetting {
 }
 
 /// Where the model runs.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub enum Device {
     /// On the CPU.
     #[default]
     Cpu,
     /// On the GPU of this number, as the driver counts.
     Cuda(usize),
+    /// Nowhere: steps take the time that this table says.
+    Sim(Arc<StepTable>),
 }
 
 impl Device {
@@ -220,11 +225,14 @@ impl FromStr for Device {
             "cuda" => Some(0),
             _ => name.strip_prefix("cuda:").and_then(|number| number.parse().ok()),
         };
+        if let Some(file) = name.strip_prefix("sim:") {
+            let table = StepTable::read(Path::new(file)).map_err(|error| error.to_string())?;
+            return Ok(Self::Sim(Arc::new(table)));
+        }
         let auto = name.strip_prefix("auto:").and_then(|number| number.parse().ok());
-        number
-            .map(Self::Cuda)
-            .or(auto.map(Self::best))
-            .ok_or_else(|| format!("{name:?} is not known; want cpu, cuda, cuda:N, auto or auto:N"))
+        number.map(Self::Cuda).or(auto.map(Self::best)).ok_or_else(|| {
+            format!("{name:?} is not known; want cpu, cuda, cuda:N, auto, auto:N or sim:FILE")
+        })
     }
 }
 
@@ -307,7 +315,12 @@ impl Settings {
         let listen = self.listen.ok_or_else(|| missing("listen"))?;
         let key_file = self.key_file.ok_or_else(|| missing("key_file"))?;
         let device: Device = parse("device", self.device)?.unwrap_or_default();
-        let on_gpu = device != Device::Cpu;
+        let on_gpu = matches!(device, Device::Cuda(_));
+        let (chunk_tokens, batch_max) = match &device {
+            Device::Cpu => (512, 64),
+            Device::Cuda(_) => (8192, 256),
+            Device::Sim(table) => (table.steps().chunk_tokens, table.steps().rows_max as usize),
+        };
         let mem_fraction = self.mem_fraction.unwrap_or(if on_gpu { 0.4 } else { 0.1 });
         if !(mem_fraction > 0.0 && mem_fraction <= 1.0) {
             return Err(bad("mem_fraction", format!("{mem_fraction} is not in (0, 1]")));
@@ -353,11 +366,11 @@ impl Settings {
             drain: Duration::from_secs(self.drain_seconds.unwrap_or(30)),
             decode: self.decode.unwrap_or_default().0,
             chunk_tokens: at_least_one("chunked_prefill_size", self.chunked_prefill_size)?
-                .unwrap_or(if on_gpu { 8192 } else { 512 }),
+                .unwrap_or(chunk_tokens),
             max_queued: at_least_one("max_queued", self.max_queued)?.unwrap_or(4096),
             policy: parse("schedule_policy", self.schedule_policy)?.unwrap_or(PrefillPolicy::Lpm),
             batch_max: at_least_one("max_running_requests", self.max_running_requests)?
-                .unwrap_or(if on_gpu { 256 } else { 64 }),
+                .unwrap_or(batch_max),
             growth_tokens: self.num_reserved_decode_tokens.unwrap_or(512),
             ticket_life: at_least_one("ticket_seconds", self.ticket_seconds)?
                 .map_or(Duration::from_secs(300), Duration::from_secs),
@@ -434,10 +447,8 @@ mod tests {
         let numbered = LEAST.replace("127.0.0.1:1", "127.0.0.1:720{instance}");
         assert_eq!(check(&numbered).unwrap().listen.port(), 7203);
         // Without a driver it is the CPU, with one the GPU of that number, if there is one.
-        assert_ne!(
-            check(&format!("{LEAST}device = \"auto:9\"\n")).unwrap().device,
-            Device::Cuda(0)
-        );
+        let auto = check(&format!("{LEAST}device = \"auto:9\"\n")).unwrap().device;
+        assert!(!matches!(auto, Device::Cuda(0)), "{auto:?}");
         let flags = Settings { page_size: Some(32), ..Settings::default() };
         let file = Settings { page_size: Some(8), threads: Some(3), ..Settings::default() };
         let both = flags.over(file);
@@ -455,6 +466,7 @@ mod tests {
         fails("ticket_seconds = 0", &["ticket_seconds", "at least 1"]);
         fails("dtype = \"int4\"", &["dtype", "int4", "bf16"]);
         fails("device = \"cuda:x\"", &["device", "cuda:x", "cuda:N"]);
+        fails("device = \"sim:none.json\"", &["device", "none.json", "cannot read"]);
         fails("weights = \"q3\"", &["weights", "q3", "bf16", "q8_0"]);
         fails("device = \"cuda\"\nweights = \"q8_0\"", &["weights", "q8_0", "auto"]);
         fails("device = \"cuda\"\ndtype = \"f32\"", &["dtype", "f32", "bf16"]);
