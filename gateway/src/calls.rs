@@ -3,7 +3,7 @@
 use crate::anthropic::{self, MessageShape};
 use crate::error::{ApiError, Invalid};
 use crate::fields::Fields;
-use crate::http::{App, Arrival, fields, random};
+use crate::http::{App, Arrival, fields};
 use crate::metrics::Timing;
 use crate::model::Model;
 use crate::native::{self, GenerateShape};
@@ -11,6 +11,7 @@ use crate::openai::Head;
 use crate::openai::chat::{self, ChatShape};
 use crate::openai::completions::{self, CompletionShape};
 use crate::openai::knobs::Delivery;
+use crate::random::random;
 use crate::reply::Reply;
 use crate::responses::{self, ResponseShape};
 use crate::ring::Limits;
@@ -228,7 +229,7 @@ impl Call<'_> {
             shape.prompt(index, &request.tokens);
             let transcript = Transcript::new((index, first), &self.ask, &request, pieces);
             let timing = Timing::new(self.arrival.at, request.prompt_len, request.max_tokens);
-            let answer = app.ring.submit(request, origin.clone())?;
+            let answer = app.ring.submit(request, origin.of(index))?;
             answers.push(Speaking { answer, transcript, timing });
         }
         let ids: Vec<_> = answers.iter().map(|speaking| speaking.answer.id()).collect();

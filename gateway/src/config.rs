@@ -9,6 +9,7 @@
 use crate::fleet::Deadlines;
 use crate::reasoning::ReasoningParser;
 use crate::tools::ToolCallParser;
+use axum::http::Uri;
 use clap::Args;
 use link::Timing;
 use serde::Deserialize;
@@ -82,6 +83,9 @@ settings! {
     /// Say /metrics also by the names of SGLang's and vLLM's dashboards [false].
     #[arg(num_args = 0..=1, default_missing_value = "true")]
     compat_metrics: bool,
+    /// OpenTelemetry collector that gets a trace of every request, by OTLP over HTTP, like
+    /// http://127.0.0.1:4318 [none].
+    otlp_endpoint: String,
     /// File with the ring's key, 64 hex digits.
     key_file: PathBuf,
     /// Requests that may wait for a ticket; more get 429 [1024].
@@ -132,6 +136,7 @@ pub struct Config {
     pub context_length: Option<u32>,
     pub api_key: Option<String>,
     pub compat_metrics: bool,
+    pub otlp_endpoint: Option<Uri>,
     pub key_file: Option<PathBuf>,
     pub prefill: Vec<String>,
     pub decode: Vec<String>,
@@ -264,6 +269,7 @@ impl Config {
             context_length: settings.context_length,
             api_key,
             compat_metrics: settings.compat_metrics.unwrap_or(false),
+            otlp_endpoint: settings.otlp_endpoint.as_deref().map(endpoint).transpose()?,
             key_file: settings.key_file,
             prefill: each_once("prefill", settings.prefill)?,
             decode: each_once("decode", settings.decode)?,
@@ -282,6 +288,13 @@ impl Config {
 }
 
 /// Deadlines of links that can hold.
+fn endpoint(text: &str) -> Result<Uri, ConfigError> {
+    match text.parse::<Uri>() {
+        Ok(uri) if uri.scheme_str() == Some("http") && uri.query().is_none() => Ok(uri),
+        _ => refuse("otlp_endpoint", format!("{text:?}"), "http://HOST:PORT, maybe with a path"),
+    }
+}
+
 fn timing(settings: &Settings) -> Result<Timing, ConfigError> {
     let default = Timing::default();
     let timing = Timing {

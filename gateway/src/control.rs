@@ -4,12 +4,14 @@ use crate::anthropic;
 use crate::calls::{check_model, limits};
 use crate::error::{ApiError, Invalid};
 use crate::fleet::AbortTarget;
-use crate::http::{App, fields, json, random};
+use crate::http::{App, fields, json};
 use crate::native;
 use crate::openai::completions::ids;
 use crate::openai::{chat, models};
 use crate::openapi;
+use crate::random::random;
 use crate::ring::{Answer, Event, Failure, FailureKind, Limits, Origin};
+use crate::trace::Trace;
 use crate::validate::{Ask, Content, Knobs, Prompt};
 use crate::{detokenize as detok, metrics as counts, tokenize as tok};
 use axum::Json;
@@ -40,7 +42,8 @@ pub async fn health_generate(State(app): State<Arc<App>>) -> Answered {
     let two =
         Knobs { temperature: greedy, max_tokens: Some(2), ignore_eos: true, ..Knobs::default() };
     let ask = Ask::new(two, native::DIALECT, &app.model, limits(&app), random)?;
-    let origin = Origin { name: "health".into(), arrived: Instant::now() };
+    let trace = Trace { sampled: false, ..Trace::begin() };
+    let origin = Origin { name: "health".into(), arrived: Instant::now(), trace };
     let answer = app.ring.submit(ask.request(vec![TokenId::new(0)])?, origin)?;
     let within = app.limits.health_max;
     match tokio::time::timeout(within, finished(answer)).await {

@@ -15,8 +15,10 @@ use crate::in_flight::InFlight;
 use crate::metrics;
 use crate::model::Model;
 use crate::page;
+use crate::random::random;
 use crate::readings;
 use crate::ring::Origin;
+use crate::trace::Trace;
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::{MatchedPath, Request, State};
@@ -31,6 +33,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 /// Longest `x-request-id` that is taken over.
 const NAME_MAX: usize = 128;
 
@@ -89,12 +92,14 @@ pub struct Arrival {
     pub at: Instant,
     /// `x-request-id`, or 32 random hex digits.
     pub name: String,
+    /// What `traceparent` says, or a new one.
+    pub trace: Trace,
 }
 
 impl Arrival {
     /// What its requests are part of.
     pub fn origin(&self) -> Origin {
-        Origin { name: self.name.as_str().into(), arrived: self.at }
+        Origin { name: self.name.as_str().into(), arrived: self.at, trace: self.trace }
     }
 }
 
@@ -159,10 +164,13 @@ async fn pass(State(app): State<Arc<App>>, mut request: Request, next: Next) -> 
     let matched = request.extensions().get::<MatchedPath>();
     let route = matched.map_or_else(|| "unknown".to_owned(), |path| path.as_str().to_owned());
     let name = name(request.headers().get(&REQUEST_ID));
+    let given = request.headers().get(&TRACEPARENT).and_then(|value| value.to_str().ok());
+    let trace = Trace::within(given);
     let admitted = app.guard.admits(request.uri().path(), request.headers());
     let is_anthropic = anthropic::serves(request.uri().path());
     let mut response = if admitted {
-        request.extensions_mut().insert(Arrival { at: Instant::now(), name: name.clone() });
+        let arrival = Arrival { at: Instant::now(), name: name.clone(), trace };
+        request.extensions_mut().insert(arrival);
         next.run(request).await
     } else {
         ApiError::unauthorized().into_response()
@@ -172,8 +180,10 @@ async fn pass(State(app): State<Arc<App>>, mut request: Request, next: Next) -> 
     }
     metrics::answered(&route, response.status().as_u16());
     tracing::debug!(request = name, route, status = response.status().as_u16(), "answered");
-    if let Ok(value) = HeaderValue::from_str(&name) {
-        response.headers_mut().insert(REQUEST_ID, value);
+    for (header, value) in [(REQUEST_ID, name), (TRACEPARENT, trace.to_string())] {
+        if let Ok(value) = HeaderValue::try_from(value) {
+            response.headers_mut().insert(header, value);
+        }
     }
     response
 }
@@ -186,11 +196,6 @@ fn name(given: Option<&HeaderValue>) -> String {
         Some(name) => name.to_owned(),
         None => format!("{:016x}{:016x}", random(), random()),
     }
-}
-
-/// Random bits for ids and seeds.
-pub fn random() -> u64 {
-    getrandom::u64().expect("the kernel gives random bytes on every system that we run on")
 }
 
 /// A body's JSON object.

@@ -13,6 +13,8 @@ pub mod command;
 pub mod error;
 pub mod fields;
 pub mod structured;
+pub mod random;
+pub mod trace;
 pub mod ring;
 pub mod metrics;
 pub mod fleet;

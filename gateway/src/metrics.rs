@@ -18,6 +18,7 @@ pub fn begin(queue_limit: usize) {
     for name in [names::PROMPT_TOKENS, names::GENERATION_TOKENS, names::CACHED_TOKENS] {
         counter!(name).increment(0);
     }
+    traces_dropped(0);
     for finish in [Finish::Stop, Finish::Length] {
         counter!(names::OUTPUTS, "finish" => finish_name(finish)).increment(0);
     }
@@ -50,6 +51,11 @@ pub fn failed(kind: FailureKind) {
 pub fn retried(failure: Option<FailureKind>) {
     let reason = failure.map_or(RETRACTED, FailureKind::name);
     counter!(names::RETRIES, "reason" => reason).increment(1);
+}
+
+/// So many traces did not reach the collector.
+pub fn traces_dropped(count: u64) {
+    counter!(names::TRACES_DROPPED).increment(count);
 }
 
 /// A request waited so long for its turn and a pair, and then so long for its ticket.

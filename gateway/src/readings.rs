@@ -105,9 +105,10 @@ impl<'a> Reading<'a> {
         }
         let origin = self.arrival.origin();
         let mut answers = Vec::with_capacity(requests.len());
-        for request in requests {
+        for (index, request) in requests.into_iter().enumerate() {
             let timing = Timing::new(self.arrival.at, request.prompt_len, request.max_tokens);
-            answers.push((request.prompt_len, timing, app.ring.submit(request, origin.clone())?));
+            let prompt = request.prompt_len;
+            answers.push((prompt, timing, app.ring.submit(request, origin.of(index))?));
         }
         let ids = answers.iter().map(|(_, _, answer)| answer.id()).collect();
         let _held = app.in_flight.hold(self.arrival.name.clone(), ids);

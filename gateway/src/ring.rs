@@ -7,6 +7,7 @@
 //!
 //! Replays (retraction) happen behind this seam: the client sees a pause, no gap, no duplicate.
 
+use crate::trace::Trace;
 use shared::ids::RequestId;
 use shared::request::{Finish, Read, Token};
 use std::collections::VecDeque;
@@ -30,9 +31,19 @@ pub struct Origin {
     pub name: Arc<str>,
     /// When its headers were complete.
     pub arrived: Instant,
+    /// Where it is in a trace.
+    pub trace: Trace,
 }
 
 impl Origin {
+    /// Of the call's request of this index: each has a span of its own, and the first the one that
+    /// the client is told.
+    #[must_use]
+    pub fn of(&self, index: usize) -> Self {
+        let trace = if index == 0 { self.trace } else { self.trace.sibling() };
+        Self { trace, ..self.clone() }
+    }
+
     /// Whether it is known by this name, with or without the prefix of an API's ids.
     pub fn is_called(&self, name: &str) -> bool {
         *self.name == *name || *self.name == *bare_name(name)

@@ -2,6 +2,7 @@
 
 use crate::auth::Guard;
 use crate::config::{Config, ConfigError, Settings};
+use crate::fleet::otlp::Collector;
 use crate::fleet::{FleetConfig, Ring};
 use crate::http::App;
 use crate::metrics;
@@ -42,7 +43,7 @@ pub async fn run(
     let listener = TcpListener::bind(config.listen).await?;
     let model = Model::load(&config)?;
     let exposition = admin::install(config.compat_metrics.then_some(&*model.served_name))?;
-    let fleet = fleet(&config)?;
+    let fleet = fleet(&config, &model.served_name)?;
     admin::describe(&fleet.identity, env!("CARGO_PKG_VERSION"));
     metrics::begin(config.max_queued);
     let ring = Ring::start(fleet);
@@ -59,7 +60,7 @@ pub async fn run(
     Ok(())
 }
 
-fn fleet(config: &Config) -> Result<FleetConfig, Box<dyn Error + Send + Sync>> {
+fn fleet(config: &Config, model: &str) -> Result<FleetConfig, Box<dyn Error + Send + Sync>> {
     let path = config.key_file.as_deref().ok_or("`key_file` is not set; every ring has a key")?;
     let named = |reason: &dyn std::fmt::Display| format!("{}: {reason}", path.display());
     let hex = std::fs::read_to_string(path).map_err(|err| named(&err))?;
@@ -72,5 +73,10 @@ fn fleet(config: &Config) -> Result<FleetConfig, Box<dyn Error + Send + Sync>> {
         retries: config.retries,
         timing: config.timing,
         deadlines: config.deadlines,
+        collector: config.otlp_endpoint.clone().map(|endpoint| Collector {
+            endpoint,
+            gateway: config.id.to_string(),
+            model: model.to_owned(),
+        }),
     })
 }

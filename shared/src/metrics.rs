@@ -72,6 +72,8 @@ pub const CREDITS_FREE: &str = "tandem_credits_free_pages";
 pub const OUTPUTS: &str = "tandem_outputs_total";
 /// Requests that ended without a result, by `reason`.
 pub const FAILURES: &str = "tandem_failures_total";
+/// Traces of requests that no collector got.
+pub const TRACES_DROPPED: &str = "tandem_traces_dropped_total";
 /// Attempts after a request's first, by `reason`.
 pub const RETRIES: &str = "tandem_retries_total";
 /// Time to first token.
@@ -160,6 +162,7 @@ pub const ALL: &[Metric] = &[
         .by(&["reason"]),
     counter(Gateway, RETRIES, "Attempts after the first, by what ended the one before.")
         .by(&["reason"]),
+    counter(Gateway, TRACES_DROPPED, "Traces of requests that the collector did not take in time."),
     seconds(Gateway, TTFT, "From a request's arrival at the gateway to its first token there."),
     seconds(All, TTFT_PHASE, PHASES).by(&["phase"]),
     seconds(Gateway, REQUEST_PREFILL, "From a request's ticket to its first token."),

@@ -28,22 +28,32 @@ pub struct Reply {
 }
 
 pub fn get(address: SocketAddr, path: &str) -> io::Result<Reply> {
-    Call::send(address, "GET", path, "")?.answer()?.whole()
+    Call::send(address, ("GET", path), "", "")?.answer()?.whole()
 }
 
 /// Sends a JSON body.
 pub fn post(address: SocketAddr, path: &str, body: &Value) -> io::Result<Call> {
-    Call::send(address, "POST", path, &body.to_string())
+    Call::send(address, ("POST", path), "", &body.to_string())
+}
+
+/// The same with another header, like `name: value`.
+pub fn post_with(address: SocketAddr, path: &str, header: &str, body: &Value) -> io::Result<Call> {
+    Call::send(address, ("POST", path), &format!("{header}\r\n"), &body.to_string())
 }
 
 impl Call {
-    fn send(address: SocketAddr, method: &str, path: &str, body: &str) -> io::Result<Self> {
+    fn send(
+        address: SocketAddr,
+        (method, path): (&str, &str),
+        headers: &str,
+        body: &str,
+    ) -> io::Result<Self> {
         let mut stream = TcpStream::connect(address)?;
         stream.set_read_timeout(Some(PATIENCE))?;
         let length = body.len();
         let head = format!(
             "{method} {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\
-             content-type: application/json\r\ncontent-length: {length}\r\n\r\n"
+             content-type: application/json\r\ncontent-length: {length}\r\n{headers}\r\n"
         );
         stream.write_all((head + body).as_bytes())?;
         Ok(Self(stream))

@@ -31,6 +31,7 @@ mod retract;
 mod cache;
 mod endpoints;
 mod refusals;
+mod traces;
 mod many;
 mod soak;
 mod chaos;

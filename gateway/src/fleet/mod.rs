@@ -7,6 +7,7 @@
 mod hear;
 mod loads;
 mod mailbox;
+pub mod otlp;
 mod peers;
 mod pulse;
 pub mod route;
@@ -19,6 +20,7 @@ use crate::metrics;
 use crate::ring::{Answer, Failure, FailureKind, Limits, Line, Origin};
 use link::{Local, Timing};
 use mailbox::{Mailbox, Note};
+use otlp::{Collector, Exporter};
 use pulse::Pulse;
 use route::{DecodeView, Hashes, LeastTokens, Policy, PrefillView, Seen};
 use serde_json::{Value, json};
@@ -77,6 +79,8 @@ pub struct FleetConfig {
     pub timing: Timing,
     /// Deadlines of requests.
     pub deadlines: Deadlines,
+    /// Where traces of requests go, if anywhere.
+    pub collector: Option<Collector>,
 }
 
 /// Which requests to abort.
@@ -143,7 +147,7 @@ impl Ring {
             policy: Box::new(LeastTokens),
             seen: Mutex::default(),
             journeys: Mutex::default(),
-            recent: Recent::default(),
+            recent: Recent::new(config.collector.map(Exporter::start)),
             pulse: Pulse::new(),
             numbers: AtomicU64::new(0),
             flushed: AtomicU64::new(0),

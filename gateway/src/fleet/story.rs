@@ -10,8 +10,10 @@
 //! uncontended lock and a look at the clock.
 
 use super::lock;
+use super::otlp::Exporter;
 use super::pulse::{Pulse, Slots, Tally};
 use crate::ring::Origin;
+use crate::trace::Trace;
 use serde_json::{Value, json};
 use shared::ids::{RequestId, ServerId};
 use shared::wire::messages::PrefillTimes;
@@ -145,6 +147,16 @@ impl Story {
         self.id
     }
 
+    /// Where it is in a trace.
+    pub(crate) fn trace(&self) -> Trace {
+        self.origin.trace
+    }
+
+    /// When the call arrived, microseconds since 1970.
+    pub(crate) fn arrived_us(&self) -> u64 {
+        micros(self.arrived.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default())
+    }
+
     /// Whether it is known by this name: the request's id, or the call's with or without the prefix
     /// of an API's ids.
     pub(crate) fn is_called(&self, name: &str) -> bool {
@@ -237,7 +249,6 @@ impl Story {
         let ended = marks.ended;
         let until = ended.map_or(now, |(at, _)| at);
         let phases = self.phases(&marks, until);
-        let unix = self.arrived.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let first = marks.attempts.iter().find_map(|attempt| attempt.first);
         let phase = |phase: &Phase| {
             json!({
@@ -248,8 +259,9 @@ impl Story {
         json!({
             "id": self.id.to_string(),
             "call": &*self.origin.name,
+            "trace": format!("{:032x}", self.origin.trace.id),
             "state": ended.map_or("running", |(_, ending)| ending.word()),
-            "arrived_ms": unix.as_millis() as u64,
+            "arrived_ms": self.arrived_us() / 1000,
             "us": self.since_arrival(until),
             "ttft_us": first.map(|at| self.since_arrival(at)),
             "prompt_tokens": self.prompt_tokens,
@@ -258,6 +270,29 @@ impl Story {
             "attempts": marks.attempts_made,
             "phases": phases.iter().map(phase).collect::<Vec<_>>(),
         })
+    }
+
+    /// The one line that logs have of a request, once it has ended.
+    fn log(&self) {
+        let marks = &*lock(&self.marks);
+        let Some((at, ending)) = marks.ended else { return };
+        let first = marks.attempts.iter().find_map(|attempt| attempt.first);
+        let last = marks.attempts.last();
+        let name = |part: Option<&Part>| part.map(|part| part.id.as_str().to_owned());
+        tracing::info!(
+            request = %self.id,
+            call = &*self.origin.name,
+            trace = format!("{:032x}", self.origin.trace.id),
+            prompt_tokens = self.prompt_tokens,
+            cached_tokens = marks.cached_tokens,
+            output_tokens = marks.output_tokens,
+            ttft_ms = first.map(|at| self.since_arrival(at) as f64 / 1e3),
+            ms = self.since_arrival(at) as f64 / 1e3,
+            prefill = name(last.and_then(|attempt| attempt.prefill.as_ref())),
+            decode = name(last.and_then(|attempt| attempt.decode.as_ref())),
+            attempts = marks.attempts_made,
+            "{}", ending.word(),
+        );
     }
 
     fn phases(&self, marks: &Marks, until: Instant) -> Vec<Phase> {
@@ -337,15 +372,27 @@ fn micros(time: Duration) -> u64 {
     u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
-/// Stories that ended, the newest first.
+/// Stories that ended, the newest first, and the way out for their traces.
 #[derive(Debug, Default)]
-pub(crate) struct Recent(Mutex<VecDeque<Arc<Story>>>);
+pub(crate) struct Recent {
+    kept: Mutex<VecDeque<Arc<Story>>>,
+    exporter: Option<Exporter>,
+}
 
 impl Recent {
+    /// None yet.
+    pub(crate) fn new(exporter: Option<Exporter>) -> Self {
+        Self { kept: Mutex::default(), exporter }
+    }
+
     /// Ends a story, unless it had ended, and keeps it, in place of the oldest if there are enough.
     pub(crate) fn end(&self, story: &Arc<Story>, ending: Ending, pulse: &Pulse) {
         if story.end(ending, pulse) {
-            let mut stories = lock(&self.0);
+            story.log();
+            if let Some(exporter) = &self.exporter {
+                exporter.offer(story);
+            }
+            let mut stories = lock(&self.kept);
             stories.truncate(KEPT - 1);
             stories.push_front(story.clone());
         }
@@ -353,7 +400,7 @@ impl Recent {
 
     /// The newest, at most so many.
     pub(crate) fn newest(&self, most: usize) -> Vec<Arc<Story>> {
-        lock(&self.0).iter().take(most).cloned().collect()
+        lock(&self.kept).iter().take(most).cloned().collect()
     }
 }
 
@@ -363,7 +410,8 @@ mod tests {
     use shared::ids::Epoch;
 
     fn story(number: u64) -> Story {
-        let origin = Origin { name: "abc".into(), arrived: Instant::now() };
+        let (arrived, trace) = (Instant::now(), Trace::begin());
+        let origin = Origin { name: "abc".into(), arrived, trace };
         Story::new(RequestId::new(Epoch::new(1), number), origin, 100)
     }
 

@@ -94,6 +94,7 @@ impl Gateway {
             retries: 0,
             timing: config.timing,
             deadlines: config.deadlines,
+            collector: None,
         });
         let model = Model::load(&config).unwrap();
         let recorder = PrometheusBuilder::new().build_recorder();

@@ -2,9 +2,11 @@
 #![forbid(unsafe_code)]
 
 mod generate;
+mod interrupt;
 mod model;
 mod one_process;
 mod plan;
+mod top;
 mod up;
 
 use std::process::ExitCode;
@@ -23,6 +25,7 @@ struct Arguments {
 enum Command {
     Up(up::UpOptions),
     Ring(one_process::RingCommand),
+    Top(top::TopCommand),
     Plan(plan::PlanCommand),
     #[command(hide = true)]
     Generate(generate::GenerateCommand),
@@ -36,6 +39,7 @@ fn main() -> ExitCode {
         Command::Up(options) => up::run(&options),
         Command::Ring(command) => command.run(),
         Command::Generate(command) => command.run().map(|()| ExitCode::SUCCESS),
+        Command::Top(command) => command.run().map(|()| ExitCode::SUCCESS),
         Command::Plan(command) => command.run().map(|()| ExitCode::SUCCESS),
         Command::Model(command) => command.run().map(|()| ExitCode::SUCCESS),
     };

@@ -15,11 +15,10 @@
 mod ask;
 mod fleet;
 mod identity;
-mod interrupt;
 mod options;
 mod pairs;
 mod process;
-mod ready;
+pub mod ready;
 mod run_folder;
 mod stop;
 
@@ -31,9 +30,9 @@ pub use self::options::UpOptions;
 
 use self::fleet::Fleet;
 use self::identity::Identity;
-use self::interrupt::Interrupt;
 use self::process::Servers;
 use self::run_folder::RunFolder;
+use crate::interrupt::Interrupt;
 
 /// How often the foreground looks at its servers; a death is reported within this time.
 const LOOK_EVERY: Duration = Duration::from_millis(200);

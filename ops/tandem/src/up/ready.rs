@@ -6,8 +6,8 @@ use anyhow::bail;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::Value;
 
-use super::interrupt::Interrupt;
 use super::process::Servers;
+use crate::interrupt::Interrupt;
 
 /// Weights of a large model come from a cold disk within this time.
 const READY_MAX: Duration = Duration::from_secs(600);
