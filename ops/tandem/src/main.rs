@@ -1,6 +1,7 @@
 //! `tandem`: the command of people who run a ring.
 #![forbid(unsafe_code)]
 
+mod doctor;
 mod generate;
 mod model;
 mod one_process;
@@ -24,6 +25,7 @@ enum Command {
     Up(up::UpOptions),
     Ring(one_process::RingCommand),
     Plan(plan::PlanCommand),
+    Doctor(doctor::DoctorCommand),
     #[command(hide = true)]
     Generate(generate::GenerateCommand),
     /// Fetch a model, or say what one is.
@@ -35,6 +37,7 @@ fn main() -> ExitCode {
     let outcome = match Arguments::parse().command {
         Command::Up(options) => up::run(&options),
         Command::Ring(command) => command.run(),
+        Command::Doctor(command) => Ok(command.run()),
         Command::Generate(command) => command.run().map(|()| ExitCode::SUCCESS),
         Command::Plan(command) => command.run().map(|()| ExitCode::SUCCESS),
         Command::Model(command) => command.run().map(|()| ExitCode::SUCCESS),
