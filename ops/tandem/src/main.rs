@@ -28,7 +28,7 @@ enum Command {
     Doctor(doctor::DoctorCommand),
     #[command(hide = true)]
     Generate(generate::GenerateCommand),
-    /// Fetch a model, or say what one is.
+    /// Fetch, install or convert a model, or say what one is.
     #[command(subcommand)]
     Model(model::ModelCommand),
 }
