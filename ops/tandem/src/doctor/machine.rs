@@ -39,7 +39,7 @@ fn memory(files: &Files) -> Finding {
         line.split_whitespace().nth(1).and_then(|kb| kb.parse::<u64>().ok()).unwrap_or(0) * 1024
     };
     let (all, free) = (bytes("MemTotal:"), bytes("MemAvailable:"));
-    let on_cpu = files.servers.iter().filter(|(_, server)| server.device == Device::Cpu);
+    let on_cpu = files.servers.iter().filter(|(_, server)| matches!(server.device, Device::Cpu));
     let weights: u64 = on_cpu
         .filter_map(|(_, server)| checkpoint::Checkpoint::open(&server.model).ok())
         .map(|model| model.stored_bytes())
