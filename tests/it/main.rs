@@ -19,6 +19,7 @@ mod ask;
 mod random;
 
 mod golden;
+mod convert;
 mod reads;
 mod grammar;
 mod equal;

@@ -192,7 +192,7 @@ impl Drop for Member {
 }
 
 /// Where the binaries are: beside the folder of this test's own.
-fn program_folder() -> PathBuf {
+pub fn program_folder() -> PathBuf {
     if let Some((_, folder)) = std::env::vars_os().find(|(name, _)| name == "TANDEM_BIN_DIR") {
         return folder.into();
     }

@@ -30,6 +30,18 @@ pub fn is_present() -> bool {
     unsafe { sys::is_culib_present() }
 }
 
+/// Which of NVIDIA's libraries beside the driver's the loader does not find.
+pub fn missing_libraries() -> Vec<&'static str> {
+    // SAFETY: both load libraries by their names, whose initialisers are NVIDIA's.
+    let found = unsafe {
+        [
+            ("NVRTC (libnvrtc.so.13)", cudarc::nvrtc::sys::is_culib_present()),
+            ("cuBLASLt (libcublasLt.so.13)", cudarc::cublaslt::sys::is_culib_present()),
+        ]
+    };
+    found.into_iter().filter(|&(_, found)| !found).map(|(name, _)| name).collect()
+}
+
 /// Whose blocks a multiprocessor takes first when one comes free.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Priority {

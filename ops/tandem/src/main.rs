@@ -1,6 +1,7 @@
 //! `tandem`: the command of people who run a ring.
 #![forbid(unsafe_code)]
 
+mod doctor;
 mod generate;
 mod interrupt;
 mod model;
@@ -27,9 +28,10 @@ enum Command {
     Ring(one_process::RingCommand),
     Top(top::TopCommand),
     Plan(plan::PlanCommand),
+    Doctor(doctor::DoctorCommand),
     #[command(hide = true)]
     Generate(generate::GenerateCommand),
-    /// Fetch a model, or say what one is.
+    /// Fetch, install or convert a model, or say what one is.
     #[command(subcommand)]
     Model(model::ModelCommand),
 }
@@ -38,6 +40,7 @@ fn main() -> ExitCode {
     let outcome = match Arguments::parse().command {
         Command::Up(options) => up::run(&options),
         Command::Ring(command) => command.run(),
+        Command::Doctor(command) => Ok(command.run()),
         Command::Generate(command) => command.run().map(|()| ExitCode::SUCCESS),
         Command::Top(command) => command.run().map(|()| ExitCode::SUCCESS),
         Command::Plan(command) => command.run().map(|()| ExitCode::SUCCESS),

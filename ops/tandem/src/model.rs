@@ -11,6 +11,7 @@
 //! unfinished has another name, and a second process waits on a lock.
 
 mod command;
+mod convert;
 mod demo;
 mod download;
 mod hub;

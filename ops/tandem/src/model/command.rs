@@ -1,5 +1,6 @@
-//! `tandem model`: fetch one, or say what one is.
+//! `tandem model`: fetch one, install, convert it, or say what one is.
 
+use super::convert::{Width, convert};
 use super::settings::Settings;
 use super::{resolve_with, say};
 use anyhow::Context;
@@ -26,6 +27,19 @@ pub enum ModelCommand {
         /// The link that the services' configs name.
         #[arg(long, value_name = "PATH", default_value = "/var/lib/tandem/model")]
         link: PathBuf,
+        #[command(flatten)]
+        settings: Settings,
+    },
+    /// Write a model as Hugging Face's tools know it: a folder of config.json, model.safetensors
+    /// and tokenizer.json.
+    Convert {
+        /// A .gguf file, a folder, or whatever `fetch` takes.
+        model: String,
+        /// Where to; it must not exist.
+        folder: PathBuf,
+        /// Of matrices; quantised ones are widened.
+        #[arg(long, value_enum, default_value = "bf16")]
+        dtype: Width,
         #[command(flatten)]
         settings: Settings,
     },
@@ -57,6 +71,9 @@ impl ModelCommand {
             Self::Install { model, link, settings } => {
                 let path = resolve_with(model, &settings.with_cache_beside(link))?;
                 install(&path, link)
+            }
+            Self::Convert { model, folder, dtype, settings } => {
+                convert(&resolve_with(model, settings)?, folder, *dtype)
             }
             Self::Inspect { model, tensors, settings } => {
                 inspect(&resolve_with(model, settings)?, *tensors)
