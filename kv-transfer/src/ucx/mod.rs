@@ -34,7 +34,7 @@ mod source;
 mod target;
 
 pub use context::Ucx;
-pub use hooks::leave_libc_alone;
+pub use hooks::{end_process, leave_libc_alone};
 pub use memory::{Region, private_memory};
 pub use source::UcxSource;
 pub use target::UcxTarget;

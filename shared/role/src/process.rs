@@ -2,6 +2,7 @@
 
 use crate::core::StartError;
 use crate::settings::{BadSetting, Config, ConfigFile, Settings};
+use kv_transfer::ucx;
 use service::logs::{self, LogError, Logs};
 use service::shutdown::{self, Shutdown};
 use service::{admin, notify};
@@ -38,7 +39,7 @@ where
         Ok(logs) => logs,
         Err(error) => return fail(&error),
     };
-    if let Err(error) = kv_transfer::ucx::leave_libc_alone() {
+    if let Err(error) = ucx::leave_libc_alone() {
         tracing::warn!(%error, "UCX will patch libc, if it is used");
     }
     let reload = move || reload(&start, &settings, &logs);
@@ -57,15 +58,11 @@ where
         tokio::spawn(announce(listens, shutdown.clone()));
         run(config, listening, shutdown).await
     });
-    // Threads that still compute do not hold up the end of a drain that ran out of time.
-    runtime.shutdown_background();
-    match served {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            tracing::error!(%error, "the server ends");
-            ExitCode::FAILURE
-        }
+    if let Err(error) = &served {
+        tracing::error!(%error, "the server ends");
     }
+    // Threads that still compute do not hold up the end of a drain that ran out of time.
+    ucx::end_process(u8::from(served.is_err()))
 }
 
 /// Before there are logs.
