@@ -60,6 +60,10 @@ def healthy(ring, watch):
     assert load.answered > 10 and load.refused == 0, vars(load)
     assert firing <= STANDING, firing
     say(f"{load.answered} answers under plain load")
+    # As many clients all the time may leave as many waiting all the time.
+    since, depth = time.time(), "sum (tandem_queue_depth)"
+    wait_for("an empty queue", lambda: any(
+        0 in values for values in watch.prometheus.samples(depth, since, time.time())))
 
 
 def dead(ring, watch):
