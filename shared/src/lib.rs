@@ -12,4 +12,5 @@ pub mod page_hash;
 pub mod eviction;
 pub mod radix;
 pub mod ticket;
+pub mod scramble;
 pub mod sched;

@@ -9,7 +9,7 @@
 //! for generative AI, and beside them vLLM's. Written by hand, since the crates of OpenTelemetry
 //! bring gRPC, protobuf and a second HTTP client for one message.
 
-use super::story::Story;
+use super::story::{Phase, Story};
 use crate::metrics;
 use crate::random::random;
 use http_body_util::{BodyExt, Full};
@@ -132,53 +132,48 @@ impl Collector {
 
     /// The request's span, and below it one a phase.
     fn spans(&self, story: &Story) -> Vec<Value> {
-        let (trace, told) = (story.trace(), story.told());
-        let arrived_us = story.arrived_us();
-        let seconds = |us: &Value| us.as_u64().map_or(Value::Null, |us| json!(us as f64 / 1e6));
-        let span = |id: u64, parent: Option<u64>, (start, us): (&Value, &Value)| {
+        let (trace, told, arrived_us) = (story.trace(), story.told(), story.arrived_us());
+        let seconds = |us: u64| us as f64 / 1e6;
+        let span = |id: u64, parent: Option<u64>, (start_us, us): (u64, u64)| {
             let at = |us: u64| ((arrived_us + us) * 1000).to_string();
-            let (start, us) = (start.as_u64().unwrap_or(0), us.as_u64().unwrap_or(0));
             let mut span = json!({
-                "traceId": format!("{:032x}", trace.id),
+                "traceId": told.trace,
                 "spanId": format!("{id:016x}"),
-                "startTimeUnixNano": at(start),
-                "endTimeUnixNano": at(start + us),
+                "startTimeUnixNano": at(start_us),
+                "endTimeUnixNano": at(start_us + us),
             });
             if let Some(parent) = parent {
                 span["parentSpanId"] = json!(format!("{parent:016x}"));
             }
             span
         };
-        let mut request = span(trace.span, trace.parent, (&json!(0), &told["us"]));
+        let mut request = span(trace.span, trace.parent, (0, told.us));
         request["name"] = json!("llm_request");
         request["kind"] = json!(SERVER);
-        request["status"] =
-            if told["state"] == "failed" { json!({"code": ERROR}) } else { json!({}) };
+        request["status"] = if told.state == "failed" { json!({"code": ERROR}) } else { json!({}) };
         request["attributes"] = json!(attributes([
             ("gen_ai.request.model", json!(self.model)),
             ("gen_ai.response.model", json!(self.model)),
-            ("gen_ai.request.id", told["call"].clone()),
-            ("gen_ai.usage.input_tokens", told["prompt_tokens"].clone()),
-            ("gen_ai.usage.output_tokens", told["output_tokens"].clone()),
-            ("gen_ai.usage.prompt_tokens", told["prompt_tokens"].clone()),
-            ("gen_ai.usage.completion_tokens", told["output_tokens"].clone()),
-            ("gen_ai.usage.cache_read.input_tokens", told["cached_tokens"].clone()),
-            ("gen_ai.latency.time_to_first_token", seconds(&told["ttft_us"])),
-            ("gen_ai.latency.e2e", seconds(&told["us"])),
-            ("tandem.request", told["id"].clone()),
-            ("tandem.state", told["state"].clone()),
-            ("tandem.attempts", told["attempts"].clone()),
+            ("gen_ai.request.id", json!(told.call)),
+            ("gen_ai.usage.input_tokens", json!(told.prompt_tokens)),
+            ("gen_ai.usage.output_tokens", json!(told.output_tokens)),
+            ("gen_ai.usage.prompt_tokens", json!(told.prompt_tokens)),
+            ("gen_ai.usage.completion_tokens", json!(told.output_tokens)),
+            ("gen_ai.usage.cache_read.input_tokens", json!(told.cached_tokens)),
+            ("gen_ai.latency.time_to_first_token", json!(told.ttft_us.map(seconds))),
+            ("gen_ai.latency.e2e", json!(seconds(told.us))),
+            ("tandem.request", json!(told.id)),
+            ("tandem.state", json!(told.state)),
+            ("tandem.attempts", json!(told.attempts)),
         ]));
-        let phase = |phase: &Value| {
-            let times = (&phase["start_us"], &phase["us"]);
-            let mut span = span(random() | 1, Some(trace.span), times);
-            span["name"] = phase["phase"].clone();
+        let phase = |phase: &Phase| {
+            let mut span = span(random() | 1, Some(trace.span), (phase.start_us, phase.us));
+            span["name"] = json!(phase.name);
             span["kind"] = json!(INTERNAL);
-            span["attributes"] = json!(attributes([("tandem.server", phase["server"].clone())]));
+            span["attributes"] = json!(attributes([("tandem.server", json!(phase.server))]));
             span
         };
-        let phases = told["phases"].as_array().into_iter().flatten().map(phase);
-        std::iter::once(request).chain(phases).collect()
+        std::iter::once(request).chain(told.phases.iter().map(phase)).collect()
     }
 }
 

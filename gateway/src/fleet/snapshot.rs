@@ -98,7 +98,7 @@ impl Ring {
         found.retain(|story| story.is_called(name));
         found.sort_unstable_by_key(|story| story.id());
         found.dedup_by_key(|story| story.id());
-        found.iter().map(|story| story.told()).collect()
+        found.iter().map(|story| json!(story.told())).collect()
     }
 }
 

@@ -14,7 +14,7 @@ use super::otlp::Exporter;
 use super::pulse::{Pulse, Slots, Tally};
 use crate::ring::Origin;
 use crate::trace::Trace;
-use serde_json::{Value, json};
+use serde::Serialize;
 use shared::ids::{RequestId, ServerId};
 use shared::wire::messages::PrefillTimes;
 use std::collections::VecDeque;
@@ -111,13 +111,33 @@ pub(crate) struct Heard {
     pub(crate) times: Option<PrefillTimes>,
 }
 
+/// A story so far, as `/ring/requests` has it.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Told {
+    pub(crate) id: String,
+    pub(crate) call: String,
+    pub(crate) trace: String,
+    pub(crate) state: &'static str,
+    arrived_ms: u64,
+    /// To now, or to its end.
+    pub(crate) us: u64,
+    pub(crate) ttft_us: Option<u64>,
+    pub(crate) prompt_tokens: u32,
+    pub(crate) cached_tokens: u32,
+    pub(crate) output_tokens: u32,
+    pub(crate) attempts: u32,
+    /// One after the other without gaps.
+    pub(crate) phases: Vec<Phase>,
+}
+
 /// A stretch of a story, microseconds from its arrival.
-#[derive(Debug, Clone, PartialEq)]
-struct Phase {
-    name: &'static str,
-    server: Option<ServerId>,
-    start_us: u64,
-    us: u64,
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Phase {
+    #[serde(rename = "phase")]
+    pub(crate) name: &'static str,
+    pub(crate) server: Option<ServerId>,
+    pub(crate) start_us: u64,
+    pub(crate) us: u64,
 }
 
 impl Story {
@@ -243,33 +263,26 @@ impl Story {
     }
 
     /// The story so far.
-    pub(crate) fn told(&self) -> Value {
+    pub(crate) fn told(&self) -> Told {
         let now = Instant::now();
         let marks = lock(&self.marks);
         let ended = marks.ended;
         let until = ended.map_or(now, |(at, _)| at);
-        let phases = self.phases(&marks, until);
         let first = marks.attempts.iter().find_map(|attempt| attempt.first);
-        let phase = |phase: &Phase| {
-            json!({
-                "phase": phase.name, "server": phase.server.as_ref().map(ServerId::as_str),
-                "start_us": phase.start_us, "us": phase.us,
-            })
-        };
-        json!({
-            "id": self.id.to_string(),
-            "call": &*self.origin.name,
-            "trace": format!("{:032x}", self.origin.trace.id),
-            "state": ended.map_or("running", |(_, ending)| ending.word()),
-            "arrived_ms": self.arrived_us() / 1000,
-            "us": self.since_arrival(until),
-            "ttft_us": first.map(|at| self.since_arrival(at)),
-            "prompt_tokens": self.prompt_tokens,
-            "cached_tokens": marks.cached_tokens,
-            "output_tokens": marks.output_tokens,
-            "attempts": marks.attempts_made,
-            "phases": phases.iter().map(phase).collect::<Vec<_>>(),
-        })
+        Told {
+            id: self.id.to_string(),
+            call: self.origin.name.to_string(),
+            trace: format!("{:032x}", self.origin.trace.id),
+            state: ended.map_or("running", |(_, ending)| ending.word()),
+            arrived_ms: self.arrived_us() / 1000,
+            us: self.since_arrival(until),
+            ttft_us: first.map(|at| self.since_arrival(at)),
+            prompt_tokens: self.prompt_tokens,
+            cached_tokens: marks.cached_tokens,
+            output_tokens: marks.output_tokens,
+            attempts: marks.attempts_made,
+            phases: self.phases(&marks, until),
+        }
     }
 
     /// The one line that logs have of a request, once it has ended.
@@ -407,6 +420,7 @@ impl Recent {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::{Value, json};
     use shared::ids::Epoch;
 
     fn story(number: u64) -> Story {
@@ -456,7 +470,7 @@ mod tests {
         pass();
         story.heard(heard(2, None), &pulse);
         story.end(Ending::Finished, &pulse);
-        let told = story.told();
+        let told = json!(story.told());
         let all = ["queue", "ticket", "prefill_queue", "prefill", "handoff", "wire", "decode"];
         let mut names = names(&told);
         names.retain(|name| *name != "read"); // it may take less than a microsecond here
@@ -484,8 +498,8 @@ mod tests {
         pass();
         story.again();
         pass();
-        assert_eq!(story.told()["state"], "running");
-        let told = story.told();
+        assert_eq!(json!(story.told())["state"], "running");
+        let told = json!(story.told());
         let mut now = names(&told);
         now.retain(|name| *name != "read" && *name != "ticket");
         assert_eq!(now.last(), Some(&"queue"));
@@ -494,7 +508,7 @@ mod tests {
             story.again();
         }
         story.end(Ending::Dropped, &pulse);
-        assert_eq!(story.told()["attempts"], 22);
+        assert_eq!(json!(story.told())["attempts"], 22);
         assert_eq!(lock(&story.marks).attempts.len(), ATTEMPTS_MAX);
     }
 

@@ -1,7 +1,8 @@
 //! UCX over shared memory: the source stores straight into the target's pool. This is the fence:
 //! all `unsafe` of the crate is in this folder.
 //!
-//! 0. [`leave_libc_alone`], called before the process has threads, keeps UCX from patching libc.
+//! 0. [`leave_libc_alone`], called before the process has threads, keeps UCX from patching libc;
+//!    [`end_process`] keeps it from cleaning up beside threads that are in it.
 //! 1. [`Ucx::open`] loads `libucp` and makes the process's context: transports `posix,self` only,
 //!    error mode none (with peer error mode UCX refuses shared memory), no signal handlers.
 //! 2. A target's pool lies in memory that UCX allocates ([`Ucx::shared_memory`], in `/dev/shm`,
@@ -24,6 +25,7 @@
 #![expect(unsafe_code, reason = "the UCX fence: foreign handles and memory that peers write")]
 
 mod hooks;
+mod end;
 mod leftovers;
 mod context;
 mod memory;
@@ -34,7 +36,8 @@ mod source;
 mod target;
 
 pub use context::Ucx;
-pub use hooks::{end_process, leave_libc_alone};
+pub use end::end_process;
+pub use hooks::leave_libc_alone;
 pub use memory::{Region, private_memory};
 pub use source::UcxSource;
 pub use target::UcxTarget;

@@ -18,6 +18,7 @@ pub use plan::table::StepTable;
 use shared::ids::TokenId;
 use shared::kv::{KvDtype, PageStore};
 use shared::request::{Read, Token};
+use shared::scramble::scrambled;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -115,7 +116,7 @@ impl SimEngine {
             name = u64::from_le_bytes(bytes);
         }
         let mut next = |at: usize, token: u32| {
-            name = mixed(name ^ (u64::from(token) + 1));
+            name = scrambled(name ^ (u64::from(token) + 1));
             let (page, range) = place(at);
             self.kv.write(page, range, &name.to_le_bytes());
         };
@@ -150,14 +151,6 @@ impl SimEngine {
             RowReads::Last | RowReads::Sum => Read::Hidden(vec![0.0; self.hidden]),
         })
     }
-}
-
-/// The output function of splitmix64.
-const fn mixed(x: u64) -> u64 {
-    let x = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    x ^ (x >> 31)
 }
 
 /// The first token from `wanted` on, round the vocabulary, that a grammar allows.

@@ -13,6 +13,7 @@
 
 use super::budget::TokenBudget;
 use crate::ids::TokenId;
+use crate::scramble::scrambled;
 use std::cmp::Reverse;
 use std::fmt;
 use std::str::FromStr;
@@ -106,14 +107,6 @@ impl Order for Priority {
     fn sort(&self, candidates: &mut [Candidate]) {
         candidates.sort_unstable_by_key(|c| (Reverse(c.priority), c.arrival));
     }
-}
-
-/// The output function of splitmix64.
-const fn scrambled(x: u64) -> u64 {
-    let x = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    x ^ (x >> 31)
 }
 
 impl Order for Fcfs {
