@@ -13,7 +13,7 @@
 //! finds or makes what they need (binaries, the demo model); [`fleet`] runs a ring of processes and
 //! talks to it; [`echo`] is an engine that computes nothing; [`pair`] runs two processes that share
 //! a transport only; [`rows`] has one file a group; [`record`] writes what was measured; [`serve`]
-//! measures what a client sees, on a GPU too, [`ship`] how pages move there, and [`steps`] how long
+//! measures what a client sees, on a GPU too, [`transfer`] how pages move there, and [`steps`] how long
 //! an engine's steps take; [`gpu`] times kernels, which hold no bar.
 //!
 //! A figure that depends on the machine has its floor or peer beside it, taken in alternation in
@@ -27,7 +27,7 @@ mod fleet;
 mod echo;
 mod pair;
 mod rows;
-mod ship;
+mod transfer;
 mod steps;
 mod machine;
 mod record;
@@ -90,8 +90,8 @@ enum Command {
     Kernels(gpu::PerOp),
     /// Say where the time of a step on a GPU goes, part by part.
     Roofline(gpu::Share),
-    /// Print how fast pages move between two processes on the first GPU.
-    Ship,
+    /// Measure how fast pages move between two processes, on one GPU or from one to another.
+    Transfer(transfer::Transfer),
     /// The other process of a pair.
     #[command(hide = true)]
     Peer(pair::peer::Peer),
@@ -123,7 +123,7 @@ fn main() -> anyhow::Result<ExitCode> {
         Command::Steps(steps) => steps.run().map(|()| ExitCode::SUCCESS),
         Command::Kernels(kernels) => kernels.run(),
         Command::Roofline(roofline) => roofline.run(),
-        Command::Ship => ship::run().map(|()| ExitCode::SUCCESS),
+        Command::Transfer(transfer) => transfer.run().map(|()| ExitCode::SUCCESS),
         Command::Peer(peer) => peer.run().map(|()| ExitCode::SUCCESS),
         Command::Echo(echo) => echo.run().map(|()| ExitCode::SUCCESS),
     }

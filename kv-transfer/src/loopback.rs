@@ -20,7 +20,7 @@ use crate::{
     Event, Joined, Kind, Link, Offer, OpId, Proof, PutOp, SessionId, Source, Target, TransferError,
 };
 use kernels::cuda::PagePool;
-use kernels::cuda::ship::{self, Kernel, Shipper};
+use kernels::cuda::ship::{self, Copier, Kernel, Shipper};
 use kernels::cuda::stream::Stream;
 use kernels::ops::OpError;
 use shared::kv::PageStore;
@@ -175,7 +175,7 @@ impl LoopbackSource {
             return Ok(None);
         }
         let target = ship::Target::Own(Arc::clone(target));
-        let shipper = Shipper::new((*kernel, BLOCKS), Arc::clone(source), target);
+        let shipper = Shipper::new((*kernel, Copier::Blocks(BLOCKS)), Arc::clone(source), target);
         let shipper = shipper.map_err(unavailable)?;
         *lock(&session.stream) = Some(Arc::clone(shipper.stream()));
         let live = Arc::clone(&session.live);

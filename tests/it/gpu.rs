@@ -1,5 +1,6 @@
 //! The ring with its models on a GPU, pages by `cuda_ipc`, within one process, and by TCP. Needs
-//! one, so these run only where asked for: `./ops/test --gpu`.
+//! one, so these run only where asked for: `./ops/test --gpu`. `./ops/test --gpu 2` runs all of
+//! them with prefill on the first GPU and decode on the second.
 
 use crate::ask::Ask;
 use crate::frozen;
@@ -10,7 +11,7 @@ use crate::process::wait_for;
 use crate::random::Random;
 use crate::ring::Ring;
 use checkpoint::Checkpoint;
-use kernels::cuda::Device;
+use kernels::cuda::{Device, nvml};
 use model::cuda::{CudaConfig, CudaEngine, PoolSize};
 use model::equal::Agreement;
 use rustix::process::Signal;
@@ -21,14 +22,25 @@ use std::time::{Duration, Instant};
 /// Tokens of the tiny models' vocabularies.
 const TINY_VOCAB: u32 = 512;
 
+/// GPUs of prefill and of decode: as `TANDEM_GPUS` has them, `0,1`, or the first for both.
+fn gpus() -> [usize; 2] {
+    let found = std::env::vars().find(|(name, _)| name == "TANDEM_GPUS");
+    let Some((_, text)) = found else { return [0, 0] };
+    let numbers: Vec<_> = text.split(',').map(|number| number.parse().unwrap()).collect();
+    numbers.try_into().expect("TANDEM_GPUS is two numbers: 0,1")
+}
+
 fn on_gpu(model: PathBuf) -> Plan {
-    Plan::new(model).servers("device", "cuda").servers("dtype", "bf16").servers("threads", 2)
+    let [prefill, decode] = gpus().map(|gpu| format!("cuda:{gpu}"));
+    let plan = Plan::new(model).on_prefill("device", prefill).on_decode("device", decode);
+    plan.servers("dtype", "bf16").servers("threads", 2)
 }
 
 fn bare(model: &Path) -> CudaEngine {
     let pool = PoolSize { fraction: 0.5, pages_max: Some(512) };
     let (page_tokens, threads) = (16, Some(2));
-    let config = CudaConfig { pool, page_tokens, threads, decode_rows: 16, step_tokens: 512 };
+    let config =
+        CudaConfig { pool, page_tokens, threads, decode_rows: 16, step_tokens: 512, parts: 4 };
     let checkpoint = Checkpoint::open(model).unwrap();
     CudaEngine::load(&Device::open(0).unwrap(), &checkpoint, &config, &mut |_, _| {}).unwrap()
 }
@@ -180,7 +192,7 @@ fn cuda_ucx_a_dead_peers_memory_is_unmapped() {
 fn a_dead_peers_memory_is_unmapped(plan: Plan) {
     let plan = plan.on_decode("mem_fraction", 0.05);
     let mut ring = plan.on_decode("max_total_tokens", i64::from(u32::MAX)).start();
-    let device = Device::open(0).unwrap();
+    let device = Device::open(gpus()[1]).unwrap();
     let free = || device.memory().unwrap().0;
     let before = free();
     ring.prefill[0].signal(Signal::STOP);
@@ -203,4 +215,63 @@ fn a_dead_peers_memory_is_unmapped(plan: Plan) {
     ring.decode[0].start(&[]);
     ring.wait_ready();
     ring.generate(&Ask::greedy(&[1, 2, 3, 4, 5], 10)).assert_done();
+}
+
+/// What a killed prefill server had, on its own GPU and mapped from decode's, is the driver's again
+/// while decode runs on.
+#[test]
+#[ignore = "needs a GPU"]
+fn cuda_ipc_a_dead_writers_memory_is_free() {
+    let devices = gpus().map(|gpu| Device::open(gpu).unwrap());
+    let free = || devices.each_ref().map(|device| device.memory().unwrap().0);
+    let plan = tiny("cuda_ipc").on_prefill("mem_fraction", 0.05);
+    let mut ring = plan.on_prefill("max_total_tokens", i64::from(u32::MAX)).start();
+    let ask = Ask::greedy(&[1, 2, 3, 4, 5], 10);
+    ring.generate(&ask).assert_done();
+    ring.wait_settled();
+    let before = free();
+    let pid = ring.prefill[0].pid().as_raw_nonzero().get() as u32;
+    let start = Instant::now();
+    ring.prefill[0].kill();
+    let waited = start.elapsed();
+    let after = wait_for("the memory of a dead server", || {
+        let now = free();
+        (now[0] > before[0] + (1 << 30)).then_some(now)
+    });
+    let freed = start.elapsed();
+    for device in &devices {
+        let uuid = device.uuid().unwrap();
+        wait_for("the driver to forget a dead process", || {
+            nvml::computes(&uuid, pid).is_ok_and(|computes| !computes).then_some(())
+        });
+    }
+    let mib = |bytes: [usize; 2]| bytes.map(|bytes| bytes >> 20);
+    println!(
+        "free on the GPUs of prefill and decode: {:?} MiB, {:?} {freed:?} after SIGKILL (waited for \
+         after {waited:?}); on neither's list after {:?}",
+        mib(before),
+        mib(after),
+        start.elapsed()
+    );
+    ring.decode[0].assert_alive();
+    ring.prefill[0].start(&[]);
+    ring.wait_ready();
+    ring.generate(&ask).assert_done();
+}
+
+/// Each server sees its own GPU and no other.
+#[test]
+#[ignore = "needs a GPU"]
+fn cuda_servers_that_see_one_gpu_each() {
+    let mut ring = Ring::new(&tiny("auto").servers("device", "cuda:0"));
+    let [prefill, decode] = gpus().map(|gpu| gpu.to_string());
+    for (members, gpu) in [(&mut ring.prefill, prefill), (&mut ring.decode, decode)] {
+        members.iter_mut().for_each(|member| member.set("CUDA_VISIBLE_DEVICES", &gpu));
+    }
+    ring.start_all();
+    ring.wait_ready();
+    let log = ring.decode[0].log();
+    let joined = log.lines().filter(|line| line.contains("pages by")).collect::<Vec<_>>();
+    println!("{joined:#?}");
+    check(&ring, &golden_path("tiny-qwen3"), TINY_VOCAB);
 }

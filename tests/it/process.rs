@@ -37,6 +37,8 @@ pub struct Member {
     pub listen: Port,
     /// `/metrics`; the gateway's is where it listens.
     pub admin: Option<Port>,
+    /// Over what it inherits.
+    environment: Vec<(&'static str, String)>,
     child: Option<Child>,
 }
 
@@ -49,13 +51,19 @@ impl Member {
         let config = folder.join(&name).with_extension("toml");
         let log = folder.join(&name).with_extension("log");
         let (listen, admin) = ports;
-        Self { name, program, command: None, config, log, listen, admin, child: None }
+        let environment = vec![];
+        Self { name, program, command: None, config, log, listen, admin, environment, child: None }
     }
 
     /// One whose program has commands, of which this is one.
     pub fn with_command(mut self, command: &'static str) -> Self {
         self.command = Some(command);
         self
+    }
+
+    /// Has it find a variable in its environment, from its next start on.
+    pub fn set(&mut self, name: &'static str, value: &str) {
+        self.environment.push((name, value.to_owned()));
     }
 
     pub fn write_config(&self, table: &toml::Table) {
@@ -71,6 +79,7 @@ impl Member {
             .arg("--config")
             .arg(&self.config)
             .args(flags)
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log)

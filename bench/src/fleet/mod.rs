@@ -41,6 +41,8 @@ pub struct Plan {
     pub decode: usize,
     /// Settings of both kinds of server.
     pub settings: Table,
+    /// Settings of decode servers, over those.
+    pub decode_settings: Table,
     /// Which logs all processes write, as `RUST_LOG` has it.
     pub logs: String,
     /// Of all processes, beside what they inherit.
@@ -55,6 +57,7 @@ impl Plan {
             prefill: 1,
             decode: 1,
             settings: Table::new(),
+            decode_settings: Table::new(),
             logs: "info".to_owned(),
             environment: vec![],
         };
@@ -113,7 +116,10 @@ impl Fleet {
                 let mut config = plan.settings.clone();
                 config.insert("admin".into(), pair[1].to_string().into());
                 let member = match role {
-                    "decode" => Member::Decode(index),
+                    "decode" => {
+                        config.extend(plan.decode_settings.clone());
+                        Member::Decode(index)
+                    }
                     _ => {
                         config.insert("decode".into(), addresses(decodes));
                         Member::Prefill(index)

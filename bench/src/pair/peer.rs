@@ -3,7 +3,7 @@
 use super::pool::{SHAPES, scattered};
 use super::{Control, join_as_source, join_as_target, sources, targets};
 use crate::rows::transfer;
-use crate::ship;
+use crate::transfer::send;
 use anyhow::Context;
 use clap::{Args, ValueEnum};
 use kv_transfer::{Link, OpId, PutOp, TransferError};
@@ -30,7 +30,7 @@ pub enum Job {
     /// Is written until it is killed.
     Target,
     /// Sends pages in device memory every way and says how long each took.
-    Ship,
+    Transfer,
 }
 
 impl Job {
@@ -39,7 +39,7 @@ impl Job {
             Self::Speed => "speed",
             Self::Writer => "writer",
             Self::Target => "target",
-            Self::Ship => "ship",
+            Self::Transfer => "transfer",
         }
     }
 }
@@ -51,7 +51,10 @@ impl Peer {
             Job::Speed => transfer::send(self.shape, control),
             Job::Writer => self.write_without_end(control),
             Job::Target => self.be_written(control),
-            Job::Ship => ship::send(self.shape, control),
+            Job::Transfer => {
+                let gpus = self.transport.parse().map_err(anyhow::Error::msg)?;
+                send(gpus, self.shape, control)
+            }
         }
     }
 

@@ -1,6 +1,6 @@
-//! The bars of what a client sees, and their place in a record's `bars.json`, one row a line.
+//! The bars of what a GPU does and a client sees of it, and their place in a record's `bars.json`,
+//! one row a line.
 
-use super::ring::Mode;
 use crate::numbers::short;
 use crate::row::Bar::{self, AtLeast, AtMost};
 use anyhow::Context;
@@ -16,17 +16,65 @@ struct Row {
     bar: Option<Bar>,
     stretch: f64,
     unit: &'static str,
-    /// Whether the bar is one of a ring in one process only: its peers are one.
-    of_one: bool,
+    /// Where alone the bar holds, if not everywhere.
+    of: Option<Scope>,
+}
+
+/// What was measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// A ring in one process.
+    One,
+    /// A ring of three processes on one GPU.
+    Three,
+    /// The same under the Multi-Process Service.
+    Mps,
+    /// A server that ran already.
+    Elsewhere,
+    /// Two processes without a ring, on one GPU.
+    OneGpu,
+    /// Prefill on one GPU and decode on another.
+    TwoGpus,
+}
+
+impl Scope {
+    /// Tells rows and files apart.
+    pub const fn suffix(self) -> &'static str {
+        match self {
+            Self::One => "-one-process",
+            Self::Three => "-three-processes",
+            Self::Mps => "-three-processes-mps",
+            Self::Elsewhere => "-elsewhere",
+            Self::OneGpu => "-one-gpu",
+            Self::TwoGpus => "-two-gpus",
+        }
+    }
 }
 
 const fn row(name: &'static str, bar: Option<Bar>, stretch: f64, unit: &'static str) -> Row {
-    Row { name, bar, stretch, unit, of_one: false }
+    Row { name, bar, stretch, unit, of: None }
+}
+
+const fn of(
+    scope: Scope,
+    name: &'static str,
+    (bar, stretch): (Bar, f64),
+    unit: &'static str,
+) -> Row {
+    Row { name, bar: Some(bar), stretch, unit, of: Some(scope) }
 }
 
 const fn of_one(name: &'static str, bar: Bar, stretch: f64, unit: &'static str) -> Row {
-    Row { name, bar: Some(bar), stretch, unit, of_one: true }
+    of(Scope::One, name, (bar, stretch), unit)
 }
+
+/// Two GPUs of one host, linked by NVLink.
+const TWO_GPUS: &[Row] = &[
+    of(Scope::TwoGpus, "exposed-handoff-4096", (AtMost(0.5), 0.3), "ms"),
+    of(Scope::TwoGpus, "itl-p99-under-long-prompts", (AtMost(1.25), 1.1), "ratio"),
+    of(Scope::TwoGpus, "ship-4096-qwen3-0.6b", (AtLeast(0.85), 0.95), "of the link's rate"),
+    of(Scope::TwoGpus, "ship-4096-qwen3-8b", (AtLeast(0.85), 0.95), "of the link's rate"),
+];
 
 /// One H100, the geometry of Qwen3-0.6B in bf16; a bar is what the best of its peers does there.
 const ROWS: &[Row] = &[
@@ -56,7 +104,7 @@ struct Entry<'r> {
 
 /// What was measured of one ring.
 pub struct Bars {
-    mode: Option<Mode>,
+    scope: Scope,
     command: String,
     /// Whether all rounds were run, on a GPU: a trial holds no bar.
     whole: bool,
@@ -64,9 +112,9 @@ pub struct Bars {
 }
 
 impl Bars {
-    /// Of a ring of this many processes; `command` measures it again.
-    pub fn new(mode: Option<Mode>, command: String, whole: bool) -> Self {
-        Self { mode, command, whole, values: vec![] }
+    /// Of such a ring; `command` measures it again.
+    pub fn new(scope: Scope, command: String, whole: bool) -> Self {
+        Self { scope, command, whole, values: vec![] }
     }
 
     pub fn set(&mut self, row: &'static str, value: f64) {
@@ -80,28 +128,29 @@ impl Bars {
 
     /// Tells the rings' rows and files apart.
     pub fn suffix(&self) -> &'static str {
-        match self.mode {
-            Some(Mode::One) => "-one-process",
-            Some(Mode::Three) => "-three-processes",
-            Some(Mode::Mps) => "-three-processes-mps",
-            None => "-elsewhere",
-        }
+        self.scope.suffix()
+    }
+
+    /// The row of this name that is of this ring.
+    fn row(&self, name: &str) -> Option<&'static Row> {
+        let special = TWO_GPUS.iter().filter(|_| self.scope == Scope::TwoGpus);
+        special.chain(ROWS).find(|row| row.name == name)
     }
 
     fn entries(&self) -> impl Iterator<Item = Entry<'_>> {
-        let mode = self.suffix();
+        let suffix = self.suffix();
         self.values.iter().filter_map(move |&(name, value)| {
-            let row = ROWS.iter().find(|row| row.name == name)?;
+            let row = self.row(name)?;
             // NaN is no JSON, and nothing that was measured.
             let value = Some(value).filter(|value| value.is_finite()).map(rounded);
-            let bar = row.bar.filter(|_| !row.of_one || self.mode == Some(Mode::One));
+            let bar = row.bar.filter(|_| row.of.is_none_or(|scope| scope == self.scope));
             let stretch = match row.bar {
                 Some(AtLeast(_)) => AtLeast(row.stretch),
                 Some(AtMost(_)) | None => AtMost(row.stretch),
             };
             let holds = value.is_some_and(|v| bar.unwrap_or(stretch).holds(v));
             Some(Entry {
-                row: format!("{name}{mode}"),
+                row: format!("{name}{suffix}"),
                 bar: bar.map(Bar::limit),
                 stretch: row.stretch,
                 value,
@@ -179,12 +228,25 @@ mod tests {
     }
 
     #[test]
+    fn two_gpus_have_bars_of_their_own() {
+        let check = |scope, bar, holds| {
+            let mut bars = Bars::new(scope, "again".into(), true);
+            bars.set("exposed-handoff-4096", 0.7);
+            let entry = bars.entries().next().unwrap();
+            assert_eq!((entry.bar, entry.holds), (Some(bar), holds));
+            assert!(entry.row.ends_with(scope.suffix()));
+        };
+        check(Scope::Three, 1.0, true);
+        check(Scope::TwoGpus, 0.5, false);
+    }
+
+    #[test]
     fn rows_take_the_place_of_their_earlier_values_and_leave_others() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("bars.json");
         fs::write(&path, r#"[{"row": "other", "value": 1}]"#).unwrap();
         for (value, whole, holds) in [(1.2, true, true), (1.4, true, false), (1.2, false, false)] {
-            let mut bars = Bars::new(Some(Mode::One), "again".into(), whole);
+            let mut bars = Bars::new(Scope::One, "again".into(), whole);
             bars.set("decode-1-itl", value);
             bars.file(folder.path()).unwrap();
             let rows: Vec<Value> =

@@ -6,7 +6,7 @@
 //! [`seed`] puts the seed report's tables beside ours. [`log`] reads what the processes wrote, for
 //! [`startup`] and [`story`].
 
-mod bars;
+pub mod bars;
 pub mod client;
 mod dataset;
 mod experiments;
@@ -21,7 +21,7 @@ mod story;
 mod workload;
 
 use anyhow::Context;
-use bars::Bars;
+use bars::{Bars, Scope};
 use clap::Args;
 use client::Client;
 use experiments::{Lab, LoadOptions};
@@ -96,7 +96,7 @@ impl Serve {
     pub fn run(&self) -> anyhow::Result<()> {
         let place = self.ring.place()?;
         let mut ring = self.ring.start(&place, "info")?;
-        let mut bars = bars("serve", &self.ring, ring.mode, place.share());
+        let mut bars = bars("serve", &self.ring, ring.scope, place.share());
         let logged = ring.logged();
         let startup = startup::timeline(&logged, ring.ready_us, &mut bars);
         let memory = startup::memory(&logged);
@@ -132,7 +132,7 @@ impl Experiments {
     pub fn run(&self) -> anyhow::Result<()> {
         let place = self.ring.place()?;
         let ring = self.ring.start(&place, "info")?;
-        let mut bars = bars("experiments", &self.ring, ring.mode, place.share());
+        let mut bars = bars("experiments", &self.ring, ring.scope, place.share());
         let client = Arc::new(Client::new(&ring.url, ring.served_model.clone())?);
         let mut load = self.load.clone();
         load.only = seed::EXPERIMENTS.to_vec();
@@ -153,7 +153,7 @@ impl Start {
     pub fn startup(&self) -> anyhow::Result<()> {
         let place = self.ring.place()?;
         let mut ring = self.ring.start(&place, "info")?;
-        let mut bars = bars("startup", &self.ring, ring.mode, place.share());
+        let mut bars = bars("startup", &self.ring, ring.scope, place.share());
         let record = startup::timeline(&ring.logged(), ring.ready_us, &mut bars);
         bars.print();
         self.out.file("startup", &record, &bars)
@@ -167,7 +167,7 @@ impl Start {
         let place = self.ring.place()?;
         let mut ring = self.ring.start(&place, "info")?;
         let record = startup::memory(&ring.logged());
-        let bars = bars("memory", &self.ring, ring.mode, place.share());
+        let bars = bars("memory", &self.ring, ring.scope, place.share());
         self.out.file("memory", &record, &bars)
     }
 }
@@ -180,7 +180,7 @@ impl Story {
     pub fn run(&self) -> anyhow::Result<()> {
         let place = self.ring.place()?;
         let mut ring = self.ring.start(&place, "info,story=debug")?;
-        let mut bars = bars("story", &self.ring, ring.mode, place.share());
+        let mut bars = bars("story", &self.ring, ring.scope, place.share());
         let client = Client::new(&ring.url, ring.served_model.clone())?;
         let samples = runtime()?.block_on(self.story.send(&client))?;
         let told = story::tell(&samples, &ring.logged())?;
@@ -219,9 +219,9 @@ fn save(folder: &Path, name: &str, text: &str) -> anyhow::Result<()> {
     std::fs::write(&path, text).context(shown)
 }
 
-fn bars(verb: &str, ring: &RingOptions, mode: Option<ring::Mode>, share: f64) -> Bars {
+fn bars(verb: &str, ring: &RingOptions, scope: Scope, share: f64) -> Bars {
     let command = format!("tandem-bench {verb} {}", ring.words());
-    Bars::new(mode, command, share >= 1.0 && !ring.is_on_cpu())
+    Bars::new(scope, command, share >= 1.0 && !ring.is_on_cpu())
 }
 
 fn runtime() -> anyhow::Result<Runtime> {

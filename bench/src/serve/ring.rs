@@ -2,6 +2,7 @@
 //!
 //! What this starts it ends: dropping a [`Ring`] kills its processes and removes their folder.
 
+use super::bars::Scope;
 use super::log::clock_us;
 use super::mps::Mps;
 use crate::fleet::client::Client as Asker;
@@ -36,6 +37,9 @@ pub struct RingOptions {
     /// Where it runs: cpu, cuda or cuda:N.
     #[arg(long, default_value = "cpu")]
     device: String,
+    /// Where decode runs, if not there: cuda:N. Wants three processes.
+    #[arg(long, requires = "mode")]
+    decode_device: Option<String>,
     /// How many processes the ring has.
     #[arg(long, value_enum, default_value_t = Mode::One)]
     mode: Mode,
@@ -81,8 +85,7 @@ fn setting(text: &str) -> Result<(String, Value), String> {
 pub struct Ring {
     pub url: String,
     pub served_model: Option<String>,
-    /// Absent for a server that ran already.
-    pub mode: Option<Mode>,
+    pub scope: Scope,
     /// When the last process was up and the gateway said that it is ready, by the logs' clock, µs.
     pub ready_us: u64,
     processes: Processes,
@@ -119,7 +122,13 @@ impl RingOptions {
         if let Some(url) = &self.url {
             let processes = Processes::Theirs;
             let served_model = self.served_model.clone();
-            return Ok(Ring { url: url.clone(), served_model, mode: None, ready_us: 0, processes });
+            return Ok(Ring {
+                url: url.clone(),
+                served_model,
+                scope: Scope::Elsewhere,
+                ready_us: 0,
+                processes,
+            });
         }
         let model = match &self.model {
             Some(path) => path.canonicalize().context("--model")?,
@@ -127,6 +136,10 @@ impl RingOptions {
         };
         let mut plan = Plan::new(&model, "bf16").set("device", self.device.as_str());
         plan.settings.extend(self.settings.iter().cloned());
+        if let Some(device) = &self.decode_device {
+            ensure!(self.mode == Mode::Three, "--decode-device wants --mode three");
+            plan.decode_settings.insert("device".to_owned(), device.as_str().into());
+        }
         plan.logs = logs.to_owned();
         let (url, processes) = match self.mode {
             Mode::One => one(place, &plan)?,
@@ -138,7 +151,16 @@ impl RingOptions {
             }
         };
         let ready_us = clock_us(SystemTime::now());
-        Ok(Ring { url, served_model: None, mode: Some(self.mode), ready_us, processes })
+        Ok(Ring { url, served_model: None, scope: self.scope(), ready_us, processes })
+    }
+
+    fn scope(&self) -> Scope {
+        match (self.mode, &self.decode_device) {
+            (_, Some(decode)) if *decode != self.device => Scope::TwoGpus,
+            (Mode::One, _) => Scope::One,
+            (Mode::Three, _) => Scope::Three,
+            (Mode::Mps, _) => Scope::Mps,
+        }
     }
 
     /// The checkout, binaries and models of this machine.
@@ -160,6 +182,9 @@ impl RingOptions {
             Some(url) => format!("--url {url}"),
             None => format!("--device {} --mode {}", self.device, self.mode),
         };
+        if let Some(device) = &self.decode_device {
+            words += &format!(" --decode-device {device}");
+        }
         if self.model.is_some() {
             words += " --model MODEL";
         }

@@ -109,6 +109,20 @@ impl Device {
         Ok(uuid.bytes.map(|byte| byte as u8))
     }
 
+    /// Lets kernels and copies here write memory that this process has on `other`.
+    ///
+    /// # Errors
+    /// [`OpError::Device`] if the two have no peer access.
+    pub fn enable_peer(&self, other: &Self) -> Result<(), OpError> {
+        self.bind()?;
+        // SAFETY: both contexts are alive; they stay the process' for good.
+        let code = unsafe { sys::cuCtxEnablePeerAccess(other.context().cu_ctx(), 0) };
+        match code {
+            sys::CUresult::CUDA_ERROR_PEER_ACCESS_ALREADY_ENABLED => Ok(()),
+            code => code.result().map_err(|e| failed("opening a peer GPU's memory", e)),
+        }
+    }
+
     /// Why kernels here could not write memory of the GPU that is named `uuid`; `None` if they can.
     ///
     /// # Errors

@@ -1,4 +1,5 @@
-//! Which processes compute on a GPU, as the driver's management library says (NVML).
+//! What the driver's management library says (NVML): which processes compute on a GPU, and how two
+//! GPUs are linked.
 //!
 //! A process is on the list while the driver holds anything of its contexts. That can be longer
 //! than the process itself lives: a child that it forked keeps the driver's files open. So this,
@@ -36,6 +37,8 @@ struct ProcessInfo {
 type DeviceHandle = *mut c_void;
 type Init = unsafe extern "C" fn() -> Code;
 type ByUuid = unsafe extern "C" fn(*const c_char, *mut DeviceHandle) -> Code;
+type P2pStatus = unsafe extern "C" fn(DeviceHandle, DeviceHandle, c_int, *mut c_int) -> Code;
+type LinkState = unsafe extern "C" fn(DeviceHandle, c_uint, *mut c_uint) -> Code;
 type Processes = unsafe extern "C" fn(DeviceHandle, *mut c_uint, *mut ProcessInfo) -> Code;
 
 /// The library, loaded and initialised; one a process, for good.
@@ -43,6 +46,8 @@ struct Nvml {
     by_uuid: ByUuid,
     /// Processes with contexts, and clients of MPS, which are on a list of their own.
     lists: [Processes; 2],
+    p2p_status: P2pStatus,
+    link_state: LinkState,
     /// Keeps the functions.
     #[expect(dead_code, reason = "held for the functions")]
     library: Library,
@@ -74,9 +79,15 @@ impl Nvml {
             list(b"nvmlDeviceGetComputeRunningProcesses_v3\0").map_err(missing)?,
             list(b"nvmlDeviceGetMPSComputeRunningProcesses_v3\0").map_err(missing)?,
         ];
+        // SAFETY: as above.
+        let p2p_status = unsafe { library.get::<P2pStatus>(b"nvmlDeviceGetP2PStatus\0") };
+        let p2p_status = *p2p_status.map_err(missing)?;
+        // SAFETY: as above.
+        let link_state = unsafe { library.get::<LinkState>(b"nvmlDeviceGetNvLinkState\0") };
+        let link_state = *link_state.map_err(missing)?;
         // SAFETY: it takes nothing; it may be called at any time.
         match unsafe { init() } {
-            SUCCESS => Ok(Self { by_uuid, lists, library }),
+            SUCCESS => Ok(Self { by_uuid, lists, p2p_status, link_state, library }),
             code => Err(failed("starting", code)),
         }
     }
@@ -141,6 +152,43 @@ pub fn computes(uuid: &[u8; 16], pid: u32) -> Result<bool, String> {
         (None, None) => Err("NVML has no list of a GPU's processes here".to_owned()),
         lists => Ok(lists.0 == Some(true) || lists.1 == Some(true)),
     }
+}
+
+/// How many NVLinks a GPU of this process' machine has up, and whether by them it reaches another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NvLinks {
+    /// Links that are up, to whatever.
+    pub up: u32,
+    /// Whether the driver takes them to that other GPU.
+    pub reach: bool,
+}
+
+/// The NVLinks of the GPU `from`, and whether they lead to the GPU `to`.
+///
+/// # Errors
+/// Why NVML cannot say, in words.
+pub fn nvlinks(from: &[u8; 16], to: &[u8; 16]) -> Result<NvLinks, String> {
+    /// `NVML_P2P_CAPS_INDEX_NVLINK`, and its answer `NVML_P2P_STATUS_OK`.
+    const BY_NVLINK: c_int = 2;
+    const OK: c_int = 0;
+    /// `NVML_NVLINK_MAX_LINKS`, and a link's state.
+    const LINKS: c_uint = 18;
+    const UP: c_uint = 1;
+    let nvml = nvml()?;
+    let (from, to) = (nvml.device(from)?, nvml.device(to)?);
+    let mut status = -1;
+    // SAFETY: both handles are NVML's, the place is ours.
+    let code = unsafe { (nvml.p2p_status)(from, to, BY_NVLINK, &raw mut status) };
+    if code != SUCCESS {
+        return Err(failed("asking how two GPUs are linked", code));
+    }
+    let is_up = |&link: &c_uint| {
+        let mut state = 0;
+        // SAFETY: as above. A link that is not there is an error code.
+        let code = unsafe { (nvml.link_state)(from, link, &raw mut state) };
+        code == SUCCESS && state == UP
+    };
+    Ok(NvLinks { up: (0..LINKS).filter(is_up).count() as u32, reach: status == OK })
 }
 
 #[cfg(test)]

@@ -1,7 +1,8 @@
-//! Copies of pages between pools by a kernel: one launch for a list of pages, wherever they lie.
+//! Copies of pages between pools: by a kernel, one launch for a list of pages, wherever they lie,
+//! or by copy engines, one copy a run.
 //!
 //! Copy calls cost the CPU 5 µs a page and reach 12 GB/s at 64 KiB a page; the kernel costs one
-//! launch and is bound by memory.
+//! launch and is bound by memory, or by the link to another GPU.
 #![expect(unsafe_code, reason = "kernel launches")]
 
 use super::device::{Device, failed};
@@ -41,9 +42,20 @@ impl Kernel {
     }
 }
 
+/// What copies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Copier {
+    /// The kernel, by so many blocks of 512 threads: few leave the GPU to others.
+    Blocks(u32),
+    /// The copy engines, a call for each run of adjacent whole pages, or for each page's part. They
+    /// take no multiprocessor.
+    Engines,
+}
+
 /// Where pages are shipped to.
 pub enum Target {
-    /// A pool of this process.
+    /// A pool of this process, on the same GPU or on one whose memory it may write
+    /// ([`Device::enable_peer`]).
     Own(Arc<PagePool>),
     /// A pool of another process, with so many pages.
     Mapped(MappedPool, u32),
@@ -61,18 +73,17 @@ pub struct Shipper {
     kernel: Kernel,
     source: Arc<PagePool>,
     target: Target,
-    blocks: u32,
+    copier: Copier,
 }
 
 impl Shipper {
-    /// Ships from `source`, on whose device the kernel was loaded, by `blocks` of 512 threads: few
-    /// leave the GPU to others.
+    /// Ships from `source`, on whose device the kernel was loaded.
     ///
     /// # Errors
     /// [`OpError::Device`] if the target is too small for its pages, a page is no multiple of 16
     /// bytes, or a stream cannot be made.
     pub fn new(
-        (kernel, blocks): (Kernel, u32),
+        (kernel, copier): (Kernel, Copier),
         source: Arc<PagePool>,
         target: Target,
     ) -> Result<Self, OpError> {
@@ -95,13 +106,18 @@ impl Shipper {
             Target::Own(_) => {}
         }
         let stream = Arc::new(Stream::new(source.device())?);
-        Ok(Self { stream, kernel, source, target, blocks: blocks.max(1) })
+        Ok(Self { stream, kernel, source, target, copier })
     }
 
     /// The stream that copies go to. For pages of a forward pass that still runs, have it wait for
     /// a mark behind them.
     pub fn stream(&self) -> &Arc<Stream> {
         &self.stream
+    }
+
+    /// Bytes of a page.
+    pub fn page_bytes(&self) -> usize {
+        self.source.page_bytes()
     }
 
     /// Pages at the target; ids are below it.
@@ -135,12 +151,40 @@ impl Shipper {
         let outside = pairs.iter().find(|pair| !fits(pair));
         assert!(outside.is_none(), "pages {outside:?} of {} and {most}", self.source.pages());
         if !pairs.is_empty() && !bytes.is_empty() {
-            self.launch(pairs, bytes)?;
+            match self.copier {
+                Copier::Blocks(blocks) => self.launch(blocks.max(1), pairs, bytes)?,
+                Copier::Engines => self.copy(pairs, &bytes)?,
+            }
         }
         self.stream.mark()
     }
 
-    fn launch(&self, pairs: &[(u32, u32)], bytes: Range<usize>) -> Result<(), OpError> {
+    fn copy(&self, pairs: &[(u32, u32)], bytes: &Range<usize>) -> Result<(), OpError> {
+        self.stream.device().bind()?;
+        let page_bytes = self.source.page_bytes();
+        let at = |page: u32| (page as usize * page_bytes + bytes.start) as u64;
+        let whole = bytes.len() == page_bytes;
+        let mut left = pairs;
+        while let Some(&(from, to)) = left.first() {
+            let adjacent = |&(pair, step): &(&(u32, u32), u32)| *pair == (from + step, to + step);
+            let run = if whole { left.iter().zip(0..).take_while(adjacent).count() } else { 1 };
+            let (source, target) = (self.source.address() + at(from), self.target_at() + at(to));
+            let (len, stream) = (run * bytes.len(), self.stream.handle());
+            // SAFETY: all bytes lie in the two pools, as `ship` and `new` checked; both are held
+            // until drop has waited for the stream.
+            unsafe { result::memcpy_dtod_async(target, source, len, stream) }
+                .map_err(|e| failed("copying pages", e))?;
+            left = &left[run..];
+        }
+        Ok(())
+    }
+
+    fn launch(
+        &self,
+        blocks: u32,
+        pairs: &[(u32, u32)],
+        bytes: Range<usize>,
+    ) -> Result<(), OpError> {
         let mut list = Pairs { source: [0; PAIRS], target: [0; PAIRS] };
         for (at, &(from, to)) in pairs.iter().enumerate() {
             (list.source[at], list.target[at]) = (from, to);
@@ -159,7 +203,7 @@ impl Shipper {
             (&raw mut list).cast(),
         ];
         self.stream.device().bind()?;
-        let (grid, block) = ((self.blocks, 1, 1), (THREADS, 1, 1));
+        let (grid, block) = ((blocks, 1, 1), (THREADS, 1, 1));
         let (function, stream) = (self.kernel.0, self.stream.handle());
         // SAFETY: the kernel's arguments in order, copied before the call returns. All bytes lie in
         // the two pools, as `ship` and `new` checked; both are held until drop has waited for the
@@ -233,9 +277,9 @@ mod tests {
             let target = filled(&device, shape, 12, &mut random);
             let (from, mut expected) = (read(&source), read(&target));
             let page_bytes = source.page_bytes();
-            for blocks in [1, 7, 300] {
+            for copier in [1, 7, 300].map(Copier::Blocks).into_iter().chain([Copier::Engines]) {
                 let to = Target::Own(Arc::clone(&target));
-                let shipper = Shipper::new((kernel, blocks), Arc::clone(&source), to).unwrap();
+                let shipper = Shipper::new((kernel, copier), Arc::clone(&source), to).unwrap();
                 for case in 0..40 {
                     // Each target once: the order of copies within a launch is open.
                     let skip = random.below(4) as u32;
@@ -254,7 +298,7 @@ mod tests {
                     let mark = shipper.ship(&pairs, bytes.clone()).unwrap();
                     assert!(shipper.stream().settle(Duration::from_secs(5)).unwrap());
                     assert!(mark.reached().unwrap());
-                    assert!(read(&target) == expected, "{bytes:?} of {pairs:?}, {blocks} blocks");
+                    assert!(read(&target) == expected, "{bytes:?} of {pairs:?} by {copier:?}");
                 }
             }
         }
@@ -269,7 +313,8 @@ mod tests {
         let source = filled(&device, shape, PAIRS as u32, &mut random);
         let target = filled(&device, shape, PAIRS as u32, &mut random);
         let to = Target::Own(Arc::clone(&target));
-        let shipper = Shipper::new((kernel, 16), Arc::clone(&source), to).unwrap();
+        let by = (kernel, Copier::Blocks(16));
+        let shipper = Shipper::new(by, Arc::clone(&source), to).unwrap();
         let pairs: Vec<_> = (0..PAIRS as u32).map(|page| (page, PAIRS as u32 - 1 - page)).collect();
         // A second stream that waits for the first sees what it shipped.
         let beside = Stream::new(&device).unwrap();

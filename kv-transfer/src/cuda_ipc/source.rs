@@ -8,7 +8,7 @@ use crate::queue::Queue;
 use crate::{Joined, Kind, Source, TransferError};
 use kernels::cuda::PagePool;
 use kernels::cuda::ipc::MappedPool;
-use kernels::cuda::ship::{Kernel, Shipper, Target};
+use kernels::cuda::ship::{Copier, Kernel, Shipper, Target};
 use shared::kv::KvGeometry;
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
@@ -22,7 +22,7 @@ pub struct CudaIpcSource {
     geometry: KvGeometry,
     kernel: Kernel,
     uuid: [u8; 16],
-    blocks: u32,
+    copier: Copier,
 }
 
 impl CudaIpcSource {
@@ -32,22 +32,22 @@ impl CudaIpcSource {
     /// [`TransferError::Unavailable`] if the pool has other pages than `geometry`, or the kernel
     /// that copies cannot be compiled or loaded.
     pub fn new(pool: &Arc<PagePool>, geometry: KvGeometry) -> Result<Self, TransferError> {
-        Self::with_blocks(pool, geometry, BLOCKS)
+        Self::by(pool, geometry, Copier::Blocks(BLOCKS))
     }
 
-    /// The same, shipping by `blocks` of 512 threads at a time.
+    /// The same, shipping by `copier`.
     ///
     /// # Errors
     /// As [`Self::new`].
-    pub fn with_blocks(
+    pub fn by(
         pool: &Arc<PagePool>,
         geometry: KvGeometry,
-        blocks: u32,
+        copier: Copier,
     ) -> Result<Self, TransferError> {
         check_pages(pool, &geometry)?;
         let kernel = Kernel::load(pool.device()).map_err(unavailable)?;
         let uuid = pool.device().uuid().map_err(unavailable)?;
-        Ok(Self { pool: Arc::clone(pool), geometry, kernel, uuid, blocks })
+        Ok(Self { pool: Arc::clone(pool), geometry, kernel, uuid, copier })
     }
 }
 
@@ -67,7 +67,7 @@ impl Source for CudaIpcSource {
         let mapped = MappedPool::open(device, &terms.handle).map_err(refused)?;
         let target = Target::Mapped(mapped, terms.head.pages);
         let source = Arc::clone(&self.pool);
-        let shipper = Shipper::new((self.kernel, self.blocks), source, target).map_err(refused)?;
+        let shipper = Shipper::new((self.kernel, self.copier), source, target).map_err(refused)?;
         let answer = random::<8>(Kind::CudaIpc)?;
         let mut word = terms.nonce.to_le_bytes().to_vec();
         word.extend(answer);

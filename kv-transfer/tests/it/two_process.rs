@@ -119,11 +119,17 @@ fn parse(way: &str) -> (Choice, bool) {
     (name.parse().unwrap(), name != way || name == "cuda_ipc")
 }
 
+/// The GPU of sources (0) or of targets (1): as `TANDEM_GPUS` has them, `0,1`, or the first.
+fn gpu(end: usize) -> Device {
+    let number = |text: String| text.split(',').nth(end).unwrap().parse().unwrap();
+    Device::open(variable("TANDEM_GPUS").map_or(0, number)).unwrap()
+}
+
 /// In device memory on a GPU that stays open while the pool lives.
 fn targets(way: &str) -> (Arc<Pool>, Targets) {
     let (choice, on_device) = parse(way);
     if on_device {
-        let (pool, memory) = Pool::on(&Device::open(0).unwrap(), TARGET_PAGES);
+        let (pool, memory) = Pool::on(&gpu(1), TARGET_PAGES);
         let tcp = TcpConfig::default();
         let targets = choice.device_targets(&memory, GEOMETRY, (ucx().as_deref(), tcp)).unwrap();
         return (pool, targets);
@@ -139,7 +145,7 @@ fn targets(way: &str) -> (Arc<Pool>, Targets) {
 fn sources(way: &str) -> (Arc<Pool>, Sources) {
     let (choice, on_device) = parse(way);
     if on_device {
-        let (pool, memory) = Pool::on(&Device::open(0).unwrap(), SOURCE_PAGES);
+        let (pool, memory) = Pool::on(&gpu(0), SOURCE_PAGES);
         pool.fill(1);
         let sources = choice.device_sources(&memory, GEOMETRY, ucx().as_deref()).unwrap();
         return (pool, sources);

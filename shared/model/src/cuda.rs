@@ -35,9 +35,6 @@ use std::time::Instant;
 /// A margin by which the device's sampler and the host's, which sum in another order, may differ.
 pub(crate) const SAMPLER_TIE: f32 = 1e-5;
 
-/// Parts that a step's layers are complete in: what is shipped after a step's end is one of them.
-const PARTS: usize = 4;
-
 /// Rows of the recorded steps.
 const BUCKETS: [usize; 14] = [1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, ROWS_MAX];
 
@@ -63,6 +60,9 @@ pub struct CudaConfig {
     pub decode_rows: usize,
     /// Tokens of a step that room is made for at once; a larger one makes more.
     pub step_tokens: usize,
+    /// Parts that a step's layers are complete in, at least 1: what is shipped after a step's end
+    /// is one of them.
+    pub parts: usize,
 }
 
 /// Pages in device memory, as [`PageStore`] for transports that go through the host.
@@ -129,6 +129,8 @@ pub struct CudaEngine {
     launched: VecDeque<Launched>,
     /// Of the step launched last.
     parts: Vec<StepPart>,
+    /// Layers of each but the last.
+    part_layers: usize,
     /// Which of the drawn tokens is that of each row of the step launched last.
     last: Vec<Option<u32>>,
     /// Room for results that no launched step has.
@@ -150,7 +152,7 @@ impl CudaEngine {
         config: &CudaConfig,
         progress: Progress<'_>,
     ) -> Result<Self, LoadError> {
-        let &CudaConfig { pool, page_tokens, threads, decode_rows, step_tokens } = config;
+        let &CudaConfig { pool, page_tokens, threads, decode_rows, step_tokens, parts } = config;
         let model_config = checkpoint.config();
         let geometry = geometry(model_config, page_tokens, KvDtype::Bf16)?;
         let kv = kv_shape(&geometry);
@@ -194,6 +196,7 @@ impl CudaEngine {
         tracing::info!(gpu = device.name(), pages, page_tokens, free_bytes = stage.free, "loaded");
         let room = pages as usize * page_tokens as usize;
         let (vocab, positions) = (model_config.vocab as u32, positions.min(room));
+        let layers = loaded.model.layers.len();
         let spare = (0..IN_FLIGHT).map(|_| cuda.results()).collect::<Result<_, _>>()?;
         Ok(Self {
             decode,
@@ -207,6 +210,7 @@ impl CudaEngine {
             scratch,
             launched: VecDeque::new(),
             parts: Vec::new(),
+            part_layers: layers.div_ceil(parts.max(1)),
             last: Vec::new(),
             spare,
             read: Vec::new(),
@@ -256,7 +260,7 @@ impl CudaEngine {
         let batch = self.cuda.step(flat, draws)?;
         let (pass, scratch) = (Pass { batch: &batch, step, pages: &self.pages }, &mut self.scratch);
         let (parts, layers) = (&mut self.parts, self.model.layers.len());
-        let share = layers.div_ceil(PARTS);
+        let share = self.part_layers;
         self.model.forward(&self.cuda, &pass, scratch, |layer| {
             let end = layer + 1;
             if end % share == 0 || end == layers {

@@ -258,7 +258,8 @@ impl Sized {
                 Role::Decode => (config.batch_max, 1),
                 Role::Prefill | Role::Gateway => (0, config.chunk_tokens as usize),
             };
-            let config = CudaConfig { pool, page_tokens, threads, decode_rows, step_tokens };
+            let parts = config.layer_groups;
+            let config = CudaConfig { pool, page_tokens, threads, decode_rows, step_tokens, parts };
             return Ok(Box::new(CudaEngine::load(&gpu, &checkpoint, &config, &mut progress)?));
         }
         if let Device::Sim(table) = &config.device {

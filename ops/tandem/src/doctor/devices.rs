@@ -92,7 +92,10 @@ fn reach(devices: &[Device]) -> Vec<Finding> {
         for (to, other) in devices.iter().enumerate().filter(|&(to, _)| to != from) {
             let why = other.uuid().and_then(|uuid| device.out_of_reach(&uuid));
             findings.push(match why {
-                Ok(None) => Finding::ok("peer access", format!("GPU {from} writes to GPU {to}")),
+                Ok(None) => {
+                    let link = linked(device, other);
+                    Finding::ok("peer access", format!("GPU {from} writes to GPU {to}{link}"))
+                }
                 Ok(Some(why)) => Finding::warning(
                     "peer access",
                     format!("GPU {from} to GPU {to}: {why}"),
@@ -112,6 +115,16 @@ fn reach(devices: &[Device]) -> Vec<Finding> {
         ));
     }
     findings
+}
+
+/// By what one GPU reaches another, as far as NVML says.
+fn linked(from: &Device, to: &Device) -> String {
+    let (Ok(from), Ok(to)) = (from.uuid(), to.uuid()) else { return String::new() };
+    match nvml::nvlinks(&from, &to) {
+        Ok(links) if links.reach => format!(" over NVLink ({} links)", links.up),
+        Ok(_) => " without NVLink".to_owned(),
+        Err(why) => format!("; {why}"),
+    }
 }
 
 fn ucx(files: &Files) -> Finding {
