@@ -11,7 +11,7 @@
 //! that are on the GPU, so that after [`Target::revoke`] returns no copy of that session runs or
 //! will.
 
-use crate::cuda_ipc::{BLOCKS, ShipLink};
+use crate::cuda_ipc::{Copiers, ShipLink};
 use crate::fault::{Fault, Faults};
 use crate::offer::{Head, Reader, Writer, random, same_secret};
 use crate::plan::Pools;
@@ -20,7 +20,7 @@ use crate::{
     Event, Joined, Kind, Link, Offer, OpId, Proof, PutOp, SessionId, Source, Target, TransferError,
 };
 use kernels::cuda::PagePool;
-use kernels::cuda::ship::{self, Copier, Kernel, Shipper};
+use kernels::cuda::ship::{self, Kernel, Shipper};
 use kernels::cuda::stream::Stream;
 use kernels::ops::OpError;
 use shared::kv::PageStore;
@@ -175,11 +175,11 @@ impl LoopbackSource {
             return Ok(None);
         }
         let target = ship::Target::Own(Arc::clone(target));
-        let shipper = Shipper::new((*kernel, Copier::Blocks(BLOCKS)), Arc::clone(source), target);
-        let shipper = shipper.map_err(unavailable)?;
+        let shipper = Shipper::new(*kernel, Arc::clone(source), target).map_err(unavailable)?;
         *lock(&session.stream) = Some(Arc::clone(shipper.stream()));
         let live = Arc::clone(&session.live);
-        Ok(Some(Box::new(ShipLink::new(Kind::Loopback, Queue::new(pools), shipper, live))))
+        let by = (shipper, Copiers::SAME_GPU);
+        Ok(Some(Box::new(ShipLink::new(Kind::Loopback, Queue::new(pools), by, live))))
     }
 }
 

@@ -40,7 +40,7 @@ fn bare(model: &Path) -> CudaEngine {
     let pool = PoolSize { fraction: 0.5, pages_max: Some(512) };
     let (page_tokens, threads) = (16, Some(2));
     let config =
-        CudaConfig { pool, page_tokens, threads, decode_rows: 16, step_tokens: 512, parts: 4 };
+        CudaConfig { pool, page_tokens, threads, decode_rows: 16, step_tokens: 512, parts: 16 };
     let checkpoint = Checkpoint::open(model).unwrap();
     CudaEngine::load(&Device::open(0).unwrap(), &checkpoint, &config, &mut |_, _| {}).unwrap()
 }

@@ -139,7 +139,7 @@ fn ship_until(
 ) -> anyhow::Result<f64> {
     let kernel = Kernel::load(source.device())?;
     let target = Target::Own(Arc::clone(target));
-    let shipper = Shipper::new((kernel, copier), Arc::clone(source), target)?;
+    let shipper = Shipper::new(kernel, Arc::clone(source), target)?;
     let bytes = 0..source.page_bytes();
     // Neighbours are in no order, so that no run is longer than a page.
     let scattered = |page| (page, MOVED + (page * 77) % MOVED);
@@ -147,7 +147,7 @@ fn ship_until(
     let (start, mut moved) = (Instant::now(), 0);
     let mut last = None;
     for list in pairs.chunks(LAUNCH).cycle() {
-        let mark = shipper.ship(list, bytes.clone())?;
+        let mark = shipper.ship(list, bytes.clone(), copier)?;
         if let Some(before) = last.replace(mark) {
             before.wait()?;
         }

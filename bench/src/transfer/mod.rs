@@ -261,7 +261,7 @@ fn linked(gpus: Gpus) -> anyhow::Result<String> {
         return Ok(format!("{names}: one GPU"));
     }
     let (from, to) = (source.uuid()?, target.uuid()?);
-    let access = source.out_of_reach(&to)?.unwrap_or("peer access");
+    let access = source.reach(&to)?;
     let links = match nvml::nvlinks(&from, &to) {
         Ok(links) if links.reach => format!("NVLink, {} links up", links.up),
         Ok(links) => format!("no NVLink between them, {} links up", links.up),
@@ -285,8 +285,8 @@ struct Scatter(Shipper);
 
 impl Scatter {
     fn new(pool: &Arc<PagePool>) -> anyhow::Result<Self> {
-        let by = (Kernel::load(pool.device())?, Copier::Blocks(ALL));
-        Ok(Self(Shipper::new(by, Arc::clone(pool), Target::Own(Arc::clone(pool)))?))
+        let kernel = Kernel::load(pool.device())?;
+        Ok(Self(Shipper::new(kernel, Arc::clone(pool), Target::Own(Arc::clone(pool)))?))
     }
 
     fn seconds(&self) -> anyhow::Result<f64> {
@@ -297,7 +297,7 @@ impl Scatter {
             let start = Instant::now();
             let page_bytes = self.0.page_bytes();
             for list in lists.chunks(PAIRS) {
-                drop(self.0.ship(list, 0..page_bytes)?);
+                drop(self.0.ship(list, 0..page_bytes, Copier::Blocks(ALL))?);
             }
             self.0.stream().synchronize()?;
             times.push(start.elapsed().as_secs_f64());

@@ -6,7 +6,7 @@ use crate::numbers::median;
 use crate::pair::{Control, join_as_source};
 use kernels::cuda::ship::{Copier, Kernel, PAIRS, Shipper, Target};
 use kernels::cuda::{Device, PagePool};
-use kv_transfer::cuda_ipc::CudaIpcSource;
+use kv_transfer::cuda_ipc::{Copiers, CudaIpcSource};
 use kv_transfer::{Event, Kind, Link, OpId, PushConfig, Pusher, PutOp, Sources};
 use shared::ids::PageId;
 use std::ops::Range;
@@ -45,7 +45,7 @@ pub fn send(gpus: Gpus, number: usize, mut control: Control) -> anyhow::Result<(
 }
 
 fn own(case: &Case, pool: &Arc<PagePool>, copier: Copier) -> anyhow::Result<Sources> {
-    let source = CudaIpcSource::by(pool, case.geometry(), copier)?;
+    let source = CudaIpcSource::new(pool, case.geometry())?.by(Copiers::all(copier));
     Ok(Sources::new(vec![(Kind::CudaIpc, Ok(Box::new(source)))]))
 }
 
@@ -61,14 +61,14 @@ fn link_seconds(gpus: Gpus, case: &Case, pool: &Arc<PagePool>) -> anyhow::Result
     let pairs: Vec<_> = (0..MOVED).map(|page| (page, page + MOVED)).collect();
     let mut seconds = [0.0; 2];
     for (copier, seconds) in [Copier::Engines, Copier::Blocks(ALL)].iter().zip(&mut seconds) {
-        let by = (Kernel::load(pool.device())?, *copier);
-        let shipper = Shipper::new(by, Arc::clone(pool), Target::Own(Arc::clone(&target)))?;
+        let kernel = Kernel::load(pool.device())?;
+        let shipper = Shipper::new(kernel, Arc::clone(pool), Target::Own(Arc::clone(&target)))?;
         let mut times = Vec::new();
         for _ in 0..20 {
             let start = Instant::now();
             for _ in 0..STREAM {
                 for list in pairs.chunks(PAIRS) {
-                    drop(shipper.ship(list, case.bytes())?);
+                    drop(shipper.ship(list, case.bytes(), *copier)?);
                 }
             }
             shipper.stream().synchronize()?;
@@ -104,9 +104,9 @@ impl Drive {
             let scattered = drive.pages.iter().map(|(source, _)| source.get());
             let list = scattered.zip(gathered()).collect();
             drive.pages = gathered().map(|page| (PageId::new(page), PageId::new(page))).collect();
-            let by = (Kernel::load(pool.device())?, Copier::Blocks(ALL));
+            let kernel = Kernel::load(pool.device())?;
             let own = Target::Own(Arc::clone(pool));
-            drive.gather = Some((Shipper::new(by, Arc::clone(pool), own)?, list));
+            drive.gather = Some((Shipper::new(kernel, Arc::clone(pool), own)?, list));
         }
         Ok(drive)
     }
@@ -128,7 +128,7 @@ impl Drive {
         for _ in 0..puts {
             if let Some((shipper, list)) = &self.gather {
                 for list in list.chunks(PAIRS) {
-                    drop(shipper.ship(list, self.bytes.clone())?);
+                    drop(shipper.ship(list, self.bytes.clone(), Copier::Blocks(ALL))?);
                 }
                 shipper.stream().synchronize()?;
             }

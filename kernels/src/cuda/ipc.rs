@@ -9,6 +9,7 @@ use super::device::{Device, failed};
 use super::pages::PagePool;
 use crate::ops::OpError;
 use cudarc::driver::{result, sys};
+use std::fmt;
 
 /// Bytes of an exported pool's handle.
 pub const HANDLE_BYTES: usize = 64;
@@ -99,6 +100,31 @@ impl Drop for MappedPool {
     }
 }
 
+/// How a GPU reaches the memory of another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// They are the same.
+    Same,
+    /// It is a peer.
+    Peer,
+    /// It is not visible to this process (CUDA_VISIBLE_DEVICES). The driver maps a pool there all
+    /// the same, if they are peers.
+    Unseen,
+    /// Not at all.
+    None,
+}
+
+impl fmt::Display for Reach {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Same => "one GPU",
+            Self::Peer => "peer access",
+            Self::Unseen => "its GPU is not visible to this process (see CUDA_VISIBLE_DEVICES)",
+            Self::None => "its GPU and this one have no peer access (nvidia-smi topo -p2p w)",
+        })
+    }
+}
+
 impl Device {
     /// Its name in every process of this host.
     ///
@@ -123,13 +149,13 @@ impl Device {
         }
     }
 
-    /// Why kernels here could not write memory of the GPU that is named `uuid`; `None` if they can.
+    /// Whether kernels here can write memory of the GPU that is named `uuid`.
     ///
     /// # Errors
     /// [`OpError::Device`].
-    pub fn out_of_reach(&self, uuid: &[u8; 16]) -> Result<Option<&'static str>, OpError> {
+    pub fn reach(&self, uuid: &[u8; 16]) -> Result<Reach, OpError> {
         if self.uuid()? == *uuid {
-            return Ok(None);
+            return Ok(Reach::Same);
         }
         let asking = |e| failed("looking for a peer GPU", e);
         for ordinal in 0..result::device::get_count().map_err(asking)? {
@@ -143,9 +169,8 @@ impl Device {
             unsafe { sys::cuDeviceCanAccessPeer(&raw mut can, self.context().cu_device(), other) }
                 .result()
                 .map_err(asking)?;
-            let why = "its GPU and this one have no peer access (nvidia-smi topo -p2p w)";
-            return Ok((can == 0).then_some(why));
+            return Ok(if can == 0 { Reach::None } else { Reach::Peer });
         }
-        Ok(Some("its GPU is not visible to this process (see CUDA_VISIBLE_DEVICES)"))
+        Ok(Reach::Unseen)
     }
 }

@@ -73,7 +73,6 @@ pub struct Shipper {
     kernel: Kernel,
     source: Arc<PagePool>,
     target: Target,
-    copier: Copier,
 }
 
 impl Shipper {
@@ -82,11 +81,7 @@ impl Shipper {
     /// # Errors
     /// [`OpError::Device`] if the target is too small for its pages, a page is no multiple of 16
     /// bytes, or a stream cannot be made.
-    pub fn new(
-        (kernel, copier): (Kernel, Copier),
-        source: Arc<PagePool>,
-        target: Target,
-    ) -> Result<Self, OpError> {
+    pub fn new(kernel: Kernel, source: Arc<PagePool>, target: Target) -> Result<Self, OpError> {
         let page_bytes = source.page_bytes();
         let refused = |what: String| Err(OpError::Device(format!("shipping pages: {what}")));
         if !page_bytes.is_multiple_of(ALIGN) {
@@ -106,7 +101,7 @@ impl Shipper {
             Target::Own(_) => {}
         }
         let stream = Arc::new(Stream::new(source.device())?);
-        Ok(Self { stream, kernel, source, target, copier })
+        Ok(Self { stream, kernel, source, target })
     }
 
     /// The stream that copies go to. For pages of a forward pass that still runs, have it wait for
@@ -135,15 +130,20 @@ impl Shipper {
         }
     }
 
-    /// Enqueues copies of `bytes` of each (source, target) page; the mark is behind them. Pages
-    /// must be left alone until it is reached.
+    /// Enqueues copies of `bytes` of each (source, target) page, by `copier`; the mark is behind
+    /// them. Pages must be left alone until it is reached.
     ///
     /// # Errors
     /// [`OpError::Device`].
     ///
     /// # Panics
     /// If a page or the range is out of bounds, or there are more than [`PAIRS`].
-    pub fn ship(&self, pairs: &[(u32, u32)], bytes: Range<usize>) -> Result<Mark, OpError> {
+    pub fn ship(
+        &self,
+        pairs: &[(u32, u32)],
+        bytes: Range<usize>,
+        copier: Copier,
+    ) -> Result<Mark, OpError> {
         let (most, page_bytes) = (self.target_pages(), self.source.page_bytes());
         assert!(pairs.len() <= PAIRS, "{} pages in one launch", pairs.len());
         assert!(bytes.start <= bytes.end && bytes.end <= page_bytes, "bytes {bytes:?} of a page");
@@ -151,7 +151,7 @@ impl Shipper {
         let outside = pairs.iter().find(|pair| !fits(pair));
         assert!(outside.is_none(), "pages {outside:?} of {} and {most}", self.source.pages());
         if !pairs.is_empty() && !bytes.is_empty() {
-            match self.copier {
+            match copier {
                 Copier::Blocks(blocks) => self.launch(blocks.max(1), pairs, bytes)?,
                 Copier::Engines => self.copy(pairs, &bytes)?,
             }
@@ -244,6 +244,7 @@ impl Drop for Shipper {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cuda::ipc::Reach;
     use crate::ops::KvShape;
     use crate::parity::Random;
 
@@ -279,7 +280,7 @@ mod tests {
             let page_bytes = source.page_bytes();
             for copier in [1, 7, 300].map(Copier::Blocks).into_iter().chain([Copier::Engines]) {
                 let to = Target::Own(Arc::clone(&target));
-                let shipper = Shipper::new((kernel, copier), Arc::clone(&source), to).unwrap();
+                let shipper = Shipper::new(kernel, Arc::clone(&source), to).unwrap();
                 for case in 0..40 {
                     // Each target once: the order of copies within a launch is open.
                     let skip = random.below(4) as u32;
@@ -295,7 +296,7 @@ mod tests {
                         let copied = &from[s as usize][bytes.clone()];
                         expected[t as usize][bytes.clone()].copy_from_slice(copied);
                     }
-                    let mark = shipper.ship(&pairs, bytes.clone()).unwrap();
+                    let mark = shipper.ship(&pairs, bytes.clone(), copier).unwrap();
                     assert!(shipper.stream().settle(Duration::from_secs(5)).unwrap());
                     assert!(mark.reached().unwrap());
                     assert!(read(&target) == expected, "{bytes:?} of {pairs:?} by {copier:?}");
@@ -313,12 +314,12 @@ mod tests {
         let source = filled(&device, shape, PAIRS as u32, &mut random);
         let target = filled(&device, shape, PAIRS as u32, &mut random);
         let to = Target::Own(Arc::clone(&target));
-        let by = (kernel, Copier::Blocks(16));
-        let shipper = Shipper::new(by, Arc::clone(&source), to).unwrap();
+        let shipper = Shipper::new(kernel, Arc::clone(&source), to).unwrap();
         let pairs: Vec<_> = (0..PAIRS as u32).map(|page| (page, PAIRS as u32 - 1 - page)).collect();
         // A second stream that waits for the first sees what it shipped.
         let beside = Stream::new(&device).unwrap();
-        beside.wait_for(&shipper.ship(&pairs, 0..source.page_bytes()).unwrap()).unwrap();
+        let shipped = shipper.ship(&pairs, 0..source.page_bytes(), Copier::Blocks(16)).unwrap();
+        beside.wait_for(&shipped).unwrap();
         let limit = Duration::from_secs(5);
         assert!(shipper.leave_word(32, b"sixteen letters!", limit).unwrap());
         assert!(beside.settle(limit).unwrap());
@@ -342,7 +343,7 @@ mod tests {
         let handle = pool.export().unwrap();
         assert!(MappedPool::open(&device, &handle).is_err());
         assert!(MappedPool::open(&device, &[0x5a; 64]).is_err());
-        assert_eq!(device.out_of_reach(&device.uuid().unwrap()).unwrap(), None);
-        assert!(device.out_of_reach(&[9; 16]).unwrap().is_some());
+        assert_eq!(device.reach(&device.uuid().unwrap()).unwrap(), Reach::Same);
+        assert_eq!(device.reach(&[9; 16]).unwrap(), Reach::Unseen);
     }
 }

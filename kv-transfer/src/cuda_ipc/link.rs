@@ -1,5 +1,6 @@
 //! The way to one pool in device memory, mapped or of this process: a queue, launches on their way.
 
+use super::Copiers;
 use crate::queue::{Limit, Next, Number, Piece, Queue};
 use crate::{Event, Kind, Link, OpId, PutOp, TransferError};
 use kernels::cuda::device::GPU_LOST;
@@ -18,6 +19,8 @@ const LAUNCH_BYTES: usize = 64 << 20;
 const FLYING: usize = 4;
 /// A list names pages, so a piece lies in one.
 const LIMIT: Limit = Limit { bytes: usize::MAX, across_pages: false };
+/// Parts of a page of at least so many bytes are worth a copy engine's call, which takes 3 µs.
+const ENGINES_FROM: usize = 256 << 10;
 /// Longest time without sleeping, enough for 16 MiB, and the sleep between two looks after it.
 const SPIN: Duration = Duration::from_micros(100);
 const NAP: Duration = Duration::from_micros(30);
@@ -29,6 +32,8 @@ const CLOSE_LIMIT: Duration = Duration::from_secs(5);
 struct Batch {
     pairs: Vec<(u32, u32)>,
     bytes: Range<usize>,
+    /// Whether the step that makes them may still run.
+    early: bool,
     /// One entry a piece, as the queue counts.
     numbers: Vec<Number>,
 }
@@ -44,6 +49,7 @@ pub(crate) struct ShipLink {
     kind: Kind,
     queue: Queue,
     shipper: Shipper,
+    copiers: Copiers,
     flying: VecDeque<Flying>,
     /// What the stream was told to wait for last.
     after: Option<Arc<Mark>>,
@@ -74,8 +80,13 @@ impl Batch {
 }
 
 impl ShipLink {
-    pub(crate) fn new(kind: Kind, queue: Queue, shipper: Shipper, live: Arc<RwLock<bool>>) -> Self {
-        Self { kind, queue, shipper, flying: VecDeque::new(), after: None, live }
+    pub(crate) fn new(
+        kind: Kind,
+        queue: Queue,
+        (shipper, copiers): (Shipper, Copiers),
+        live: Arc<RwLock<bool>>,
+    ) -> Self {
+        Self { kind, queue, shipper, copiers, flying: VecDeque::new(), after: None, live }
     }
 
     /// Launches what is queued, as far as there is room.
@@ -88,6 +99,7 @@ impl ShipLink {
                     if !batch.takes(page_bytes, &piece) {
                         self.launch_batch(std::mem::take(&mut batch))?;
                     }
+                    let early = after.is_some();
                     if let Some(mark) = after
                         && !self.after.as_ref().is_some_and(|last| Arc::ptr_eq(last, &mark))
                     {
@@ -96,6 +108,7 @@ impl ShipLink {
                         self.after = Some(mark);
                     }
                     batch.add(page_bytes, number, &piece);
+                    batch.early = early;
                 }
                 Some((Next::Flush(number), _)) => {
                     self.launch_batch(std::mem::take(&mut batch))?;
@@ -118,7 +131,11 @@ impl ShipLink {
         if !*live {
             return Err(TransferError::broken("the target revoked this session"));
         }
-        let mark = self.shipper.ship(&batch.pairs, batch.bytes).map_err(broken)?;
+        let copier = match batch.early && batch.bytes.len() >= ENGINES_FROM {
+            true => self.copiers.beside,
+            false => self.copiers.alone,
+        };
+        let mark = self.shipper.ship(&batch.pairs, batch.bytes, copier).map_err(broken)?;
         drop(live);
         self.flying.push_back(Flying { mark, numbers: batch.numbers });
         Ok(())

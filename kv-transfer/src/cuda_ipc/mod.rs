@@ -15,7 +15,9 @@
 //!    [`crate::Proof::ProcessEnd`], which for GPUs is more than the process' death.
 //!
 //! Parts of a put that a running forward pass still writes have a mark behind them: the stream
-//! waits for it, and no host. Others hold what they are to hold when the put is queued.
+//! waits for it, and no host. Others hold what they are to hold when the put is queued. Between
+//! GPUs large parts of the former go by copy engines: nobody waits for them yet, and they leave
+//! all multiprocessors to the pass.
 //!
 //! No `unsafe` is here; all of it is in `kernels::cuda`.
 
@@ -29,10 +31,34 @@ pub use target::CudaIpcTarget;
 
 use crate::{Kind, TransferError};
 use kernels::cuda::PagePool;
+use kernels::cuda::ship::Copier;
 use shared::kv::KvGeometry;
 
 /// Blocks of 512 threads that ship at a time.
 pub const BLOCKS: u32 = 64;
+
+/// What copies pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Copiers {
+    /// Whatever a request may be waiting for.
+    pub alone: Copier,
+    /// Large parts of pages whose step is still computed, beside which they go.
+    pub beside: Copier,
+}
+
+impl Copiers {
+    /// Within one GPU the driver's copies are a kernel, too, and slower.
+    pub(crate) const SAME_GPU: Self = Self::all(Copier::Blocks(BLOCKS));
+
+    /// To another GPU: its copy engines leave the step alone, of which the kernel's blocks cost
+    /// 13 %.
+    const PEER: Self = Self { beside: Copier::Engines, ..Self::SAME_GPU };
+
+    /// One for everything.
+    pub const fn all(copier: Copier) -> Self {
+        Self { alone: copier, beside: copier }
+    }
+}
 
 /// A probe slot: the nonce of the offer and the answer of the writer.
 const SLOT_BYTES: usize = 16;

@@ -1,14 +1,14 @@
 //! The sending half: maps a target's pool.
 
 use super::target::Terms;
-use super::{BLOCKS, SLOT_BYTES, ShipLink, check_pages, refused, unavailable};
+use super::{Copiers, SLOT_BYTES, ShipLink, check_pages, refused, unavailable};
 use crate::host::{ProcessName, same_host};
 use crate::offer::{Writer, random};
 use crate::queue::Queue;
 use crate::{Joined, Kind, Source, TransferError};
 use kernels::cuda::PagePool;
-use kernels::cuda::ipc::MappedPool;
-use kernels::cuda::ship::{Copier, Kernel, Shipper, Target};
+use kernels::cuda::ipc::{MappedPool, Reach};
+use kernels::cuda::ship::{Kernel, Shipper, Target};
 use shared::kv::KvGeometry;
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
@@ -22,7 +22,8 @@ pub struct CudaIpcSource {
     geometry: KvGeometry,
     kernel: Kernel,
     uuid: [u8; 16],
-    copier: Copier,
+    /// Absent: what suits the way to the target.
+    copiers: Option<Copiers>,
 }
 
 impl CudaIpcSource {
@@ -32,22 +33,16 @@ impl CudaIpcSource {
     /// [`TransferError::Unavailable`] if the pool has other pages than `geometry`, or the kernel
     /// that copies cannot be compiled or loaded.
     pub fn new(pool: &Arc<PagePool>, geometry: KvGeometry) -> Result<Self, TransferError> {
-        Self::by(pool, geometry, Copier::Blocks(BLOCKS))
-    }
-
-    /// The same, shipping by `copier`.
-    ///
-    /// # Errors
-    /// As [`Self::new`].
-    pub fn by(
-        pool: &Arc<PagePool>,
-        geometry: KvGeometry,
-        copier: Copier,
-    ) -> Result<Self, TransferError> {
         check_pages(pool, &geometry)?;
         let kernel = Kernel::load(pool.device()).map_err(unavailable)?;
         let uuid = pool.device().uuid().map_err(unavailable)?;
-        Ok(Self { pool: Arc::clone(pool), geometry, kernel, uuid, copier })
+        Ok(Self { pool: Arc::clone(pool), geometry, kernel, uuid, copiers: None })
+    }
+
+    /// The same, shipping by these.
+    #[must_use]
+    pub fn by(self, copiers: Copiers) -> Self {
+        Self { copiers: Some(copiers), ..self }
     }
 }
 
@@ -61,13 +56,14 @@ impl Source for CudaIpcSource {
         let pools = terms.head.pair_with(&self.geometry, self.pool.pages())?;
         same_host(Kind::CudaIpc, &terms.boot_id)?;
         let device = self.pool.device();
-        if let Some(why) = device.out_of_reach(&terms.uuid).map_err(refused)? {
-            return Err(refused(why));
+        let reach = device.reach(&terms.uuid).map_err(refused)?;
+        if reach == Reach::None {
+            return Err(refused(reach));
         }
         let mapped = MappedPool::open(device, &terms.handle).map_err(refused)?;
         let target = Target::Mapped(mapped, terms.head.pages);
         let source = Arc::clone(&self.pool);
-        let shipper = Shipper::new((self.kernel, self.copier), source, target).map_err(refused)?;
+        let shipper = Shipper::new(self.kernel, source, target).map_err(refused)?;
         let answer = random::<8>(Kind::CudaIpc)?;
         let mut word = terms.nonce.to_le_bytes().to_vec();
         word.extend(answer);
@@ -81,7 +77,9 @@ impl Source for CudaIpcSource {
         own.write(&mut reply);
         reply.raw(&self.uuid).raw(&answer);
         let live = Arc::new(RwLock::new(true));
-        let link = ShipLink::new(Kind::CudaIpc, Queue::new(pools), shipper, live);
+        let suits = if reach == Reach::Same { Copiers::SAME_GPU } else { Copiers::PEER };
+        let by = (shipper, self.copiers.unwrap_or(suits));
+        let link = ShipLink::new(Kind::CudaIpc, Queue::new(pools), by, live);
         Ok(Joined { link: Box::new(link), reply: reply.0 })
     }
 }

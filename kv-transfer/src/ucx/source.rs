@@ -11,6 +11,7 @@ use crate::queue::{Limit, Next, Number, Queue};
 use crate::{Event, Joined, Kind, Link, OpId, PutOp, Source, TransferError};
 use kernels::cuda::Device;
 use kernels::cuda::device::GPU_LOST;
+use kernels::cuda::ipc::Reach;
 use kernels::ops::OpError;
 use shared::kv::KvGeometry;
 use std::sync::{Mutex, PoisonError};
@@ -84,10 +85,11 @@ impl Source for UcxSource {
         if device.is_some() != (terms.uuid != NO_GPU) {
             return Err(refused("one pool is on a GPU, the other is not"));
         }
-        if let Some(device) = device
-            && let Some(why) = device.out_of_reach(&terms.uuid).map_err(|e| broken(&e))?
-        {
-            return Err(refused(why));
+        if let Some(device) = device {
+            let reach = device.reach(&terms.uuid).map_err(|e| broken(&e))?;
+            if matches!(reach, Reach::None | Reach::Unseen) {
+                return Err(refused(reach.to_string()));
+            }
         }
         let bytes = self.geometry.page_bytes().checked_mul(terms.head.pages as usize);
         let slot = bytes.and_then(|bytes| slot_at(terms.base, bytes, terms.slot as usize));

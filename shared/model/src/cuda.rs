@@ -35,6 +35,10 @@ use std::time::Instant;
 /// A margin by which the device's sampler and the host's, which sum in another order, may differ.
 pub(crate) const SAMPLER_TIE: f32 = 1e-5;
 
+/// A step that makes fewer bytes of each sequence than this is one part: they are shipped in less
+/// time than the launches of more parts take.
+const PARTS_FROM: usize = 96 << 20;
+
 /// Rows of the recorded steps.
 const BUCKETS: [usize; 14] = [1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, ROWS_MAX];
 
@@ -60,8 +64,8 @@ pub struct CudaConfig {
     pub decode_rows: usize,
     /// Tokens of a step that room is made for at once; a larger one makes more.
     pub step_tokens: usize,
-    /// Parts that a step's layers are complete in, at least 1: what is shipped after a step's end
-    /// is one of them.
+    /// Most parts that a step's layers are complete in, at least 1: what is left to be shipped
+    /// after a step's end is the last.
     pub parts: usize,
 }
 
@@ -129,8 +133,8 @@ pub struct CudaEngine {
     launched: VecDeque<Launched>,
     /// Of the step launched last.
     parts: Vec<StepPart>,
-    /// Layers of each but the last.
-    part_layers: usize,
+    /// Most of them.
+    parts_max: usize,
     /// Which of the drawn tokens is that of each row of the step launched last.
     last: Vec<Option<u32>>,
     /// Room for results that no launched step has.
@@ -155,10 +159,9 @@ impl CudaEngine {
         let &CudaConfig { pool, page_tokens, threads, decode_rows, step_tokens, parts } = config;
         let model_config = checkpoint.config();
         let geometry = geometry(model_config, page_tokens, KvDtype::Bf16)?;
-        let kv = kv_shape(&geometry);
         let mut stage = Stage::begin(device)?;
         let shape = CudaShape {
-            heads: Heads { kv, heads: model_config.heads },
+            heads: Heads { kv: kv_shape(&geometry), heads: model_config.heads },
             vocab: model_config.vocab,
             hidden: model_config.hidden,
             intermediate: model_config.intermediate,
@@ -184,7 +187,7 @@ impl CudaEngine {
         };
         stage.end("activations")?;
         let pages = pages_of(pool, device.memory()?.0, geometry.page_bytes())?;
-        let memory = Arc::new(PagePool::new(device, kv, pages)?);
+        let memory = Arc::new(PagePool::new(device, kv_shape(&geometry), pages)?);
         let pages_seen = CudaPages::new(Arc::clone(&memory));
         stage.end("pages")?;
         rehearse(&cuda, &loaded.model, &mut scratch)?;
@@ -196,7 +199,6 @@ impl CudaEngine {
         tracing::info!(gpu = device.name(), pages, page_tokens, free_bytes = stage.free, "loaded");
         let room = pages as usize * page_tokens as usize;
         let (vocab, positions) = (model_config.vocab as u32, positions.min(room));
-        let layers = loaded.model.layers.len();
         let spare = (0..IN_FLIGHT).map(|_| cuda.results()).collect::<Result<_, _>>()?;
         Ok(Self {
             decode,
@@ -210,7 +212,7 @@ impl CudaEngine {
             scratch,
             launched: VecDeque::new(),
             parts: Vec::new(),
-            part_layers: layers.div_ceil(parts.max(1)),
+            parts_max: parts,
             last: Vec::new(),
             spare,
             read: Vec::new(),
@@ -257,13 +259,17 @@ impl CudaEngine {
         step: Step,
         draws: &[Draw],
     ) -> Result<(), OpError> {
+        let longest = flat.segments.iter().map(|segment| segment.len).max().unwrap_or(0);
+        let geometry = &self.kv.geometry;
+        let bytes = longest * geometry.page_bytes() / geometry.page_tokens as usize;
+        let parts_max = if bytes < PARTS_FROM { 1 } else { self.parts_max };
         let batch = self.cuda.step(flat, draws)?;
         let (pass, scratch) = (Pass { batch: &batch, step, pages: &self.pages }, &mut self.scratch);
         let (parts, layers) = (&mut self.parts, self.model.layers.len());
-        let share = self.part_layers;
+        let mut ends = halves(layers, parts_max).peekable();
         self.model.forward(&self.cuda, &pass, scratch, |layer| {
             let end = layer + 1;
-            if end % share == 0 || end == layers {
+            if ends.next_if_eq(&end).is_some() {
                 let first = parts.last().map_or(0, |part| part.layers.end);
                 let after = Arc::new(Mark::of(self.cuda.device())?);
                 parts.push(StepPart { layers: first..end as u32, after });
@@ -284,6 +290,18 @@ impl CudaEngine {
         self.read = std::mem::take(&mut launched.read);
         Ok((launched, drawn))
     }
+}
+
+/// Where parts of a step's layers end: each part is half of the layers that are left, so that it
+/// has been shipped by the time the next one is there, and the last, for which requests wait, is
+/// one layer; or what is left once there are `most`.
+fn halves(layers: usize, most: usize) -> impl Iterator<Item = usize> {
+    let next = move |&(end, parts): &(usize, usize)| {
+        let left = layers - end;
+        let part = if parts + 1 >= most { left } else { left.div_ceil(2) };
+        (part > 0).then_some((end + part, parts + 1))
+    };
+    std::iter::successors(next(&(0, 0)), next).map(|(end, _)| end)
 }
 
 /// Runs the products of a pass once for every number of rows that the library is asked for: it
@@ -497,5 +515,22 @@ impl Engine for CudaEngine {
     fn computed_at(&self) -> Result<Option<Instant>, EngineError> {
         let at = |results: &Fetch| results.computed_at(self.cuda.device()).map_err(device);
         self.spare.last().map(at).transpose()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_halve_and_end_with_one_layer() {
+        let check = |layers, most, ends: &[usize]| {
+            assert_eq!(halves(layers, most).collect::<Vec<_>>(), ends, "{layers} in {most}");
+        };
+        check(28, 16, &[14, 21, 25, 27, 28]);
+        check(28, 4, &[14, 21, 25, 28]);
+        check(28, 1, &[28]);
+        check(36, 16, &[18, 27, 32, 34, 35, 36]);
+        check(1, 16, &[1]);
     }
 }

@@ -3,6 +3,7 @@
 use super::Finding;
 use super::config::Files;
 use kernels::cuda::device::{is_present, missing_libraries};
+use kernels::cuda::ipc::Reach;
 use kernels::cuda::{Device, nvml};
 use kv_transfer::select::Choice;
 use kv_transfer::ucx::Ucx;
@@ -90,13 +91,13 @@ fn reach(devices: &[Device]) -> Vec<Finding> {
     let mut findings = Vec::new();
     for (from, device) in devices.iter().enumerate() {
         for (to, other) in devices.iter().enumerate().filter(|&(to, _)| to != from) {
-            let why = other.uuid().and_then(|uuid| device.out_of_reach(&uuid));
-            findings.push(match why {
-                Ok(None) => {
+            let reach = other.uuid().and_then(|uuid| device.reach(&uuid));
+            findings.push(match reach {
+                Ok(Reach::Same | Reach::Peer) => {
                     let link = linked(device, other);
                     Finding::ok("peer access", format!("GPU {from} writes to GPU {to}{link}"))
                 }
-                Ok(Some(why)) => Finding::warning(
+                Ok(why) => Finding::warning(
                     "peer access",
                     format!("GPU {from} to GPU {to}: {why}"),
                     "pages go by TCP between them; nvidia-smi topo -p2p w says more",

@@ -21,7 +21,8 @@ fn engine_of(path: &Path, pages: u32, decode_rows: usize) -> CudaEngine {
     let checkpoint = Checkpoint::open(path).unwrap();
     let pool = PoolSize { fraction: 0.9, pages_max: Some(pages) };
     let (page_tokens, threads) = (16, None);
-    let config = CudaConfig { pool, page_tokens, threads, decode_rows, step_tokens: 256, parts: 4 };
+    let config =
+        CudaConfig { pool, page_tokens, threads, decode_rows, step_tokens: 256, parts: 16 };
     let device = Device::open(0).unwrap();
     CudaEngine::load(&device, &checkpoint, &config, &mut |_, _| {}).unwrap()
 }
