@@ -27,20 +27,21 @@ ring() { # VERB NAME DECODE_DEVICE OPTIONS… : a ring of three processes
         --decode-device "$decode" --out "$out" "$@"
 }
 
+measure versions nvidia-smi
 measure topology nvidia-smi topo -m
 measure links nvidia-smi nvlink -s -i 0
 measure visible python3 "$(dirname "${BASH_SOURCE[0]}")/visible.py"
 measure transfer bench transfer --gpus 0,1 --out "$out"
 
-# Tokens of a prompt; groups of layers that its pages are shipped in.
-for tokens in 512 4096 32768; do
-    for groups in 1 4 7 14 28; do
-        ring story "story-$tokens-$groups" cuda:1 --input "$tokens" --set "layer_groups=$groups"
+# Tokens of a prompt; most groups of layers that its pages are shipped in. One group is none.
+for tokens in 512 1024 2048 4096 32768; do
+    for groups in 1 16; do
+        ring story "story-$tokens-groups-$groups" cuda:1 --input "$tokens" --requests 20 \
+            --set "layer_groups=$groups"
     done
 done
-# What is served, last, so that its rows are those of the record.
-ring story story-4096 cuda:1 --input 4096
-
+# What is served, on one GPU and on two; the rows of the record.
 for decode in cuda:0 cuda:1; do
+    ring story "story-4096-decode-on-${decode/:/-}" "$decode" --input 4096 --requests 40
     ring serve "serve-decode-on-${decode/:/-}" "$decode" --only decode,idle,mixed,serving
 done

@@ -57,6 +57,14 @@ struct Item {
     result: Result<(), TransferError>,
 }
 
+/// What a piece whose bytes may not be there yet waits for.
+pub(crate) struct Ahead {
+    /// Its bytes are there after this.
+    pub(crate) after: Arc<Mark>,
+    /// The last bytes of its put are there after this; absent if that is the same mark.
+    pub(crate) last: Option<Arc<Mark>>,
+}
+
 /// A run, and what its bytes are complete after.
 struct Waiting {
     run: Run,
@@ -136,20 +144,20 @@ impl Queue {
         }
     }
 
-    /// Takes the next piece or flush, and the mark that a piece's bytes are there after: for who
-    /// can have the copy itself wait for it.
-    pub(crate) fn next_ahead(&mut self, limit: Limit) -> Option<(Next, Option<Arc<Mark>>)> {
+    /// Takes the next piece or flush, and what a piece waits for: for who can have the copy itself
+    /// wait for it.
+    pub(crate) fn next_ahead(&mut self, limit: Limit) -> Option<(Next, Option<Ahead>)> {
         let page_bytes = self.pools.geometry.page_bytes();
         loop {
             let number = self.front + self.taken as Number;
             let item = self.items.get_mut(self.taken)?;
-            let after = item.after();
+            let ahead = item.ahead();
             let (next, rest) = item.take(number, page_bytes, limit);
             if !rest {
                 self.taken += 1;
             }
             if let Some(next) = next {
-                return Some((next, after));
+                return Some((next, ahead));
             }
         }
     }
@@ -186,12 +194,12 @@ impl Queue {
 }
 
 impl Item {
-    /// What its next piece's bytes are there after.
-    fn after(&self) -> Option<Arc<Mark>> {
-        match &self.kind {
-            ItemKind::Put { runs, .. } => runs.front()?.after.clone(),
-            ItemKind::Flush => None,
-        }
+    /// What its next piece waits for.
+    fn ahead(&self) -> Option<Ahead> {
+        let ItemKind::Put { runs, .. } = &self.kind else { return None };
+        let after = runs.front()?.after.clone()?;
+        let last = runs.back()?.after.clone().filter(|last| !Arc::ptr_eq(last, &after));
+        Some(Ahead { after, last })
     }
 
     /// Takes what is next of it, and says whether something is left after that.

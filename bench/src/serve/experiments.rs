@@ -3,10 +3,10 @@
 //! Prompts are random ids, distinct unless an experiment is about sharing them, so that no server
 //! finds any in its cache.
 
-use super::bars::Bars;
 use super::client::{Ask, Client, Sample};
 use super::load::{Run, at_once, beside, closed};
 use super::report::{Ranks, Summary, gaps, raw};
+use crate::bars::Bars;
 use crate::numbers::{Random, short};
 use anyhow::{Context, ensure};
 use clap::{Args, ValueEnum};

@@ -1,12 +1,11 @@
 //! What a client sees of a ring: `serve`, `experiments`, `startup`, `story`, `memory`.
 //!
 //! [`ring`] starts or finds it; [`client`] speaks to it and notes every token's time; [`load`] says
-//! how requests arrive; [`experiments`] what they are; [`report`] sums them up; [`bars`] has the
-//! rows. [`workload`] sends what [`dataset`] plans, and [`plan::plot`] draws how it went.
-//! [`seed`] puts the seed report's tables beside ours. [`log`] reads what the processes wrote, for
-//! [`startup`] and [`story`].
+//! how requests arrive; [`experiments`] what they are; [`report`] sums them up, and
+//! [`crate::bars`] has the rows. [`workload`] sends what [`dataset`] plans, and [`plan::plot`]
+//! draws how it went. [`seed`] puts the seed report's tables beside ours. [`log`] reads what the
+//! processes wrote, for [`startup`] and [`story`].
 
-pub mod bars;
 pub mod client;
 mod dataset;
 mod experiments;
@@ -20,8 +19,8 @@ mod startup;
 mod story;
 mod workload;
 
+use crate::bars::{Bars, Scope};
 use anyhow::Context;
-use bars::{Bars, Scope};
 use clap::Args;
 use client::Client;
 use experiments::{Lab, LoadOptions};

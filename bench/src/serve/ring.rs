@@ -2,9 +2,9 @@
 //!
 //! What this starts it ends: dropping a [`Ring`] kills its processes and removes their folder.
 
-use super::bars::Scope;
 use super::log::clock_us;
 use super::mps::Mps;
+use crate::bars::Scope;
 use crate::fleet::client::Client as Asker;
 use crate::fleet::process::{Process, Program};
 use crate::fleet::{Fleet, Plan, free_ports};
@@ -138,6 +138,12 @@ impl RingOptions {
         plan.settings.extend(self.settings.iter().cloned());
         if let Some(device) = &self.decode_device {
             ensure!(self.mode == Mode::Three, "--decode-device wants --mode three");
+            let both = gpu(device).and(gpu(&self.device));
+            ensure!(
+                both.is_some(),
+                "--decode-device {device}, --device {}: want two GPUs, cuda:N",
+                self.device
+            );
             plan.decode_settings.insert("device".to_owned(), device.as_str().into());
         }
         plan.logs = logs.to_owned();
@@ -156,7 +162,7 @@ impl RingOptions {
 
     fn scope(&self) -> Scope {
         match (self.mode, &self.decode_device) {
-            (_, Some(decode)) if *decode != self.device => Scope::TwoGpus,
+            (_, Some(decode)) if gpu(decode) != gpu(&self.device) => Scope::TwoGpus,
             (Mode::One, _) => Scope::One,
             (Mode::Three, _) => Scope::Three,
             (Mode::Mps, _) => Scope::Mps,
@@ -194,6 +200,11 @@ impl RingOptions {
         }
         words
     }
+}
+
+/// The GPU that a device names, as the driver counts; none of another device.
+fn gpu(device: &str) -> Option<&str> {
+    if device == "cuda" { Some("0") } else { device.strip_prefix("cuda:") }
 }
 
 fn three(place: &Place, plan: &Plan, mps: Option<Mps>) -> anyhow::Result<(String, Processes)> {

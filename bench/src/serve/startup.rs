@@ -1,8 +1,8 @@
 //! From exec to ready: what each process of a ring said and when, and what it holds then.
 
-use super::bars::Bars;
 use super::log::{Line, lines};
 use super::ring::Logged;
+use crate::bars::Bars;
 use serde_json::{Value, json};
 
 /// Prints each process's timeline; sets `ready`, from the first exec to the gateway's word.

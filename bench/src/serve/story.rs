@@ -10,10 +10,10 @@
 //! engine thread holds the first token, after its wake-up and the copy of what was made. The
 //! exposed handoff counts from the former, on a CPU from the latter.
 
-use super::bars::Bars;
 use super::client::{Ask, Client, Sample};
 use super::log::{Line, clock_us, lines};
 use super::ring::Logged;
+use crate::bars::Bars;
 use crate::numbers::{Random, median};
 use anyhow::{Context, bail, ensure};
 use clap::Args;

@@ -2,12 +2,12 @@
 //!
 //! Two kinds of work: products of 8,192 rows, as prefill has them, bound by arithmetic; and one of
 //! 8 rows with a vocabulary's weights, as decode has them, bound by memory. All within one process:
-//! the copies are the same, and on one GPU two processes would take turns.
+//! the copies are the same, and on one GPU two processes would take turns. Each is timed alone
+//! before every way of shipping, since clocks drift.
 
-use super::case::{CASES, MOVED};
-use super::{Gpus, case::Case};
+use super::Gpus;
+use super::case::{Case, MOVED, WHOLE, case};
 use crate::numbers::median;
-use anyhow::Context;
 use kernels::cuda::ship::{Copier, Kernel, Shipper, Target};
 use kernels::cuda::{Cuda, CudaMatrix, CudaShape, CudaTensor, Device, Heads, PagePool};
 use kernels::ops::{HostMatrix, Linear, Ops, Weights};
@@ -82,14 +82,13 @@ impl Work {
 
 /// Measures, prints a table, and returns it as a record.
 pub fn run(gpus: Gpus) -> anyhow::Result<Value> {
-    let case = CASES.get(2).context("no such case")?;
+    let case = case(WHOLE)?;
     let source = case.pool(&Device::open(gpus.source)?, 1)?;
     let mut ends = vec![("where pages leave", Work::both(source.device(), case)?)];
     let target = if gpus.source == gpus.target {
         Arc::clone(&source)
     } else {
         let device = Device::open(gpus.target)?;
-        source.device().enable_peer(&device)?;
         ends.push(("where pages arrive", Work::both(&device, case)?));
         case.pool(&device, 2)?
     };
@@ -99,16 +98,18 @@ pub fn run(gpus: Gpus) -> anyhow::Result<Value> {
     let mut rows = vec![];
     for (end, works) in &mut ends {
         for work in works {
-            let alone = work.seconds()?;
-            println!("| {} | {end} | nothing | {:.1} | 1 | |", work.name, alone * 1e6);
             for copier in COPIERS {
+                let alone = work.seconds()?;
                 let (time, rate) = beside(work, (&source, &target), copier)?;
-                let ratio = time / alone;
-                let us = time * 1e6;
-                let name = work.name;
-                println!("| {name} | {end} | {copier:?} | {us:.1} | {ratio:.3} | {rate:.0} |");
-                let by = format!("{copier:?}");
-                rows.push(json!({"work": name, "gpu": end, "by": by, "us": us, "of_alone": ratio, "gb_s": rate}));
+                let (name, by) = (work.name, format!("{copier:?}"));
+                let ([alone, us], ratio) = ([alone, time].map(|s| s * 1e6), time / alone);
+                println!(
+                    "| {name} | {end} | {by} | {alone:.1} | {us:.1} | {ratio:.3} | {rate:.0} |"
+                );
+                rows.push(json!({
+                    "work": name, "gpu": end, "by": by, "us_alone": alone, "us": us,
+                    "of_alone": ratio, "gb_s": rate,
+                }));
             }
         }
     }

@@ -14,8 +14,9 @@ use crate::pair::pool::scattered;
 pub const MOVED: u32 = 256;
 /// Pages that puts are drawn from, at both ends.
 const DRAWN: u32 = 2 * MOVED;
-/// Behind them as many as a put has, in order: where pages are gathered.
-const POOL: u32 = DRAWN + MOVED;
+/// Behind them as many as a put has, in order, where pages are gathered, and one of other bytes.
+const SPOILED: u32 = DRAWN + MOVED;
+const POOL: u32 = SPOILED + 1;
 
 /// Pages of a model, or a part of each.
 pub struct Case {
@@ -27,9 +28,12 @@ pub struct Case {
     moved: Range<u32>,
 }
 
-pub const CASES: [Case; 4] = [
+pub const CASES: [Case; 7] = [
     Case { name: "1 layer, 64 KiB a page", row: None, layers: 1, moved: 0..1 },
     Case { name: "one layer of 28 of Qwen3-0.6B", row: None, layers: 28, moved: 13..14 },
+    Case { name: "4 layers of 28", row: None, layers: 28, moved: 21..25 },
+    Case { name: "7 layers of 28", row: None, layers: 28, moved: 14..21 },
+    Case { name: "14 layers of 28", row: None, layers: 28, moved: 0..14 },
     Case {
         name: "Qwen3-0.6B, 1.75 MiB a page",
         row: Some("ship-4096-qwen3-0.6b"),
@@ -43,6 +47,9 @@ pub const CASES: [Case; 4] = [
         moved: 0..36,
     },
 ];
+
+/// The whole pages of Qwen3-0.6B.
+pub const WHOLE: usize = 5;
 
 /// The case of this number.
 pub fn case(number: usize) -> anyhow::Result<&'static Case> {
@@ -79,10 +86,11 @@ impl Case {
         }
     }
 
-    /// A pool on `device`, its pages filled but for those where pages are gathered.
+    /// A pool on `device`, its pages filled but for those where pages are gathered. Pools of
+    /// different seeds differ in every word.
     pub fn pool(&self, device: &Device, seed: u64) -> anyhow::Result<Arc<PagePool>> {
         let pool = PagePool::new(device, self.shape(), POOL)?;
-        for page in 0..DRAWN {
+        for page in (0..DRAWN).chain([SPOILED]) {
             let word =
                 |at: u64| (at ^ seed ^ u64::from(page) << 32).wrapping_mul(0x9E37_79B9_7F4A_7C15);
             let bytes: Vec<u8> =
@@ -104,7 +112,12 @@ pub fn pairs(run: u32) -> Vec<(PageId, PageId)> {
 
 /// Where pages are gathered: the last ones, in order, at both ends.
 pub fn gathered() -> impl Iterator<Item = u32> {
-    DRAWN..POOL
+    DRAWN..SPOILED
+}
+
+/// Pairs that put other bytes where those of `pairs` land, within the target's pool.
+pub fn spoil(pairs: &[(PageId, PageId)]) -> Vec<(u32, u32)> {
+    pairs.iter().map(|(_, target)| (SPOILED, target.get())).collect()
 }
 
 /// A sum of the bytes of each of these pages.

@@ -12,12 +12,12 @@ mod send;
 
 pub use send::send;
 
+use crate::bars::{Bars, Scope};
 use crate::numbers::median;
 use crate::pair::peer::Job;
 use crate::pair::{Control, Other, join_as_target};
-use crate::serve::bars::{Bars, Scope};
 use anyhow::{Context, ensure};
-use case::{CASES, Case, digests, gathered, pairs};
+use case::{CASES, Case, digests, gathered, pairs, spoil};
 use clap::Args;
 use kernels::cuda::ship::{Copier, Kernel, PAIRS, Shipper, Target};
 use kernels::cuda::{Device, PagePool, nvml};
@@ -128,7 +128,7 @@ impl fmt::Display for Way {
     }
 }
 
-/// What is served: by default what the servers do.
+/// What the bar is of: how whole pages are shipped that a request waits for.
 const SERVED: Way = Way::Blocks(kv_transfer::cuda_ipc::BLOCKS);
 
 /// One line of the table.
@@ -212,25 +212,28 @@ impl Transfer {
         for (name, seconds) in ["the link, copy engine", "the link, all blocks"].iter().zip(raw) {
             add(format!("{name}, in order"), rate(seconds), None);
         }
-        let scatter = Scatter::new(&pool)?;
+        let own = Own::new(&pool)?;
         for way in Way::all(case) {
             let ends = (ucx_folder(), TcpConfig::default());
             let ends = (ends.0.as_deref(), ends.1);
             let targets = way.choice().device_targets(&pool, case.geometry(), ends)?;
             let session = join_as_target(&targets, control)?;
+            let pairs = pairs(way.run());
+            own.ship(&spoil(&pairs))?;
+            control.send(b"go")?;
             let [mut stream, p50, p99] = words(control)?.map(f64::from_bits);
             let mut single = [p50, p99];
             if way == Way::UcxGathered {
-                let seconds = scatter.seconds()?;
+                let seconds = own.scatter_seconds()?;
                 stream += seconds * STREAM as f64;
                 single = single.map(|put| put + seconds);
             }
             let of_stream = rate(stream / STREAM as f64);
             if let (SERVED, Some(row)) = (way, case.row) {
-                bars.set(row, of_stream / link);
+                bars.set(row, rate(p50) / link);
             }
             add(way.to_string(), of_stream, Some(single.map(|put| put * 1e6)));
-            let landed = pairs(way.run()).into_iter().map(|(_, target)| target);
+            let landed = pairs.into_iter().map(|(_, target)| target);
             let same = digests(&pool, landed, &case.bytes())? == control.receive_words()?;
             ensure!(same, "what landed by {way} is not what was sent");
             drop(session);
@@ -280,26 +283,31 @@ fn words<const N: usize>(control: &mut Control) -> anyhow::Result<[u64; N]> {
     words.try_into().map_err(|words| anyhow::anyhow!("{words:?} is not {N} words"))
 }
 
-/// Spreads gathered pages over a pool, after one put of all of them.
-struct Scatter(Shipper);
+/// Copies within the receiving pool, by all of its GPU.
+struct Own(Shipper);
 
-impl Scatter {
+impl Own {
     fn new(pool: &Arc<PagePool>) -> anyhow::Result<Self> {
         let kernel = Kernel::load(pool.device())?;
         Ok(Self(Shipper::new(kernel, Arc::clone(pool), Target::Own(Arc::clone(pool)))?))
     }
 
-    fn seconds(&self) -> anyhow::Result<f64> {
+    /// Whole pages; returns when they are there.
+    fn ship(&self, pairs: &[(u32, u32)]) -> anyhow::Result<()> {
+        for list in pairs.chunks(PAIRS) {
+            drop(self.0.ship(list, 0..self.0.page_bytes(), Copier::Blocks(ALL))?);
+        }
+        Ok(self.0.stream().synchronize()?)
+    }
+
+    /// Spreads gathered pages over the pool; the median time.
+    fn scatter_seconds(&self) -> anyhow::Result<f64> {
         let targets = pairs(1).into_iter().map(|(_, target)| target.get());
         let lists: Vec<_> = gathered().zip(targets).collect();
         let mut times = vec![];
         for _ in 0..20 {
             let start = Instant::now();
-            let page_bytes = self.0.page_bytes();
-            for list in lists.chunks(PAIRS) {
-                drop(self.0.ship(list, 0..page_bytes, Copier::Blocks(ALL))?);
-            }
-            self.0.stream().synchronize()?;
+            self.ship(&lists)?;
             times.push(start.elapsed().as_secs_f64());
         }
         Ok(median(times))

@@ -36,6 +36,8 @@ pub fn send(gpus: Gpus, number: usize, mut control: Control) -> anyhow::Result<(
             }
         };
         let link = join_as_source(&sources, &mut control)?;
+        // The parent has put other bytes where these will land.
+        control.receive()?;
         let figures = Drive::new(way, link, case, &pool)?.figures(way)?;
         control.send_words(figures.map(f64::to_bits))?;
         let sent = pairs(way.run()).into_iter().map(|(source, _)| source);
@@ -55,7 +57,6 @@ fn link_seconds(gpus: Gpus, case: &Case, pool: &Arc<PagePool>) -> anyhow::Result
         Arc::clone(pool)
     } else {
         let device = Device::open(gpus.target)?;
-        pool.device().enable_peer(&device)?;
         case.pool(&device, 3)?
     };
     let pairs: Vec<_> = (0..MOVED).map(|page| (page, page + MOVED)).collect();

@@ -14,14 +14,15 @@
 //! write; weights, tables and the batch itself were there before a step's first kernel.
 //!
 //! Pages leave beside it: [`ship`] copies them between pools on a [`stream`] of its own, also into
-//! a pool of another process ([`ipc`]), of whose end [`nvml`] knows; [`staging`] takes them through
-//! the host.
+//! a pool of another process ([`ipc`]), of whose end [`nvml`] knows, or on another GPU ([`peer`]);
+//! [`staging`] takes them through the host.
 
 pub mod compile;
 pub mod device;
 pub mod ipc;
 pub mod nvml;
 pub mod pages;
+pub mod peer;
 pub mod ship;
 pub mod staging;
 pub mod stream;

@@ -46,8 +46,8 @@ struct Nvml {
     by_uuid: ByUuid,
     /// Processes with contexts, and clients of MPS, which are on a list of their own.
     lists: [Processes; 2],
-    p2p_status: P2pStatus,
-    link_state: LinkState,
+    /// How GPUs are linked; absent where the library does not say.
+    links: Option<(P2pStatus, LinkState)>,
     /// Keeps the functions.
     #[expect(dead_code, reason = "held for the functions")]
     library: Library,
@@ -81,13 +81,12 @@ impl Nvml {
         ];
         // SAFETY: as above.
         let p2p_status = unsafe { library.get::<P2pStatus>(b"nvmlDeviceGetP2PStatus\0") };
-        let p2p_status = *p2p_status.map_err(missing)?;
         // SAFETY: as above.
         let link_state = unsafe { library.get::<LinkState>(b"nvmlDeviceGetNvLinkState\0") };
-        let link_state = *link_state.map_err(missing)?;
+        let links = p2p_status.ok().zip(link_state.ok()).map(|(p2p, state)| (*p2p, *state));
         // SAFETY: it takes nothing; it may be called at any time.
         match unsafe { init() } {
-            SUCCESS => Ok(Self { by_uuid, lists, p2p_status, link_state, library }),
+            SUCCESS => Ok(Self { by_uuid, lists, links, library }),
             code => Err(failed("starting", code)),
         }
     }
@@ -154,12 +153,12 @@ pub fn computes(uuid: &[u8; 16], pid: u32) -> Result<bool, String> {
     }
 }
 
-/// How many NVLinks a GPU of this process' machine has up, and whether by them it reaches another.
+/// A GPU's NVLinks, as seen towards another GPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NvLinks {
     /// Links that are up, to whatever.
     pub up: u32,
-    /// Whether the driver takes them to that other GPU.
+    /// Whether they lead to that other GPU.
     pub reach: bool,
 }
 
@@ -175,17 +174,18 @@ pub fn nvlinks(from: &[u8; 16], to: &[u8; 16]) -> Result<NvLinks, String> {
     const LINKS: c_uint = 18;
     const UP: c_uint = 1;
     let nvml = nvml()?;
+    let (p2p_status, link_state) = nvml.links.ok_or("NVML does not say how GPUs are linked")?;
     let (from, to) = (nvml.device(from)?, nvml.device(to)?);
     let mut status = -1;
     // SAFETY: both handles are NVML's, the place is ours.
-    let code = unsafe { (nvml.p2p_status)(from, to, BY_NVLINK, &raw mut status) };
+    let code = unsafe { p2p_status(from, to, BY_NVLINK, &raw mut status) };
     if code != SUCCESS {
         return Err(failed("asking how two GPUs are linked", code));
     }
     let is_up = |&link: &c_uint| {
         let mut state = 0;
         // SAFETY: as above. A link that is not there is an error code.
-        let code = unsafe { (nvml.link_state)(from, link, &raw mut state) };
+        let code = unsafe { link_state(from, link, &raw mut state) };
         code == SUCCESS && state == UP
     };
     Ok(NvLinks { up: (0..LINKS).filter(is_up).count() as u32, reach: status == OK })

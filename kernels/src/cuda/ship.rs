@@ -54,8 +54,7 @@ pub enum Copier {
 
 /// Where pages are shipped to.
 pub enum Target {
-    /// A pool of this process, on the same GPU or on one whose memory it may write
-    /// ([`Device::enable_peer`]).
+    /// A pool of this process, on the same GPU or on a peer.
     Own(Arc<PagePool>),
     /// A pool of another process, with so many pages.
     Mapped(MappedPool, u32),
@@ -80,7 +79,7 @@ impl Shipper {
     ///
     /// # Errors
     /// [`OpError::Device`] if the target is too small for its pages, a page is no multiple of 16
-    /// bytes, or a stream cannot be made.
+    /// bytes, the target is on a GPU that is no peer, or a stream cannot be made.
     pub fn new(kernel: Kernel, source: Arc<PagePool>, target: Target) -> Result<Self, OpError> {
         let page_bytes = source.page_bytes();
         let refused = |what: String| Err(OpError::Device(format!("shipping pages: {what}")));
@@ -97,6 +96,9 @@ impl Shipper {
                     let bytes = pool.len();
                     return refused(format!("{pages} pages do not fit the {bytes} bytes mapped"));
                 }
+            }
+            Target::Own(pool) if pool.device().uuid()? != source.device().uuid()? => {
+                source.device().enable_peer(pool.device())?;
             }
             Target::Own(_) => {}
         }
@@ -212,7 +214,9 @@ impl Shipper {
             .map_err(|e| failed("shipping pages", e))
     }
 
-    /// Writes `bytes` at `at` of the target's margin; whether they were there after `limit`.
+    /// Writes `bytes` at the end of the source's margin, and from there at `at` of the target's by
+    /// a copy as [`Copier::Engines`] makes them; whether they were there after `limit`. One at a
+    /// time from one source.
     ///
     /// # Errors
     /// [`OpError::Device`].
@@ -225,10 +229,19 @@ impl Shipper {
         let page_bytes = self.source.page_bytes();
         let start = self.target_at() + (self.target_pages() as usize * page_bytes + at) as u64;
         self.stream.device().bind()?;
-        // SAFETY: the range is in the target's margin, as `new` checked for a mapping; `bytes` is
-        // pageable, which the driver copies to its own before the call returns.
-        unsafe { result::memcpy_htod_async(start, bytes, self.stream.handle()) }
-            .map_err(|e| failed("copying to the target's margin", e))?;
+        let at_end = PagePool::MARGIN - bytes.len();
+        let staged =
+            self.source.address() + (self.source.pages() as usize * page_bytes + at_end) as u64;
+        // SAFETY: the ranges are in the source's margin and in the target's, as `new` checked for a
+        // mapping; `bytes` is pageable, which the driver copies to its own before the call returns.
+        // Both pools are held until drop has waited for the stream.
+        unsafe {
+            result::memcpy_htod_async(staged, bytes, self.stream.handle())
+                .and_then(|()| {
+                    result::memcpy_dtod_async(start, staged, bytes.len(), self.stream.handle())
+                })
+                .map_err(|e| failed("copying to the target's margin", e))?;
+        }
         self.stream.settle(limit)
     }
 }
@@ -244,7 +257,7 @@ impl Drop for Shipper {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cuda::ipc::Reach;
+    use crate::cuda::peer::Reach;
     use crate::ops::KvShape;
     use crate::parity::Random;
 

@@ -4,7 +4,7 @@ use super::Copiers;
 use crate::queue::{Limit, Next, Number, Piece, Queue};
 use crate::{Event, Kind, Link, OpId, PutOp, TransferError};
 use kernels::cuda::device::GPU_LOST;
-use kernels::cuda::ship::{PAIRS, Shipper};
+use kernels::cuda::ship::{Copier, PAIRS, Shipper};
 use kernels::cuda::stream::Mark;
 use kernels::ops::OpError;
 use std::collections::VecDeque;
@@ -12,14 +12,15 @@ use std::ops::Range;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-/// Bytes of a launch, about: a few milliseconds over the slowest of buses, so that closing is soon
-/// done and, under MPS, no launch comes near the 10 ms that a peer's death is survived within.
-const LAUNCH_BYTES: usize = 64 << 20;
+/// Bytes of a launch, or of the copies with one mark behind them, about: some milliseconds over the
+/// slowest of buses, so that closing is soon done and, under MPS, no launch comes near the 10 ms
+/// that a peer's death is survived within. Each launch has an end at which the link is not full.
+const LAUNCH_BYTES: usize = 128 << 20;
 /// Launches that may be on their way; enough that the stream never runs dry between two looks.
 const FLYING: usize = 4;
 /// A list names pages, so a piece lies in one.
 const LIMIT: Limit = Limit { bytes: usize::MAX, across_pages: false };
-/// Parts of a page of at least so many bytes are worth a copy engine's call, which takes 3 µs.
+/// Parts of a page of at least so many bytes are worth a copy engine's call.
 const ENGINES_FROM: usize = 256 << 10;
 /// Longest time without sleeping, enough for 16 MiB, and the sleep between two looks after it.
 const SPIN: Duration = Duration::from_micros(100);
@@ -32,8 +33,8 @@ const CLOSE_LIMIT: Duration = Duration::from_secs(5);
 struct Batch {
     pairs: Vec<(u32, u32)>,
     bytes: Range<usize>,
-    /// Whether the step that makes them may still run.
-    early: bool,
+    /// What later parts of the same puts wait for, if there are any.
+    later: Option<Arc<Mark>>,
     /// One entry a piece, as the queue counts.
     numbers: Vec<Number>,
 }
@@ -62,15 +63,22 @@ fn broken(error: OpError) -> TransferError {
 }
 
 impl Batch {
-    /// Whether `piece` can be in the same launch.
-    fn takes(&self, page_bytes: usize, piece: &Piece) -> bool {
+    /// Whether `piece`, of whose put later parts wait for `later`, can be in the same launch.
+    fn takes(&self, page_bytes: usize, piece: &Piece, later: Option<&Arc<Mark>>) -> bool {
         let start = piece.source % page_bytes;
         let room = PAIRS.min((LAUNCH_BYTES / piece.len).max(1));
+        let alike = self.later.as_ref().map(Arc::as_ptr) == later.map(Arc::as_ptr);
         self.pairs.is_empty()
-            || (self.bytes == (start..start + piece.len) && self.pairs.len() < room)
+            || (self.bytes == (start..start + piece.len) && alike && self.pairs.len() < room)
     }
 
-    fn add(&mut self, page_bytes: usize, number: Number, piece: &Piece) {
+    fn add(
+        &mut self,
+        page_bytes: usize,
+        (number, piece): (Number, &Piece),
+        later: Option<Arc<Mark>>,
+    ) {
+        self.later = later;
         let page = |at: usize| u32::try_from(at / page_bytes).expect("checked against the pool");
         let start = piece.source % page_bytes;
         self.bytes = start..start + piece.len;
@@ -95,11 +103,11 @@ impl ShipLink {
         let mut batch = Batch::default();
         while self.flying.len() < FLYING {
             match self.queue.next_ahead(LIMIT) {
-                Some((Next::Piece(number, piece), after)) => {
-                    if !batch.takes(page_bytes, &piece) {
+                Some((Next::Piece(number, piece), ahead)) => {
+                    let (after, later) = ahead.map_or((None, None), |a| (Some(a.after), a.last));
+                    if !batch.takes(page_bytes, &piece, later.as_ref()) {
                         self.launch_batch(std::mem::take(&mut batch))?;
                     }
-                    let early = after.is_some();
                     if let Some(mark) = after
                         && !self.after.as_ref().is_some_and(|last| Arc::ptr_eq(last, &mark))
                     {
@@ -107,8 +115,7 @@ impl ShipLink {
                         self.shipper.stream().wait_for(&mark).map_err(broken)?;
                         self.after = Some(mark);
                     }
-                    batch.add(page_bytes, number, &piece);
-                    batch.early = early;
+                    batch.add(page_bytes, (number, &piece), later);
                 }
                 Some((Next::Flush(number), _)) => {
                     self.launch_batch(std::mem::take(&mut batch))?;
@@ -131,14 +138,21 @@ impl ShipLink {
         if !*live {
             return Err(TransferError::broken("the target revoked this session"));
         }
-        let copier = match batch.early && batch.bytes.len() >= ENGINES_FROM {
-            true => self.copiers.beside,
-            false => self.copiers.alone,
-        };
+        let copier = self.copier(&batch)?;
         let mark = self.shipper.ship(&batch.pairs, batch.bytes, copier).map_err(broken)?;
         drop(live);
         self.flying.push_back(Flying { mark, numbers: batch.numbers });
         Ok(())
+    }
+
+    /// What copies `batch`: while the last of its puts is still computed nobody waits for it.
+    fn copier(&self, batch: &Batch) -> Result<Copier, TransferError> {
+        let large = batch.bytes.len() >= ENGINES_FROM;
+        let beside = match &batch.later {
+            Some(later) if large => !later.reached().map_err(broken)?,
+            _ => false,
+        };
+        Ok(if beside { self.copiers.beside } else { self.copiers.alone })
     }
 
     /// Takes launches that are done; whether there was any.

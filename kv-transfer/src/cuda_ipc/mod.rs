@@ -1,23 +1,23 @@
-//! CUDA IPC: the source's kernels store straight into the target's pool in device memory, on one
-//! GPU or between peers of one host.
+//! CUDA IPC: the source's kernels and copy engines store straight into the target's pool in device
+//! memory, on one GPU or between peers of one host.
 //!
 //! 1. A target exports its pool, which is an allocation of its own, as a handle. The offer has the
 //!    handle, the GPU's UUID, the host's boot id, a probe slot in the pool's margin and a nonce.
 //! 2. The source maps the pool ([`kernels::cuda::ipc`]), leaves nonce and answer in the slot, and
 //!    says who it is; the target confirms by reading both there, and watches the process.
 //! 3. Puts are launches of one kernel ([`kernels::cuda::ship`]) on a stream of the link's own, a
-//!    list of pages each, of few blocks, so that a forward pass runs on beside them. A launch is
-//!    done when its mark is reached; a flush when all launches before it are. That is all a flush
-//!    needs: a kernel's end makes its stores visible to the whole system, and kernels that the
-//!    target starts after it heard of the flush see them.
+//!    list of pages each, of few blocks, so that a forward pass runs on beside them, or copies on
+//!    that stream. They are done when the mark behind them is reached; a flush when all before it
+//!    are. That is all a flush needs: the end of a kernel or of a copy makes its stores visible to
+//!    the whole system, and kernels that the target starts after it heard of the flush see them.
 //! 4. Closing waits for the stream and unmaps the pool, so that a dead peer's memory is free as
 //!    soon as its link is lost. The target cannot take a mapping back, so revoking gives
 //!    [`crate::Proof::ProcessEnd`], which for GPUs is more than the process' death.
 //!
 //! Parts of a put that a running forward pass still writes have a mark behind them: the stream
 //! waits for it, and no host. Others hold what they are to hold when the put is queued. Between
-//! GPUs large parts of the former go by copy engines: nobody waits for them yet, and they leave
-//! all multiprocessors to the pass.
+//! GPUs large parts whose put's last is still computed go by copy engines: nobody waits for them
+//! yet, and they leave all multiprocessors to the pass.
 //!
 //! No `unsafe` is here; all of it is in `kernels::cuda`.
 
@@ -42,16 +42,15 @@ pub const BLOCKS: u32 = 64;
 pub struct Copiers {
     /// Whatever a request may be waiting for.
     pub alone: Copier,
-    /// Large parts of pages whose step is still computed, beside which they go.
+    /// Large parts of pages whose later layers are still computed, beside which they go.
     pub beside: Copier,
 }
 
 impl Copiers {
-    /// Within one GPU the driver's copies are a kernel, too, and slower.
+    /// Within one GPU the driver's copies page by page are a fifth as fast.
     pub(crate) const SAME_GPU: Self = Self::all(Copier::Blocks(BLOCKS));
 
-    /// To another GPU: its copy engines leave the step alone, of which the kernel's blocks cost
-    /// 13 %.
+    /// To another GPU: copy engines leave the step alone, of which the kernel's blocks cost 7 %.
     const PEER: Self = Self { beside: Copier::Engines, ..Self::SAME_GPU };
 
     /// One for everything.

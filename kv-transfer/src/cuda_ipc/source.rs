@@ -7,10 +7,11 @@ use crate::offer::{Writer, random};
 use crate::queue::Queue;
 use crate::{Joined, Kind, Source, TransferError};
 use kernels::cuda::PagePool;
-use kernels::cuda::ipc::{MappedPool, Reach};
+use kernels::cuda::ipc::MappedPool;
+use kernels::cuda::peer::Reach;
 use kernels::cuda::ship::{Kernel, Shipper, Target};
 use shared::kv::KvGeometry;
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 /// Longest time that the probe of a join may take.
@@ -24,6 +25,8 @@ pub struct CudaIpcSource {
     uuid: [u8; 16],
     /// Absent: what suits the way to the target.
     copiers: Option<Copiers>,
+    /// Held while a probe is on its way: the pool's margin has one place for its word.
+    joining: Mutex<()>,
 }
 
 impl CudaIpcSource {
@@ -36,7 +39,14 @@ impl CudaIpcSource {
         check_pages(pool, &geometry)?;
         let kernel = Kernel::load(pool.device()).map_err(unavailable)?;
         let uuid = pool.device().uuid().map_err(unavailable)?;
-        Ok(Self { pool: Arc::clone(pool), geometry, kernel, uuid, copiers: None })
+        Ok(Self {
+            pool: Arc::clone(pool),
+            geometry,
+            kernel,
+            uuid,
+            copiers: None,
+            joining: Mutex::new(()),
+        })
     }
 
     /// The same, shipping by these.
@@ -57,7 +67,7 @@ impl Source for CudaIpcSource {
         same_host(Kind::CudaIpc, &terms.boot_id)?;
         let device = self.pool.device();
         let reach = device.reach(&terms.uuid).map_err(refused)?;
-        if reach == Reach::None {
+        if reach == Reach::Never {
             return Err(refused(reach));
         }
         let mapped = MappedPool::open(device, &terms.handle).map_err(refused)?;
@@ -68,7 +78,10 @@ impl Source for CudaIpcSource {
         let mut word = terms.nonce.to_le_bytes().to_vec();
         word.extend(answer);
         let at = terms.slot as usize * SLOT_BYTES;
-        if !shipper.leave_word(at, &word, PROBE_LIMIT).map_err(refused)? {
+        let joining = self.joining.lock().unwrap_or_else(PoisonError::into_inner);
+        let left = shipper.leave_word(at, &word, PROBE_LIMIT).map_err(refused)?;
+        drop(joining);
+        if !left {
             return Err(unavailable(format!("the join's probe took over {PROBE_LIMIT:?}")));
         }
         let own = ProcessName::own()

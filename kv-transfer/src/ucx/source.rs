@@ -11,7 +11,7 @@ use crate::queue::{Limit, Next, Number, Queue};
 use crate::{Event, Joined, Kind, Link, OpId, PutOp, Source, TransferError};
 use kernels::cuda::Device;
 use kernels::cuda::device::GPU_LOST;
-use kernels::cuda::ipc::Reach;
+use kernels::cuda::peer::Reach;
 use kernels::ops::OpError;
 use shared::kv::KvGeometry;
 use std::sync::{Mutex, PoisonError};
@@ -87,7 +87,7 @@ impl Source for UcxSource {
         }
         if let Some(device) = device {
             let reach = device.reach(&terms.uuid).map_err(|e| broken(&e))?;
-            if matches!(reach, Reach::None | Reach::Unseen) {
+            if matches!(reach, Reach::Never | Reach::Unseen) {
                 return Err(refused(reach.to_string()));
             }
         }

@@ -8,10 +8,12 @@
 use crate::pair::{GEOMETRY, Pool, SOURCE_PAGES, TARGET_PAGES};
 use crate::same_body::{LIMIT, drive, put};
 use kernels::cuda::Device;
+use kernels::cuda::ship::Copier;
+use kv_transfer::cuda_ipc::{Copiers, CudaIpcSource};
 use kv_transfer::select::Choice;
 use kv_transfer::tcp::TcpConfig;
 use kv_transfer::{
-    Event, Link, OpId, Proof, PushConfig, Pusher, Session, Sources, Targets, TransferError,
+    Event, Kind, Link, OpId, Proof, PushConfig, Pusher, Session, Sources, Targets, TransferError,
     WriterProcess, land,
 };
 use rustix::process::{Pid, Signal, kill_process};
@@ -113,9 +115,9 @@ fn ucx() -> Option<PathBuf> {
 }
 
 /// A transport by its name, and whether it is for pools in device memory: `ucx` is for others,
-/// `ucx-cuda` is not.
+/// `ucx-cuda` is not; `cuda_ipc-engines` copies by copy engines alone.
 fn parse(way: &str) -> (Choice, bool) {
-    let name = way.strip_suffix("-cuda").unwrap_or(way);
+    let name = way.split('-').next().unwrap();
     (name.parse().unwrap(), name != way || name == "cuda_ipc")
 }
 
@@ -147,6 +149,11 @@ fn sources(way: &str) -> (Arc<Pool>, Sources) {
     if on_device {
         let (pool, memory) = Pool::on(&gpu(0), SOURCE_PAGES);
         pool.fill(1);
+        if way.ends_with("-engines") {
+            let source = CudaIpcSource::new(&memory, GEOMETRY).unwrap();
+            let source = Box::new(source.by(Copiers::all(Copier::Engines)));
+            return (pool, Sources::new(vec![(Kind::CudaIpc, Ok(source))]));
+        }
         let sources = choice.device_sources(&memory, GEOMETRY, ucx().as_deref()).unwrap();
         return (pool, sources);
     }
@@ -328,6 +335,12 @@ fn tcp_writer_killed_in_mid_write() {
 #[ignore = "needs a GPU"]
 fn cuda_ipc_writer_killed_in_mid_write() {
     writer_killed("cuda_ipc");
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn cuda_ipc_writer_by_engines_killed_in_mid_write() {
+    writer_killed("cuda_ipc-engines");
 }
 
 #[test]

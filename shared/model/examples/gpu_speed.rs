@@ -53,7 +53,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         threads: None,
         decode_rows: 256,
         step_tokens: 32_768,
-        parts: 16,
+        parts: None,
     };
     let mut engine = CudaEngine::load(&device, &checkpoint, &config, &mut |_, _| {})?;
     println!("{}: loaded in {:.2} s", device.name(), begun.elapsed().as_secs_f64());

@@ -65,8 +65,9 @@ pub struct CudaConfig {
     /// Tokens of a step that room is made for at once; a larger one makes more.
     pub step_tokens: usize,
     /// Most parts that a step's layers are complete in, at least 1: what is left to be shipped
-    /// after a step's end is the last.
-    pub parts: usize,
+    /// after a step's end is the last. Absent: one for a step that makes little of each sequence,
+    /// else as many as there are halves.
+    pub parts: Option<usize>,
 }
 
 /// Pages in device memory, as [`PageStore`] for transports that go through the host.
@@ -133,8 +134,8 @@ pub struct CudaEngine {
     launched: VecDeque<Launched>,
     /// Of the step launched last.
     parts: Vec<StepPart>,
-    /// Most of them.
-    parts_max: usize,
+    /// Most of them, if that was asked for.
+    parts_max: Option<usize>,
     /// Which of the drawn tokens is that of each row of the step launched last.
     last: Vec<Option<u32>>,
     /// Room for results that no launched step has.
@@ -262,7 +263,7 @@ impl CudaEngine {
         let longest = flat.segments.iter().map(|segment| segment.len).max().unwrap_or(0);
         let geometry = &self.kv.geometry;
         let bytes = longest * geometry.page_bytes() / geometry.page_tokens as usize;
-        let parts_max = if bytes < PARTS_FROM { 1 } else { self.parts_max };
+        let parts_max = self.parts_max.unwrap_or(if bytes < PARTS_FROM { 1 } else { usize::MAX });
         let batch = self.cuda.step(flat, draws)?;
         let (pass, scratch) = (Pass { batch: &batch, step, pages: &self.pages }, &mut self.scratch);
         let (parts, layers) = (&mut self.parts, self.model.layers.len());

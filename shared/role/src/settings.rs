@@ -108,9 +108,9 @@ settings! {
     decode: StringList,
     /// Prefill: most prompt tokens of a step [default: 512; on a GPU 8192].
     chunked_prefill_size: u32,
-    /// Prefill, on a GPU: most groups of layers that a long chunk's pages are shipped in while
-    /// later layers are computed; 1 ships them all behind the last [default: 16, so that one layer
-    /// is the last].
+    /// Prefill, on a GPU: most groups of layers that a chunk's pages are shipped in while later
+    /// layers are computed, each half of what is left; 1 ships them all behind the last [default: 1
+    /// for short chunks, else until one layer is left].
     layer_groups: usize,
     /// Prefill: requests that may wait [default: 4096].
     max_queued: usize,
@@ -273,7 +273,7 @@ pub struct Config {
     pub drain: Duration,
     pub decode: Vec<String>,
     pub chunk_tokens: u32,
-    pub layer_groups: usize,
+    pub layer_groups: Option<usize>,
     pub max_queued: usize,
     pub policy: PrefillPolicy,
     pub batch_max: usize,
@@ -372,7 +372,7 @@ impl Settings {
             decode: self.decode.unwrap_or_default().0,
             chunk_tokens: at_least_one("chunked_prefill_size", self.chunked_prefill_size)?
                 .unwrap_or(chunk_tokens),
-            layer_groups: at_least_one("layer_groups", self.layer_groups)?.unwrap_or(16),
+            layer_groups: at_least_one("layer_groups", self.layer_groups)?,
             max_queued: at_least_one("max_queued", self.max_queued)?.unwrap_or(4096),
             policy: parse("schedule_policy", self.schedule_policy)?.unwrap_or(PrefillPolicy::Lpm),
             batch_max: at_least_one("max_running_requests", self.max_running_requests)?

@@ -3,7 +3,7 @@
 use super::Finding;
 use super::config::Files;
 use kernels::cuda::device::{is_present, missing_libraries};
-use kernels::cuda::ipc::Reach;
+use kernels::cuda::peer::Reach;
 use kernels::cuda::{Device, nvml};
 use kv_transfer::select::Choice;
 use kv_transfer::ucx::Ucx;

@@ -22,7 +22,7 @@ fn engine_of(path: &Path, pages: u32, decode_rows: usize) -> CudaEngine {
     let pool = PoolSize { fraction: 0.9, pages_max: Some(pages) };
     let (page_tokens, threads) = (16, None);
     let config =
-        CudaConfig { pool, page_tokens, threads, decode_rows, step_tokens: 256, parts: 16 };
+        CudaConfig { pool, page_tokens, threads, decode_rows, step_tokens: 256, parts: None };
     let device = Device::open(0).unwrap();
     CudaEngine::load(&device, &checkpoint, &config, &mut |_, _| {}).unwrap()
 }
