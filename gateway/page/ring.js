@@ -3,13 +3,12 @@
 
 import { count, rate, say, svg } from "./dom.js";
 
-const WIDTH = 960;
 const CARD = 244;
-const COLUMN = { gateway: 14, prefill: 318, decode: 672 };
 const GATEWAY_WIDTH = 208;
-const BUS = WIDTH - 14;
-const TOP = 14;
-const BOTTOM = 34;
+const EDGE = 14;
+/** Of the way that tokens take back, below the cards. */
+const FOOT = 34;
+const BEND = 8;
 /** More servers of a role than this have small cards. */
 const LARGE_MAX = 4;
 /** Links of more pairs than this are drawn once they are used. */
@@ -21,6 +20,7 @@ const FLIGHT_MS = [500, 1600];
 
 const STATES = { joined: "up", joining: "joining", draining: "draining", lost: "lost" };
 const calm = matchMedia("(prefers-reduced-motion: reduce)");
+const narrow = matchMedia("(max-width: 640px)");
 
 /** A bar of pages: in use, and those in quarantine. */
 class Pages {
@@ -91,10 +91,53 @@ class Link {
   }
 }
 
-const bend = ([x1, y1], [x2, y2]) => {
-  const half = (x1 + x2) / 2;
-  return `M${x1},${y1}C${half},${y1} ${half},${y2} ${x2},${y2}`;
-};
+/** Height of a card, and of its place. */
+const sizes = (large) => (large ? [88, 104] : [46, 56]);
+
+/** Roles beside each other, curves between them, and tokens go back below. */
+function beside(now, large) {
+  const [size, step] = sizes(large);
+  const width = 960;
+  const body = Math.max(Math.max(now.prefill.length, now.decode.length) * step, 120);
+  const [height, bus] = [EDGE + body + FOOT, width - EDGE];
+  const foot = height - EDGE;
+  const column = (role, x) => now[role].map((_, at) =>
+    new Card(x, EDGE + (body - now[role].length * step) / 2 + at * step + (step - size) / 2, CARD, large));
+  const gateway = new Card(EDGE, EDGE + (body - 88) / 2, GATEWAY_WIDTH, true);
+  const cards = { prefill: column("prefill", 318), decode: column("decode", 672) };
+  const middle = gateway.x + gateway.width / 2;
+  const between = (from, to) => {
+    const [[x1, y1], [x2, y2]] = [from.exit, to.entry];
+    const half = (x1 + x2) / 2;
+    return `M${x1},${y1}C${half},${y1} ${half},${y2} ${x2},${y2}`;
+  };
+  const back = `V${foot - BEND}Q${bus},${foot} ${bus - BEND},${foot}H${middle + BEND}`
+    + `Q${middle},${foot} ${middle},${foot - BEND}V${gateway.y + gateway.height}`;
+  return { width, height, bus, gateway, ...cards, between, back, turn: BEND, far: cards.decode[0] };
+}
+
+/** Roles below each other, each a little to the right of the last, and tokens go back beside them. */
+function below(now, large) {
+  const [size, step] = sizes(large);
+  const [width, indent] = [400, 56];
+  const bus = width - EDGE;
+  const gateway = new Card(EDGE, EDGE, GATEWAY_WIDTH, true);
+  let y = gateway.y + gateway.height + step - size;
+  const column = (role, x) => now[role].map(() => {
+    const card = new Card(x, y, CARD, large);
+    y += step;
+    return card;
+  });
+  const cards = { prefill: column("prefill", EDGE + indent), decode: column("decode", EDGE + 2 * indent) };
+  const between = (from, to) => {
+    const [x1, [x2, y2]] = [from.x + indent / 2, to.entry];
+    return `M${x1},${from.y + from.height}V${y2 - BEND}Q${x1},${y2} ${x1 + BEND},${y2}H${x2}`;
+  };
+  const [x, top] = gateway.exit;
+  const back = `V${top + BEND}Q${bus},${top} ${bus - BEND},${top}H${x}`;
+  return { width, height: y - step + size + EDGE, bus, gateway, ...cards, between, back,
+    turn: -BEND, far: cards.decode.at(-1) };
+}
 
 export class Ring {
   #shape = "";
@@ -107,7 +150,7 @@ export class Ring {
 
   /** Shows a snapshot. */
   show(now) {
-    const shape = `${now.prefill.length} ${now.decode.length}`;
+    const shape = `${now.prefill.length} ${now.decode.length} ${narrow.matches}`;
     if (shape !== this.#shape) this.#build(now);
     this.#shape = shape;
     const before = this.#before?.epoch === now.epoch ? this.#before : null;
@@ -133,34 +176,23 @@ export class Ring {
   }
 
   #build(now) {
-    const rows = Math.max(now.prefill.length, now.decode.length, 1);
-    const large = rows <= LARGE_MAX;
-    const step = large ? 104 : 56;
-    const body = Math.max(rows * step, 120);
-    const height = TOP + body + BOTTOM;
-    const column = (role) => now[role].map((_, at) => {
-      const offset = (body - now[role].length * step) / 2 + at * step + (step - (large ? 88 : 46)) / 2;
-      return new Card(COLUMN[role], TOP + offset, CARD, large);
-    });
-    this.cards = { prefill: column("prefill"), decode: column("decode") };
-    this.gateway = new Card(COLUMN.gateway, TOP + (body - 88) / 2, GATEWAY_WIDTH, true);
-    const [foot, middle] = [height - 14, COLUMN.gateway + GATEWAY_WIDTH / 2];
-    this.requests = this.cards.prefill.map(
-      (card) => new Link(bend(this.gateway.exit, card.entry), "request"));
-    const trunk = `V${foot - 8}Q${BUS},${foot} ${BUS - 8},${foot}H${middle + 8}`
-      + `Q${middle},${foot} ${middle},${foot - 8}V${this.gateway.y + 88}`;
-    this.tokens = this.cards.decode.map(({ exit: [x, y] }) => {
-      const own = `M${x},${y}H${BUS - 8}Q${BUS},${y} ${BUS},${y + 8}`;
-      return new Link(own + trunk, "token", own);
+    const large = Math.max(now.prefill.length, now.decode.length) <= LARGE_MAX;
+    const layout = (narrow.matches ? below : beside)(now, large);
+    const { width, height, bus, gateway, prefill, decode, between, back, turn, far } = layout;
+    [this.gateway, this.cards, this.between] = [gateway, { prefill, decode }, between];
+    this.requests = prefill.map((card) => new Link(between(gateway, card), "request"));
+    this.tokens = decode.map(({ exit: [x, y] }) => {
+      const own = `M${x},${y}H${bus - BEND}Q${bus},${y} ${bus},${y + turn}`;
+      return new Link(own + back, "token", own);
     });
     this.pages = new Map();
-    const first = this.cards.decode[0]?.exit[1] ?? TOP;
+    const start = far ? far.exit[1] + turn : EDGE;
     this.lines = svg("g", { "aria-hidden": "true" },
-      svg("path", { class: "link", d: `M${BUS},${first + 8}${trunk}` }),
+      svg("path", { class: "link", d: `M${bus},${start}${back}` }),
       [...this.requests, ...this.tokens].map((link) => link.element));
     this.dots = svg("g", { "aria-hidden": "true" });
-    const cards = [this.gateway, ...this.cards.prefill, ...this.cards.decode];
-    this.root.setAttribute("viewBox", `0 0 ${WIDTH} ${height}`);
+    const cards = [gateway, ...prefill, ...decode];
+    this.root.setAttribute("viewBox", `0 0 ${width} ${height}`);
     this.root.replaceChildren(this.lines, this.dots, ...cards.map((card) => card.element));
   }
 
@@ -201,8 +233,8 @@ export class Ring {
         if (!few && !used.has(name)) continue;
         let link = this.pages.get(name);
         if (!link) {
-          const ends = [this.cards.prefill[prefill].exit, this.cards.decode[decode].entry];
-          link = new Link(bend(...ends), "pages");
+          const ends = [this.cards.prefill[prefill], this.cards.decode[decode]];
+          link = new Link(this.between(...ends), "pages");
           this.pages.set(name, link);
           this.lines.append(link.element);
         }

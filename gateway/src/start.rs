@@ -15,8 +15,13 @@ use std::error::Error;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
+
+/// After the last connection: for servers to acknowledge what was cancelled, and for a collector to
+/// take the last traces.
+const FINISH_MAX: Duration = Duration::from_secs(5);
 
 /// Settings from a TOML file.
 ///
@@ -49,14 +54,17 @@ pub async fn run(
     let ring = Ring::start(fleet);
     let address = listener.local_addr()?;
     tracing::info!(listen = %address, model = model.served_name, "listening");
-    let app = App::new(ring, model, config.http, exposition, guard);
+    let app = Arc::new(App::new(ring, model, config.http, exposition, guard));
     let _ = listening.send(address); // nobody may be waiting
     let alive = tokio::spawn(notify::sign_of_life(None));
-    let cut = serve::serve(listener, Arc::new(app), shutdown.wait()).await;
-    alive.abort();
+    let cut = serve::serve(listener, Arc::clone(&app), shutdown.wait()).await;
     if cut > 0 {
         tracing::warn!(connections = cut, "the drain ran out of time; they were cut");
     }
+    if !app.ring.finish(FINISH_MAX).await {
+        tracing::warn!(within = ?FINISH_MAX, "not every last cancel or trace has arrived");
+    }
+    alive.abort();
     Ok(())
 }
 

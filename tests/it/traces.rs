@@ -4,6 +4,7 @@ use crate::http::post_with;
 use crate::plan::Plan;
 use crate::process::wait_for;
 use crate::ring::Ring;
+use rustix::process::Signal;
 use serde_json::{Value, json};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
@@ -106,6 +107,29 @@ fn a_clients_trace_goes_through_the_ring_and_back() {
     // The same story is in the gateway's log, in one line a request.
     let lines = ring.gateway.log().lines().filter(|line| line.contains(TRACE)).count();
     assert_eq!(lines, 4);
+}
+
+#[test]
+fn a_gateway_that_drains_leaves_no_trace_behind() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut ring = plan(&listener).start();
+    // The first is being posted, since nobody accepts it; the others wait.
+    (0..3).for_each(|_| drop(ask(&ring, "01")));
+    ring.gateway.signal(Signal::TERM);
+    wait_for("the drain", || ring.gateway.log().contains("draining").then_some(()));
+    spans(&listener, 6);
+    assert!(ring.gateway.exited().success());
+    assert!(!ring.gateway.log().contains("has arrived"), "{}", ring.gateway.log());
+}
+
+#[test]
+fn a_gateway_that_drains_does_not_wait_for_a_collector_for_ever() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut ring = plan(&listener).start();
+    (0..3).for_each(|_| drop(ask(&ring, "01")));
+    ring.gateway.signal(Signal::TERM);
+    assert!(ring.gateway.exited().success());
+    assert!(ring.gateway.log().contains("not every last cancel or trace has arrived"));
 }
 
 #[test]

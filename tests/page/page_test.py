@@ -305,6 +305,8 @@ class Looks(Case):
             self.check_calm()
             complaints += self.complaints()
             page.set_viewport_size({"width": 420, "height": 900})
+            page.wait_for_function("""() => [...document.querySelectorAll("#ring .card")]
+                .every((card) => card.getBoundingClientRect().right <= innerWidth)""")
             page.screenshot(path=SCREENSHOTS / f"{scheme}-narrow.png", full_page=True)
             wide = "() => document.documentElement.scrollWidth - document.documentElement.clientWidth"
             self.assertLessEqual(page.evaluate(wide), 0, "nothing sticks out of a narrow window")

@@ -37,7 +37,8 @@ pub static GROUPS: &[Group] = &[
     gateway::GROUP,
     speed::GROUP,
     batch::GROUP,
-    plan::GROUP,
+    plan::SIM,
+    plan::CPU,
     build::GROUP,
 ];
 

@@ -262,6 +262,19 @@ impl Ring {
         }
     }
 
+    /// The end of a gateway that no client is connected to any more: the servers know of every
+    /// request that it is over, and the collector has its trace. Whether that was in time.
+    pub async fn finish(&self, patience: Duration) -> bool {
+        let deadline = tokio::time::Instant::now() + patience;
+        let over = async {
+            while !self.0.journeys().is_empty() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let over = tokio::time::timeout_at(deadline, over).await.is_ok();
+        self.0.recent.finish(deadline).await && over
+    }
+
     /// Whether a request can be served now.
     ///
     /// # Errors

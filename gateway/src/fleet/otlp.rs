@@ -4,11 +4,13 @@
 //!    dropped and counted.
 //! 2. A task posts up to [`BATCH_MAX`] of them at once. What a collector does not take is dropped
 //!    and counted: serving never depends on who watches.
+//! 3. [`Exporter::finish`] takes no more and waits until what waits is posted, up to a deadline.
 //!
 //! Source: the OpenTelemetry protocol, version 1; names of attributes are those of its conventions
 //! for generative AI, and beside them vLLM's. Written by hand, since the crates of OpenTelemetry
 //! bring gRPC, protobuf and a second HTTP client for one message.
 
+use super::lock;
 use super::story::{Phase, Story};
 use crate::metrics;
 use crate::random::random;
@@ -20,11 +22,12 @@ use hyper::{Request, Uri};
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use std::error::Error;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::net::TcpStream;
-use tokio::sync::mpsc;
-use tokio::time::timeout;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, timeout, timeout_at};
 
 /// Stories that wait to be posted.
 const QUEUED_MAX: usize = 2048;
@@ -51,29 +54,56 @@ pub struct Collector {
 
 /// The way to the collector.
 #[derive(Debug)]
-pub(super) struct Exporter(mpsc::Sender<Arc<Story>>);
+pub(super) struct Exporter {
+    stories: mpsc::Sender<Arc<Story>>,
+    /// Until it is told to finish: dropping the first of these tells the task.
+    task: Mutex<Option<(oneshot::Sender<()>, JoinHandle<()>)>>,
+}
 
 impl Exporter {
     /// Starts its task. Must be called within a tokio runtime.
     pub(super) fn start(collector: Collector) -> Self {
         let (sender, stories) = mpsc::channel(QUEUED_MAX);
-        tokio::spawn(export(collector, stories));
-        Self(sender)
+        let (more, no_more) = oneshot::channel();
+        let task = tokio::spawn(export(collector, stories, no_more));
+        Self { stories: sender, task: Mutex::new(Some((more, task))) }
     }
 
     /// Takes a story that has ended, if it is sampled.
     pub(super) fn offer(&self, story: &Arc<Story>) {
-        if story.trace().sampled && self.0.try_send(Arc::clone(story)).is_err() {
+        if story.trace().sampled && self.stories.try_send(Arc::clone(story)).is_err() {
             metrics::traces_dropped(1);
         }
     }
+
+    /// Posts what waits, and ends. Whether that was in time.
+    pub(super) async fn finish(&self, deadline: Instant) -> bool {
+        let Some((more, task)) = lock(&self.task).take() else { return true };
+        drop(more);
+        timeout_at(deadline, task).await.is_ok()
+    }
 }
 
-async fn export(collector: Collector, mut stories: mpsc::Receiver<Arc<Story>>) {
+/// Until the gateway ends: what waited by then is still posted.
+async fn export(
+    collector: Collector,
+    mut stories: mpsc::Receiver<Arc<Story>>,
+    mut no_more: oneshot::Receiver<()>,
+) {
     let mut batch = Vec::new();
     let mut works = true;
-    while stories.recv_many(&mut batch, BATCH_MAX).await > 0 {
-        let count = batch.len();
+    loop {
+        let count = tokio::select! {
+            biased;
+            _ = &mut no_more, if !stories.is_closed() => {
+                stories.close();
+                continue;
+            }
+            count = stories.recv_many(&mut batch, BATCH_MAX) => count,
+        };
+        if count == 0 {
+            return;
+        }
         let body = collector.body(batch.drain(..)).to_string();
         let result = match timeout(PATIENCE, collector.post(body)).await {
             Ok(result) => result.map_err(|err| err.to_string()),

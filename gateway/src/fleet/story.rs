@@ -411,6 +411,14 @@ impl Recent {
         }
     }
 
+    /// Brings all traces to the collector, if there is one. Whether that was in time.
+    pub(crate) async fn finish(&self, deadline: tokio::time::Instant) -> bool {
+        match &self.exporter {
+            Some(exporter) => exporter.finish(deadline).await,
+            None => true,
+        }
+    }
+
     /// The newest, at most so many.
     pub(crate) fn newest(&self, most: usize) -> Vec<Arc<Story>> {
         lock(&self.kept).iter().take(most).cloned().collect()

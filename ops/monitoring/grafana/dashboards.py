@@ -159,6 +159,8 @@ OVERVIEW = [
           [("min by (role, address) (tandem_peer_up)", "{{role}} {{address}}")], steady=True),
     Panel("Credits free", "Pages that requests could get of each decode server.", "none",
           [("min by (server) (tandem_credits_free_pages)", "{{server}}")]),
+    Panel("Traces dropped", "Traces that the collector did not take in time, a second.", "ops",
+          [(rate("tandem_traces_dropped_total"), "dropped")], quiet=True),
     Panel("Incarnations", "Every server that is up; its epoch changes when it is started again.",
           "none", [("max by (role, server, address, epoch) (tandem_peer_info)", "")], "table",
           steady=True),

@@ -45,9 +45,9 @@ pub struct PlanCommand {
     /// Lengths of the trace are divided by this, for a model of less context.
     #[arg(long, default_value_t = 1)]
     length_divisor: u32,
-    /// Seconds of load that each rate is judged by.
-    #[arg(long, default_value_t = 30.0)]
-    window: f64,
+    /// Seconds of load that each rate is judged by [what batches and queues need to be steady].
+    #[arg(long)]
+    window: Option<f64>,
     /// Folder for `plan.json` and plots.
     #[arg(long)]
     out: Option<PathBuf>,
@@ -76,8 +76,8 @@ impl PlanCommand {
     /// # Errors
     /// An option or a file does not fit, or no ring meets the targets.
     pub fn run(&self) -> anyhow::Result<()> {
-        let question = self.question()?;
-        let plan = self.plan(&question)?;
+        let mut question = self.question()?;
+        let plan = self.plan(&mut question)?;
         print!("{}", plan.text(&question, self.gpus));
         let Some(folder) = &self.out else { return Ok(()) };
         std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
@@ -88,7 +88,7 @@ impl PlanCommand {
             "itl_ms": self.itl_ms,
             "attainment": self.attainment,
             "length_divisor": self.length_divisor,
-            "window_s": self.window,
+            "window_s": question.window,
         });
         save(folder, "plan.json", &(plan.json(&about).to_string() + "\n"))?;
         save(folder, "growth.svg", &plan.growth_plot())?;
@@ -101,7 +101,9 @@ impl PlanCommand {
         ensure!(itl_ms > 0.0 && itl_ms < 1e9, "--itl-ms {itl_ms}: want above 0");
         let part = attainment > 0.0 && attainment < 1.0;
         ensure!(part, "--attainment {attainment}: want above 0 and below 1");
-        ensure!(window > 0.0 && window < 1e5, "--window {window}: want above 0 s");
+        if let Some(window) = window {
+            ensure!(window > 0.0 && window < 1e5, "--window {window}: want above 0 s");
+        }
         let most = load::BLOCK_TOKENS;
         let fits = (1..=most).contains(&length_divisor);
         ensure!(fits, "--length-divisor {length_divisor}: want 1 to {most}");
@@ -119,7 +121,7 @@ impl PlanCommand {
         })
     }
 
-    fn plan(&self, question: &Question) -> anyhow::Result<Plan> {
+    fn plan(&self, question: &mut Question) -> anyhow::Result<Plan> {
         let (least, most) = self.gpus;
         let ratios = question.ratios(COMPARED_AT.clamp(least.min(COMPARED_AT), most));
         let better = |a: &&Answer, b: &&Answer| a.goodput.total_cmp(&b.goodput);
@@ -132,6 +134,7 @@ impl PlanCommand {
         );
         let rate = self.rate.unwrap_or_else(|| load::rate(&question.entries));
         let variants = question.variants(&best);
+        question.learn(&best);
         let growth = question.growth(&best, &sizes(self.gpus));
         let enough = growth.iter().find(|answer| answer.goodput >= rate);
         let high = enough.map_or(most, |answer| answer.prefills + answer.decodes);

@@ -8,7 +8,7 @@ use std::time::Instant;
 use anyhow::Context;
 
 use crate::finding::Finding;
-use crate::{arrows, sources, tidy, walk};
+use crate::{arrows, features, sources, tidy, walk};
 
 /// # Errors
 /// Where a check cannot be run at all; what a check finds is in the exit code.
@@ -18,6 +18,7 @@ pub fn run(root: &Path) -> anyhow::Result<ExitCode> {
     let passed = [
         own("tidy", &tidy::check(&sources)),
         own("arrows", &arrows::check(&arrows::metadata(root)?)?),
+        own("features", &features::check(root)?),
         own("walk", &walk::check(root, &sources)?.findings),
         cargo(root, "rustfmt", &["fmt", "--all", "--check"])?,
         cargo(root, "clippy", clippy)?,

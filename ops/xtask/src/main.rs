@@ -6,6 +6,7 @@
 
 mod arrows;
 mod ci;
+mod features;
 mod finding;
 mod mask;
 mod sources;
@@ -31,6 +32,8 @@ enum Check {
     Tidy,
     /// The dependency arrows between our crates.
     Arrows,
+    /// Features of dependencies that only tests ask for, which build them twice.
+    Features,
     /// The walk of one request in ARCHITECTURE.md against the files it names; prints it.
     Walk,
 }
@@ -41,6 +44,7 @@ fn main() -> anyhow::Result<ExitCode> {
         Check::Ci => return ci::run(&root),
         Check::Tidy => tidy::check(&sources::load(&root)?),
         Check::Arrows => arrows::check(&arrows::metadata(&root)?)?,
+        Check::Features => features::check(&root)?,
         Check::Walk => {
             let report = walk::check(&root, &sources::load(&root)?)?;
             print!("{}", report.listing);

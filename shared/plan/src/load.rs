@@ -30,6 +30,8 @@ pub struct Load {
     pub asks: Vec<Ask>,
     /// Tokens of a block.
     pub block_tokens: u32,
+    /// So many at the start only fill the ring: how they fare is not counted.
+    pub warm: usize,
 }
 
 impl Load {
@@ -39,18 +41,23 @@ impl Load {
     }
 
     /// `count` requests, at this part of the time between them: the trace is played again where it
-    /// is too short, its prompts then new ones.
+    /// is too short, its prompts then new ones. All are counted.
     pub fn repeated(entries: &[Entry], divisor: u32, count: usize, pace: f64) -> Self {
         let block_tokens = (BLOCK_TOKENS / divisor).max(1);
         let round = span(entries);
-        let mut names = HashMap::new();
+        let (mut names, mut next) = (HashMap::new(), 0);
         let one = |number: usize| {
             let (entry, lap) = (&entries[number % entries.len()], number / entries.len());
+            if number.is_multiple_of(entries.len()) {
+                names.clear();
+            }
             let input = (entry.input as u32 / divisor).max(1);
             let whole = (input / block_tokens) as usize;
             let name = |&block: &u64| {
-                let next = names.len() as u32;
-                TokenId::new(*names.entry((lap, block)).or_insert(next))
+                *names.entry(block).or_insert_with(|| {
+                    next += 1;
+                    TokenId::new(next)
+                })
             };
             let blocks = entry.blocks.iter().take(whole).map(name).collect();
             Ask {
@@ -60,7 +67,7 @@ impl Load {
                 blocks: Arc::new(blocks),
             }
         };
-        Self { asks: (0..count).map(one).collect(), block_tokens }
+        Self { asks: (0..count).map(one).collect(), block_tokens, warm: 0 }
     }
 
     /// Requests a second.

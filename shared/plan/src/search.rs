@@ -2,6 +2,15 @@
 //!
 //! *Goodput* is the highest rate of requests at which a share of them, `attainment`, keeps both
 //! targets. It is found by halving an interval until that is a few per cent wide.
+//!
+//! A rate is judged by a *window* of load, after a quarter as much that only fills the ring:
+//! 1. The quarter lasts longer than all requests but those that may miss the targets, so that
+//!    batches are as full as they will be. Before anything has been played that is the longest
+//!    that the targets allow; [`Question::learn`] takes what a ring has shown.
+//! 2. A rate that is [`NARROW`] too high lets a queue grow by that part of the window: the window
+//!    is so long that the queue takes longer than the first token may.
+//! 3. It has [`REQUESTS_A_GPU`] for each GPU, and [`REQUESTS_MIN`], so that large rings and small
+//!    ones are judged alike.
 
 use crate::load::{self, Load};
 use crate::ring::{self, DecodeLimits, Outcome, PrefillLimits, Ring, Targets};
@@ -21,8 +30,10 @@ const STEP_MIN: f64 = 1.2;
 const STEP_MAX: f64 = 2.0;
 /// Fewer requests than this say nothing about one in a hundred.
 const REQUESTS_MIN: usize = 400;
-/// More than this take minutes: large rings are judged by a shorter window, which the answer names.
-const REQUESTS_MAX: usize = 150_000;
+/// Nor do fewer than this about each GPU.
+const REQUESTS_A_GPU: usize = 50;
+/// Parts of a window for one part of load before it.
+const WARM: usize = 4;
 
 /// What is asked.
 pub struct Question {
@@ -38,8 +49,8 @@ pub struct Question {
     pub itl: Duration,
     /// Share of requests that must keep both, below 1.
     pub attainment: f64,
-    /// Seconds of load that a rate is judged by.
-    pub window: f64,
+    /// Seconds of load that a rate is judged by, where not as long as it takes.
+    pub window: Option<f64>,
 }
 
 /// A ring and what it serves.
@@ -53,7 +64,7 @@ pub struct Answer {
     pub decodes: usize,
     /// Requests a second within the targets; 0 where a lone request misses them.
     pub goodput: f64,
-    /// Seconds of load that it was judged by: shorter ones see less of a queue that grows.
+    /// Seconds of load that it was judged by.
     pub window: f64,
     /// To the first token at that rate, p50 and p99, ms.
     pub ttft_ms: (f64, f64),
@@ -65,6 +76,8 @@ pub struct Answer {
     pub busy: (f64, f64),
     /// Share of prompt tokens that were cached.
     pub cached: f64,
+    /// Seconds within which all requests were over but those that may miss the targets.
+    pub longest: f64,
 }
 
 impl Answer {
@@ -96,11 +109,42 @@ impl Question {
         }
     }
 
+    /// From here on windows are as long as requests need that take as long as those of `best`: a
+    /// larger ring of that ratio serves each of its GPUs the same.
+    pub fn learn(&mut self, best: &Answer) {
+        let window = self.window.unwrap_or_else(|| self.steady(best.longest));
+        self.window = Some(window);
+    }
+
+    /// Seconds of load that show what becomes of queues and batches.
+    fn steady(&self, longest: f64) -> f64 {
+        (WARM as f64 * longest).max(self.ttft.as_secs_f64() / NARROW)
+    }
+
+    /// Seconds within which a request is over that keeps its targets, if its answer is none of the
+    /// longest.
+    fn allowed(&self) -> f64 {
+        let mut outputs: Vec<_> = self.entries.iter().map(|entry| entry.output as u32).collect();
+        outputs.sort_unstable();
+        let rank = (self.attainment * outputs.len() as f64) as usize;
+        let output = outputs.get(rank).or(outputs.last()).copied().unwrap_or(1);
+        (self.ttft + self.itl * (output / self.divisor)).as_secs_f64()
+    }
+
+    /// Requests of the window at this rate.
+    fn count(&self, ring: &Ring, rate: f64) -> usize {
+        let window = self.window.unwrap_or_else(|| self.steady(self.allowed()));
+        let gpus = ring.prefills + ring.decodes;
+        ((rate * window) as usize).max(REQUESTS_A_GPU * gpus).max(REQUESTS_MIN)
+    }
+
     /// What comes of this many requests a second; given up once too many have missed a target.
     pub fn at(&self, ring: &Ring, rate: f64) -> Outcome {
-        let count = ((rate * self.window) as usize).clamp(REQUESTS_MIN, REQUESTS_MAX);
+        let count = self.count(ring, rate);
         let pace = load::rate(&self.entries) / rate;
-        let load = Load::repeated(&self.entries, self.divisor, count, pace);
+        let warm = count / WARM;
+        let mut load = Load::repeated(&self.entries, self.divisor, warm + count, pace);
+        load.warm = warm;
         let bad_max = ((1.0 - self.attainment) * count as f64) as usize;
         let targets = Targets { ttft: self.ttft, itl: self.itl, bad_max };
         ring::run(ring, &self.table, &load, Some(targets))
@@ -128,7 +172,7 @@ impl Question {
             };
             step = (step * step).min(STEP_MAX);
         }
-        answer(what.into(), ring, low, best.as_ref())
+        self.answer(what.into(), ring, (low, best.as_ref()))
     }
 
     /// The goodputs of all ratios of `gpus` servers, at least 2.
@@ -193,7 +237,7 @@ impl Question {
                 let ring = self.ring(prefills, gpus - prefills);
                 let outcome = self.at(&ring, rate);
                 let what = || format!("least for {} requests/s", crate::numbers::short(rate));
-                (!outcome.given_up).then(|| answer(what(), &ring, rate, Some(&outcome)))
+                (!outcome.given_up).then(|| self.answer(what(), &ring, (rate, Some(&outcome))))
             })
         };
         let (mut low, mut high) = (sizes.0.max(2) - 1, sizes.1);
@@ -207,6 +251,36 @@ impl Question {
         }
         Some(found)
     }
+
+    fn answer(
+        &self,
+        what: String,
+        ring: &Ring,
+        (goodput, outcome): (f64, Option<&Outcome>),
+    ) -> Answer {
+        let nothing = (f64::NAN, f64::NAN);
+        let ranks = |of: fn(&Outcome) -> crate::numbers::Ranks| {
+            outcome.map_or(nothing, |outcome| {
+                let ranks = of(outcome);
+                (ranks.p50, ranks.p99)
+            })
+        };
+        Answer {
+            what,
+            prefills: ring.prefills,
+            decodes: ring.decodes,
+            goodput,
+            window: outcome.map_or(f64::NAN, |_| self.count(ring, goodput) as f64 / goodput),
+            ttft_ms: ranks(Outcome::ttft),
+            itl_ms: ranks(Outcome::itl),
+            pool_tokens: outcome.map_or(0, |outcome| {
+                u64::from(outcome.pages_max) * u64::from(ring.decode.page_tokens)
+            }),
+            busy: outcome.map_or(nothing, |outcome| outcome.busy),
+            cached: outcome.map_or(f64::NAN, |outcome| outcome.cached),
+            longest: outcome.map_or(f64::NAN, |outcome| outcome.over_within(self.attainment)),
+        }
+    }
 }
 
 /// Prefill servers of `gpus`, by the ratio of `best`.
@@ -215,25 +289,62 @@ fn part(best: &Answer, gpus: usize) -> usize {
     ((share * gpus as f64).round() as usize).clamp(1, gpus - 1)
 }
 
-fn answer(what: String, ring: &Ring, goodput: f64, outcome: Option<&Outcome>) -> Answer {
-    let nothing = (f64::NAN, f64::NAN);
-    let ranks = |of: fn(&Outcome) -> crate::numbers::Ranks| {
-        outcome.map_or(nothing, |outcome| {
-            let ranks = of(outcome);
-            (ranks.p50, ranks.p99)
-        })
-    };
-    Answer {
-        what,
-        prefills: ring.prefills,
-        decodes: ring.decodes,
-        goodput,
-        window: outcome.map_or(f64::NAN, |outcome| outcome.courses.len() as f64 / goodput),
-        ttft_ms: ranks(Outcome::ttft),
-        itl_ms: ranks(Outcome::itl),
-        pool_tokens: outcome
-            .map_or(0, |outcome| u64::from(outcome.pages_max) * u64::from(ring.decode.page_tokens)),
-        busy: outcome.map_or(nothing, |outcome| outcome.busy),
-        cached: outcome.map_or(f64::NAN, |outcome| outcome.cached),
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::table::tests::steps;
+
+    /// Ten requests a second, 400 tokens in and `output` out.
+    fn question(output: usize, window: Option<f64>) -> Question {
+        let entry = |n: u64| Entry {
+            at: Duration::from_millis(100 * n),
+            input: 400,
+            output,
+            blocks: vec![],
+        };
+        Question {
+            table: Arc::new(StepTable::new(steps()).unwrap()),
+            entries: (0..200).map(entry).collect(),
+            divisor: 1,
+            ttft: Duration::from_millis(500),
+            itl: Duration::from_millis(20),
+            attainment: 0.99,
+            window,
+        }
+    }
+
+    #[test]
+    fn a_window_is_as_long_as_queues_batches_and_sizes_need() {
+        let count = |question: &Question, gpus: usize, rate| {
+            question.count(&question.ring(gpus / 2, gpus - gpus / 2), rate)
+        };
+        let queue = question(20, None);
+        assert_eq!(count(&queue, 2, 60.0), 1000, "0.03 of 16.7 s is the target of 0.5 s");
+        let mut batch = question(1000, None);
+        assert_eq!(count(&batch, 2, 60.0), 60 * 82, "four times 20.5 s");
+        let seen = Answer { longest: 6.0, ..batch.goodput("", &batch.ring(1, 1), 10.0) };
+        batch.learn(&seen);
+        assert_eq!(count(&batch, 2, 60.0), 60 * 24, "four times 6 s");
+        assert_eq!(count(&queue, 2000, 60.0), 100_000, "50 for each GPU");
+        assert_eq!(count(&question(20, Some(0.1)), 2, 60.0), 400);
+    }
+
+    #[test]
+    fn a_large_ring_serves_no_more_a_gpu_than_a_small_one() {
+        // Evenly spaced requests of one length gain nothing by being many.
+        let each = |question: &Question, gpus: usize| {
+            let ring = question.ring(gpus / 2, gpus / 2);
+            question.goodput("", &ring, 12.0 * gpus as f64).each()
+        };
+        let steady = question(20, None);
+        let (small, large) = (each(&steady, 4), each(&steady, 64));
+        assert!((large / small - 1.0).abs() < 2.0 * NARROW, "{small} and {large}");
+        // So many are over before the queue that they leave behind is too long.
+        let short = question(20, Some(1e-9));
+        assert!(
+            each(&short, 64) > (1.0 + 2.0 * NARROW) * large,
+            "{} and {large}",
+            each(&short, 64)
+        );
     }
 }

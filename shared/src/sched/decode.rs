@@ -79,6 +79,7 @@ pub fn plan(rows: &[Running], room: Room) -> DecodePlan {
     if !plan.retract.is_empty() || asked(stay) > pages {
         return plan;
     }
+    plan.run.reserve_exact(batch.len());
     for row in batch {
         plan.run.push(row.slot);
         let missing = row.missing(room.page_tokens);

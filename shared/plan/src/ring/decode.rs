@@ -1,7 +1,6 @@
 //! A decode server: the same grants and plans as `decode-server/src/{reserve,step}.rs`, with pages
 //! counted and not named. What running requests share of their prompts is counted for each.
 
-use super::Made;
 use crate::table::StepTable;
 use shared::sched::decode::{Room, Running, admit_credit, fits_pool, headroom, plan};
 use std::collections::VecDeque;
@@ -45,17 +44,37 @@ struct Row {
     held: u32,
     credit: u32,
     flying: u32,
+    /// When its client had its last token.
+    last: Duration,
+}
+
+/// A row that has left the batch.
+#[derive(Clone, Copy, Debug)]
+pub struct Left {
+    /// Whose.
+    pub request: u32,
+    /// Tokens that steps made for it here.
+    pub made: u32,
+    /// When its client had the last of them.
+    pub last: Duration,
 }
 
 /// A request that gave its pages back.
 #[derive(Clone, Copy, Debug)]
 pub struct Retracted {
-    /// Whose.
-    pub request: u32,
+    /// What it had.
+    pub left: Left,
     /// Tokens that its replay starts with.
     pub input: u32,
     /// Tokens that are left to make.
     pub output: u32,
+}
+
+impl Row {
+    /// The token that it landed with was prefill's.
+    fn left(&self) -> Left {
+        Left { request: self.request, made: self.made - 1, last: self.last }
+    }
 }
 
 /// One server.
@@ -153,7 +172,7 @@ impl Decode {
 
     /// The request's pages have landed with its first token. It joins the batch, unless that token
     /// was its last.
-    pub fn land(&mut self, granted: Granted) {
+    pub fn land(&mut self, granted: Granted, now: Duration) {
         let Granted { request, input, output, credit } = granted;
         self.tickets -= 1;
         if output <= 1 {
@@ -169,6 +188,7 @@ impl Decode {
             held,
             credit: credit.saturating_sub(held),
             flying: 0,
+            last: now,
         };
         self.written += u64::from(input);
         let at = self.rows.partition_point(|older| older.request < request);
@@ -225,30 +245,33 @@ impl Decode {
         }
     }
 
-    /// The oldest step in flight is done: each token that it made, and whether any request ended.
-    pub fn collect(&mut self, mut made: impl FnMut(Made)) -> bool {
-        let step = self.flight.pop_front().unwrap_or_default();
-        let mut step = step.into_iter().peekable();
-        let before = self.rows.len();
+    /// The oldest step in flight is done: each row of it has a token, so long after its last. Those
+    /// that have all leave.
+    pub fn collect(&mut self, now: Duration, mut gap: impl FnMut(u32, Duration)) -> Vec<Left> {
+        let requests = self.flight.pop_front().unwrap_or_default();
+        let mut step = requests.iter().peekable();
+        let mut whole = vec![];
         let (used, written) = (&mut self.used, &mut self.written);
         self.rows.retain_mut(|row| {
-            while step.next_if(|request| *request < row.request).is_some() {}
-            if step.next_if_eq(&row.request).is_none() {
+            while step.next_if(|request| **request < row.request).is_some() {}
+            if step.next_if_eq(&&row.request).is_none() {
                 return true;
             }
             row.flying -= 1;
             row.written += 1;
             row.made += 1;
             *written += 1;
+            gap(row.request, now - row.last);
+            row.last = now;
             let last = row.made == row.output;
-            made(Made { request: row.request, last });
             if last {
                 *used -= row.held + row.credit;
                 *written -= u64::from(row.written);
+                whole.push(row.left());
             }
             !last
         });
-        self.rows.len() < before
+        whole
     }
 
     fn retract(&mut self, mut slots: Vec<usize>, retracted: &mut Vec<Retracted>) {
@@ -257,8 +280,8 @@ impl Decode {
             let row = self.rows.remove(slot);
             self.used -= row.held + row.credit;
             self.written -= u64::from(row.written);
-            let (request, input) = (row.request, row.written + 1);
-            retracted.push(Retracted { request, input, output: row.output - row.made });
+            let (left, input) = (row.left(), row.written + 1);
+            retracted.push(Retracted { left, input, output: row.output - row.made });
         }
     }
 

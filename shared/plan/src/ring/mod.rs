@@ -13,6 +13,7 @@
 
 mod decode;
 mod prefill;
+mod seen;
 
 pub use decode::Limits as DecodeLimits;
 pub use prefill::Limits as PrefillLimits;
@@ -20,11 +21,11 @@ pub use prefill::Limits as PrefillLimits;
 use crate::load::{Ask, Load};
 use crate::numbers::Ranks;
 use crate::table::StepTable;
-use decode::{Decode, Granted, Retracted};
+use decode::{Decode, Granted, Left, Retracted};
 use prefill::{Job, Prefill};
-use shared::ids::TokenId;
+use seen::Seen;
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap};
+use std::collections::{BTreeMap, BinaryHeap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -52,14 +53,6 @@ pub struct Targets {
     pub bad_max: usize,
 }
 
-/// A token was made.
-pub struct Made {
-    /// Whose.
-    pub request: u32,
-    /// Whether it was the last.
-    pub last: bool,
-}
-
 /// How a request went.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Course {
@@ -83,6 +76,8 @@ impl Course {
 pub struct Outcome {
     /// Each request, in order of arrival.
     pub courses: Vec<Course>,
+    /// So many of them are not counted below.
+    pub warm: usize,
     /// Times between tokens, ms, and how often.
     pub gaps: Vec<(f64, u32)>,
     /// Requests that no server could ever hold.
@@ -106,8 +101,18 @@ pub struct Outcome {
 impl Outcome {
     /// Times to the first token, ms.
     pub fn ttft(&self) -> Ranks {
-        let times = self.courses.iter().filter_map(|course| course.ttft);
+        let counted = &self.courses[self.warm..];
+        let times = counted.iter().filter_map(|course| course.ttft);
         Ranks::of(times.map(|time| (time.as_secs_f64() * 1e3, 1)).collect())
+    }
+    /// Seconds within which this share of requests had their last token.
+    pub fn over_within(&self, share: f64) -> f64 {
+        let counted = &self.courses[self.warm..];
+        let took = |course: &Course| Some(course.ttft? + (course.last - course.first));
+        let mut times: Vec<_> = counted.iter().filter_map(took).collect();
+        times.sort_unstable();
+        let rank = (share * times.len() as f64) as usize;
+        times.get(rank).or(times.last()).map_or(0.0, Duration::as_secs_f64)
     }
     /// Times between tokens, ms.
     pub fn itl(&self) -> Ranks {
@@ -132,6 +137,35 @@ struct Travelling {
     job: Option<Job>,
 }
 
+/// Times between tokens.
+#[derive(Default)]
+struct Gaps {
+    /// µs, and how often.
+    counts: HashMap<u64, u32>,
+    /// The last, and how often it came since it was another: a step's rows mostly have the same.
+    same: (u64, u32),
+}
+
+impl Gaps {
+    fn add(&mut self, gap: Duration) {
+        let gap = gap.as_micros() as u64;
+        if self.same.0 != gap {
+            let (gap, times) = std::mem::replace(&mut self.same, (gap, 0));
+            *self.counts.entry(gap).or_default() += times;
+        }
+        self.same.1 += 1;
+    }
+
+    /// Ascending, ms.
+    fn sorted(mut self) -> Vec<(f64, u32)> {
+        *self.counts.entry(self.same.0).or_default() += self.same.1;
+        let counted = self.counts.into_iter().filter(|(_, times)| *times > 0);
+        let mut gaps: Vec<_> = counted.map(|(us, times)| (us as f64 / 1e3, times)).collect();
+        gaps.sort_by(|a, b| a.0.total_cmp(&b.0));
+        gaps
+    }
+}
+
 struct Simulation<'a> {
     table: Arc<StepTable>,
     load: &'a Load,
@@ -146,12 +180,8 @@ struct Simulation<'a> {
     /// The one that every decode server has refused since it came to its turn.
     refused: Option<u32>,
     travelling: HashMap<u32, Travelling>,
-    /// Prefill servers that a block was sent to: what the gateway remembers.
-    seen: HashMap<TokenId, BTreeSet<u32>>,
-    /// Times between tokens, µs, and how often.
-    gaps: HashMap<u64, u32>,
-    /// The last such time, and how often it came since it was another.
-    same: (u64, u32),
+    seen: Seen,
+    gaps: Gaps,
     cached: u64,
     input: u64,
     outcome: Outcome,
@@ -163,6 +193,7 @@ pub fn run(ring: &Ring, table: &Arc<StepTable>, load: &Load, targets: Option<Tar
     let new_prefill = |_| Prefill::new(&prefill, table, load);
     let outcome = Outcome {
         courses: vec![Course::default(); load.asks.len()],
+        warm: load.warm,
         gaps: vec![],
         refused: 0,
         bad: 0,
@@ -185,9 +216,8 @@ pub fn run(ring: &Ring, table: &Arc<StepTable>, load: &Load, targets: Option<Tar
         waiting: BTreeMap::new(),
         refused: None,
         travelling: HashMap::new(),
-        seen: HashMap::new(),
-        gaps: HashMap::new(),
-        same: (0, 0),
+        seen: Seen::new(ring, load),
+        gaps: Gaps::default(),
         cached: 0,
         input: 0,
         outcome,
@@ -235,7 +265,7 @@ impl Simulation<'_> {
         let fits = self.prefills[0].fits(input) && self.decodes[0].fits(input, output);
         if !fits {
             self.outcome.refused += 1;
-            self.outcome.bad += 1;
+            self.outcome.bad += usize::from(request as usize >= self.load.warm);
             return;
         }
         self.waiting.insert((true, request), (input, output));
@@ -290,33 +320,11 @@ impl Simulation<'_> {
     /// The least tokens to compute before this request's first.
     fn pick_prefill(&mut self, request: u32, input: u32) -> u32 {
         let blocks = &self.load.asks[request as usize].blocks;
-        let mut overlap: HashMap<u32, u32> = HashMap::new();
-        let mut holders: Option<Vec<u32>> = None;
-        for block in blocks.iter() {
-            let Some(seen) = self.seen.get(block) else { break };
-            let still = match holders {
-                None => seen.iter().copied().collect(),
-                Some(holders) => holders.into_iter().filter(|h| seen.contains(h)).collect(),
-            };
-            if Vec::is_empty(&still) {
-                break;
-            }
-            still.iter().for_each(|&server| {
-                *overlap.entry(server).or_default() += self.load.block_tokens;
-            });
-            holders = Some(still);
-        }
-        let cost = |server: &u32| {
-            let known = overlap.get(server).copied().unwrap_or(0);
-            (
-                self.prefills[*server as usize].tokens + u64::from(input.saturating_sub(known)),
-                *server,
-            )
-        };
-        let best = (0..self.prefills.len() as u32).min_by_key(cost).unwrap_or(0);
-        for block in blocks.iter() {
-            self.seen.entry(*block).or_default().insert(best);
-        }
+        let known = self.seen.overlaps(blocks);
+        let missing = |server: usize| u64::from(input.saturating_sub(known[server]));
+        let cost = |server: &usize| (self.prefills[*server].tokens + missing(*server), *server);
+        let best = (0..self.prefills.len()).min_by_key(cost).unwrap_or(0) as u32;
+        self.seen.remember(best, blocks);
         best
     }
 
@@ -345,8 +353,11 @@ impl Simulation<'_> {
             return;
         };
         drop(job);
-        self.made(&Made { request, last: granted.output <= 1 });
-        self.decodes[decode as usize].land(granted);
+        self.first(request);
+        if granted.output <= 1 {
+            self.over(Left { request, made: 0, last: self.now });
+        }
+        self.decodes[decode as usize].land(granted, self.now);
         if granted.output <= 1 {
             self.dispatch(Some(decode));
         }
@@ -358,8 +369,10 @@ impl Simulation<'_> {
     fn launch_decode(&mut self, server: u32) {
         loop {
             let (done, retracted) = self.decodes[server as usize].launch(self.now);
-            for Retracted { request, input, output } in retracted {
+            for Retracted { left, input, output } in retracted {
+                let request = left.request;
                 self.outcome.retractions += 1;
+                self.left(left);
                 self.waiting.insert((false, request), (input, output));
             }
             let Some(done) = done else { return };
@@ -368,9 +381,14 @@ impl Simulation<'_> {
     }
 
     fn stepped(&mut self, server: u32) {
-        let mut tokens = vec![];
-        let freed = self.decodes[server as usize].collect(|made| tokens.push(made));
-        tokens.iter().for_each(|made| self.made(made));
+        let (warm, gaps) = (self.load.warm as u32, &mut self.gaps);
+        let whole = self.decodes[server as usize].collect(self.now, |request, gap| {
+            if request >= warm {
+                gaps.add(gap);
+            }
+        });
+        let freed = !whole.is_empty();
+        whole.into_iter().for_each(|left| self.over(left));
         let waiting = self.waiting.len();
         self.launch_decode(server);
         if freed || self.waiting.len() > waiting {
@@ -378,46 +396,51 @@ impl Simulation<'_> {
         }
     }
 
-    /// A token reaches the client.
-    fn made(&mut self, made: &Made) {
-        let (now, at) = (self.now, made.request as usize);
-        let course = &mut self.outcome.courses[at];
+    /// Prefill's token reaches the client: its first, or one of a replay.
+    fn first(&mut self, request: u32) {
+        let (now, at) = (self.now, request as usize);
+        let (course, counts) = (&mut self.outcome.courses[at], at >= self.load.warm);
         course.tokens += 1;
-        let mut late = false;
         if course.ttft.is_none() {
             let ttft = now - self.load.asks[at].at;
-            course.ttft = Some(ttft);
-            course.first = now;
-            late = self.targets.is_some_and(|targets| ttft > targets.ttft);
-        } else {
-            let gap = (now - course.last).as_micros() as u64;
-            // A step's rows mostly have the same.
-            if self.same.0 != gap {
-                let (gap, times) = std::mem::replace(&mut self.same, (gap, 0));
-                *self.gaps.entry(gap).or_default() += times;
-            }
-            self.same.1 += 1;
+            (course.ttft, course.first) = (Some(ttft), now);
+            let late = self.targets.is_some_and(|targets| ttft > targets.ttft);
+            self.outcome.bad += usize::from(late && counts);
+        } else if counts {
+            self.gaps.add(now - course.last);
         }
         course.last = now;
-        // Counted once: at its first token if that is late, else at its end.
-        let in_time = |targets: Targets| course.ttft.is_some_and(|ttft| ttft <= targets.ttft);
-        let slow = |targets: Targets| course.tpot().is_some_and(|tpot| tpot > targets.itl);
-        let slow = made.last && self.targets.is_some_and(|t| in_time(t) && slow(t));
-        self.outcome.bad += usize::from(late || slow);
         self.outcome.took = now;
     }
 
-    fn sum_up(mut self) -> Outcome {
-        *self.gaps.entry(self.same.0).or_default() += self.same.1;
-        let counted = self.gaps.into_iter().filter(|(_, times)| *times > 0);
-        let mut gaps: Vec<_> = counted.map(|(us, times)| (us as f64 / 1e3, times)).collect();
-        gaps.sort_by(|a, b| a.0.total_cmp(&b.0));
+    /// A row has left decode, with its last token or to come again.
+    fn left(&mut self, Left { request, made, last }: Left) -> &Course {
+        let course = &mut self.outcome.courses[request as usize];
+        course.tokens += made;
+        course.last = last;
+        course
+    }
+
+    /// A request has its last token. A bad one counts once: at its first if that is late, or here.
+    fn over(&mut self, left: Left) {
+        self.outcome.took = left.last;
+        let (targets, counts) = (self.targets, left.request as usize >= self.load.warm);
+        let course = self.left(left);
+        let slow = |targets: Targets| {
+            let in_time = course.ttft.is_some_and(|ttft| ttft <= targets.ttft);
+            in_time && course.tpot().is_some_and(|tpot| tpot > targets.itl)
+        };
+        let bad = counts && targets.is_some_and(slow);
+        self.outcome.bad += usize::from(bad);
+    }
+
+    fn sum_up(self) -> Outcome {
         let all = self.outcome.took.as_secs_f64().max(1e-9);
         let share = |busy: Duration, servers: usize| busy.as_secs_f64() / all / servers as f64;
         let prefill = self.prefills.iter().map(|server| server.busy).sum();
         let decode = self.decodes.iter().map(|server| server.busy).sum();
         Outcome {
-            gaps,
+            gaps: self.gaps.sorted(),
             pages_max: self.decodes.iter().map(|server| server.used_max).max().unwrap_or(0),
             cached: self.cached as f64 / self.input.max(1) as f64,
             busy: (share(prefill, self.prefills.len()), share(decode, self.decodes.len())),
