@@ -15,7 +15,7 @@ use crate::random::random;
 use crate::reply::Reply;
 use crate::responses::{self, ResponseShape};
 use crate::ring::Limits;
-use crate::stream::{self, Shape, Speaking};
+use crate::stream::{self, Counts, Shape, Speaking};
 use crate::structured;
 use crate::tokenize::{chat_prompt, tokenize};
 use crate::transcript::Transcript;
@@ -214,9 +214,10 @@ impl Call<'_> {
     async fn answer(self, prompts: Vec<Prompt>, mut shape: impl Shape) -> Answered {
         let app = self.app;
         structured::check(&app.model.grammars, self.ask.wanted()).await?;
-        let each = self.ask.outputs() as usize;
+        let (made, answered) = (self.ask.candidates() as usize, self.ask.outputs() as usize);
+        let counts = Counts { prompts: prompts.len(), made, answered };
         self.ask.check_outputs(prompts.len())?;
-        let mut requests = Vec::with_capacity(prompts.len() * each);
+        let mut requests = Vec::with_capacity(prompts.len() * made);
         for prompt in prompts {
             let ids = tokenize(&app.model, prompt, self.ask.prompt_max()).await?;
             requests.extend(self.ask.requests(&ids)?);
@@ -225,8 +226,11 @@ impl Call<'_> {
         let origin = self.arrival.origin();
         for (index, request) in requests.into_iter().enumerate() {
             let pieces = app.model.tokenizer.pieces();
-            let first = index.is_multiple_of(each);
-            shape.prompt(index, &request.tokens);
+            let (prompt, number) = (index / made, index % made);
+            if number < answered {
+                shape.prompt(prompt * answered + number, &request.tokens);
+            }
+            let first = number == 0;
             let transcript = Transcript::new((index, first), &self.ask, &request, pieces);
             let timing = Timing::new(self.arrival.at, request.prompt_len, request.max_tokens);
             let answer = app.ring.submit(request, origin.of(index))?;
@@ -243,7 +247,7 @@ impl Call<'_> {
         let deltas = stream::outputs(answers, held);
         match self.stream {
             true => stream::events(deltas, count, shape).await,
-            false => stream::whole(deltas, count, &mut shape).await,
+            false => stream::whole(deltas, counts, &mut shape).await,
         }
     }
 }

@@ -245,7 +245,7 @@ impl Shape for GenerateShape {
         vec![chunk.to_string().into()]
     }
 
-    fn whole(&mut self, outputs: Vec<Output>) -> String {
+    fn whole(&mut self, outputs: Vec<Output>, _usage: Usage) -> String {
         let results: Vec<Value> =
             outputs.iter().enumerate().map(|(index, output)| self.result(index, output)).collect();
         match (self.batch, results.as_slice()) {

@@ -45,8 +45,8 @@ pub trait Shape: Send + 'static {
     }
     /// The prompt of an output, said before any delta of it.
     fn prompt(&mut self, _index: usize, _ids: &[TokenId]) {}
-    /// The body of a whole answer, one output a prompt.
-    fn whole(&mut self, outputs: Vec<Output>) -> String;
+    /// The body of a whole answer; `usage` counts outputs too that were made and are not answered.
+    fn whole(&mut self, outputs: Vec<Output>, usage: Usage) -> String;
 }
 
 /// A server-sent event.
@@ -133,22 +133,49 @@ impl Speaking {
     }
 }
 
+/// How many outputs a call has, and how many of them are answered.
+#[derive(Debug, Clone, Copy)]
+pub struct Counts {
+    /// Prompts of the call.
+    pub prompts: usize,
+    /// Outputs made of each.
+    pub made: usize,
+    /// Outputs answered of each: the most probable ones, if they are fewer.
+    pub answered: usize,
+}
+
 /// Collects all deltas into one JSON body.
 ///
 /// # Errors
 /// The first failure of any output.
 pub async fn whole(
     mut deltas: Deltas,
-    count: usize,
+    counts: Counts,
     shape: &mut impl Shape,
 ) -> Result<Response, ApiError> {
-    let mut outputs = vec![Output::default(); count];
+    let mut outputs = vec![Output::default(); counts.prompts * counts.made];
     while let Some(delta) = deltas.next().await {
         let delta = delta?;
         outputs[delta.index].add(delta);
     }
+    let usage = total(&outputs.iter().map(|output| output.usage).collect::<Vec<_>>());
+    if counts.answered < counts.made {
+        outputs = best(outputs, counts);
+    }
     let json = HeaderValue::from_static("application/json");
-    Ok(([(header::CONTENT_TYPE, json)], shape.whole(outputs)).into_response())
+    Ok(([(header::CONTENT_TYPE, json)], shape.whole(outputs, usage)).into_response())
+}
+
+/// Of each prompt's outputs the most probable ones, best first; the earlier ones among equals.
+fn best(outputs: Vec<Output>, counts: Counts) -> Vec<Output> {
+    let mut left = outputs.into_iter();
+    let mut best = Vec::with_capacity(counts.prompts * counts.answered);
+    for _ in 0..counts.prompts {
+        let mut made: Vec<_> = left.by_ref().take(counts.made).collect();
+        made.sort_by(|a, b| b.mean_logprob().total_cmp(&a.mean_logprob()));
+        best.extend(made.into_iter().take(counts.answered));
+    }
+    best
 }
 
 /// Sends deltas as they come, as server-sent events.

@@ -182,6 +182,14 @@ impl Output {
         self.usage = delta.usage;
         self.ending = delta.ending;
     }
+
+    /// How probable it was, as a log-probability a token: what `best_of` ranks by, as OpenAI has
+    /// it.
+    pub fn mean_logprob(&self) -> f64 {
+        let sum: f64 = self.tokens.iter().map(|token| f64::from(token.logprob)).sum();
+        sum / self.tokens.len().max(1) as f64
+    }
+
     /// The whole output as if it had come at once.
     pub fn into_delta(self, index: usize) -> Delta {
         let Self { text, tokens, prompt, usage, ending } = self;

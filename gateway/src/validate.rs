@@ -56,6 +56,8 @@ pub enum Content {
 pub struct Knobs {
     /// Outputs of a prompt; one if absent.
     pub n: Option<u32>,
+    /// Outputs to make of a prompt, of which the `n` most probable are answered; `n` if absent.
+    pub best_of: Option<u32>,
     /// Softmax temperature.
     pub temperature: Option<f32>,
     /// Mass of the nucleus.
@@ -219,22 +221,29 @@ impl Ask {
         self.limits.context_length.min(self.limits.pool_tokens)
     }
 
-    /// Outputs of each prompt.
+    /// Outputs of each prompt that are answered.
     pub fn outputs(&self) -> u32 {
         self.knobs.n.unwrap_or(1)
+    }
+
+    /// Outputs of each prompt that are made.
+    pub fn candidates(&self) -> u32 {
+        self.knobs.best_of.unwrap_or_else(|| self.outputs())
     }
 
     /// Refuses more outputs than a call may have.
     ///
     /// # Errors
-    /// By `n`.
+    /// By `best_of` or `n`.
     pub fn check_outputs(&self, prompts: usize) -> Result<(), Invalid> {
-        let (n, fit) = (self.outputs(), MAX_PROMPTS / prompts.max(1));
-        if n as usize <= fit {
+        let (made, fit) = (self.candidates(), MAX_PROMPTS / prompts.max(1));
+        if made as usize <= fit {
             return Ok(());
         }
-        let what = format!("{n} outputs of {prompts} prompts are too many; at most {fit} each fit");
-        Err(self.dialect.invalid("n", &what))
+        let what =
+            format!("{made} outputs of {prompts} prompts are too many; at most {fit} each fit");
+        let field = if self.knobs.best_of.is_some() { "best_of" } else { "n" };
+        Err(self.dialect.invalid(field, &what))
     }
 
     /// The requests for a prompt of 1 to [`Self::prompt_max`] tokens, one an output. The first
@@ -244,7 +253,7 @@ impl Ask {
     /// # Errors
     /// As [`Self::request`].
     pub fn requests(&self, prompt: &[TokenId]) -> Result<Vec<Request>, Invalid> {
-        let numbers = 0..u64::from(self.outputs());
+        let numbers = 0..u64::from(self.candidates());
         numbers.map(|number| self.output(prompt.to_vec(), number)).collect()
     }
 
@@ -354,6 +363,11 @@ fn check_rest(knobs: &Knobs, dialect: Dialect) -> Result<(), Invalid> {
     }
     if let Some(n) = knobs.n.filter(|n| !(1..=MAX_OUTPUTS).contains(n)) {
         return Err(dialect.invalid("n", &format!("must be 1 to {MAX_OUTPUTS}, got {n}")));
+    }
+    let n = knobs.n.unwrap_or(1);
+    if let Some(best) = knobs.best_of.filter(|best| !(n..=MAX_OUTPUTS).contains(best)) {
+        let what = format!("must be `n`, here {n}, to {MAX_OUTPUTS}, got {best}");
+        return Err(dialect.invalid("best_of", &what));
     }
     if knobs.cache_salt.len() > MAX_SALT {
         let what = format!("has {} bytes; at most {MAX_SALT} fit", knobs.cache_salt.len());

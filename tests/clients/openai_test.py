@@ -289,6 +289,20 @@ class Completions(Case):
         self.assertEqual(streamed, texts)
         self.assertEqual(len(self.chat(n=2).choices), 2)
 
+    def test_best_of_answers_the_most_probable(self):
+        drawn = {"temperature": 1, "seed": 5, "logprobs": 0, "extra_body": {"ignore_eos": True}}
+        mean = lambda choice: sum(choice.logprobs.token_logprobs) / len(choice.logprobs.tokens)
+        made = self.complete(**drawn, n=4).choices
+        best = self.complete(**drawn, n=2, best_of=4)
+        ranked = sorted(made, key=mean, reverse=True)
+        self.assertEqual([choice.text for choice in best.choices],
+                         [choice.text for choice in ranked[:2]])
+        self.assertEqual([choice.index for choice in best.choices], [0, 1])
+        self.assertEqual(best.usage.completion_tokens, 48)
+        with self.assertRaises(openai.BadRequestError) as caught:
+            self.complete(best_of=2, stream=True)
+        self.assertEqual(caught.exception.param, "best_of")
+
     def test_sixteen_tokens_by_default(self):
         answer = self.complete(max_tokens=openai.NOT_GIVEN, extra_body={"ignore_eos": True})
         self.assertEqual(answer.usage.completion_tokens, 16)

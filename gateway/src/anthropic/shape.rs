@@ -97,7 +97,7 @@ impl Shape for MessageShape {
         failed.map(|data| Sent { name: Some("error"), data }).into_iter().collect()
     }
 
-    fn whole(&mut self, outputs: Vec<Output>) -> String {
+    fn whole(&mut self, outputs: Vec<Output>, _usage: Usage) -> String {
         let output = outputs.into_iter().next().unwrap_or_default();
         self.blocks.take(self.reply.parts(&output.text, true));
         let content: Vec<Value> = self.blocks.all().iter().map(closed).collect();

@@ -261,8 +261,7 @@ impl Shape for ChatShape {
         self.delivery.include_usage.then(|| self.chunk(Vec::new(), Some(usage)))
     }
 
-    fn whole(&mut self, outputs: Vec<Output>) -> String {
-        let usages: Vec<Usage> = outputs.iter().map(|output| output.usage).collect();
+    fn whole(&mut self, outputs: Vec<Output>, usage: Usage) -> String {
         let model = &self.head.model;
         let pieces = model.tokenizer.pieces();
         let prompt = outputs.first().map_or(&[][..], |output| &output.prompt);
@@ -285,7 +284,7 @@ impl Shape for ChatShape {
             created: self.head.created,
             model: &self.head.model.served_name,
             choices: choices.collect(),
-            usage: crate::stream::total(&usages).into(),
+            usage: usage.into(),
             prompt_logprobs,
         })
     }

@@ -261,11 +261,10 @@ impl Shape for CompletionShape {
         self.delivery.include_usage.then(|| self.body(Vec::new(), Some(usage)))
     }
 
-    fn whole(&mut self, outputs: Vec<Output>) -> String {
-        let usages: Vec<Usage> = outputs.iter().map(|output| output.usage).collect();
+    fn whole(&mut self, outputs: Vec<Output>, usage: Usage) -> String {
         let deltas =
             outputs.into_iter().enumerate().map(|(index, output)| output.into_delta(index));
         let choices = deltas.map(|delta| self.choice(delta)).collect();
-        self.body(choices, Some(crate::stream::total(&usages)))
+        self.body(choices, Some(usage))
     }
 }

@@ -55,7 +55,8 @@ pub fn read(fields: &mut Fields) -> Result<Knobs, Invalid> {
     refuse_unless_neutral(fields, NOT_YET)?;
     refuse_formats(fields)?;
     Ok(Knobs {
-        n: outputs(fields)?,
+        n: fields.take("n")?,
+        best_of: best_of(fields)?,
         temperature: fields.take("temperature")?,
         top_p: fields.take("top_p")?,
         top_k: fields.take("top_k")?,
@@ -116,16 +117,13 @@ pub fn delivery(fields: &mut Fields) -> Result<Delivery, Invalid> {
     })
 }
 
-/// `n`, of which `best_of` can ask for no more: all that are made are answered.
-fn outputs(fields: &mut Fields) -> Result<Option<u32>, Invalid> {
-    let n: Option<u32> = fields.take("n")?;
+/// Which outputs are best is known once all have ended, so not in a stream.
+fn best_of(fields: &mut Fields) -> Result<Option<u32>, Invalid> {
     let best: Option<u32> = fields.take("best_of")?;
-    match best {
-        Some(best) if best != n.unwrap_or(1) => {
-            Err(fields.wrong("best_of", &format!("must be `n`, or left out, got {best}")))
-        }
-        _ => Ok(n),
+    if best.is_some_and(|best| best > 1) && fields.get("stream") == Some(&Value::Bool(true)) {
+        return Err(fields.wrong("best_of", "needs `stream` to be false"));
     }
+    Ok(best)
 }
 
 /// A field that is one string or a list of them.

@@ -238,6 +238,7 @@ impl Schemas<'_> {
             "max_tokens": self.tokens(),
             "min_tokens": self.tokens_or_0(),
             "n": within("integer", 1, MAX_OUTPUTS),
+            "best_of": within("integer", 1, MAX_OUTPUTS),
             "seed": seed(),
             "prompt_logprobs": within("integer", 0, MAX_TOP_LOGPROBS),
             "stream": kind("boolean"),

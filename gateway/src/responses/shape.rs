@@ -213,7 +213,7 @@ impl Shape for ResponseShape {
         vec![self.event("response.failed", json!({"response": response}))]
     }
 
-    fn whole(&mut self, outputs: Vec<Output>) -> String {
+    fn whole(&mut self, outputs: Vec<Output>, _usage: Usage) -> String {
         let output = outputs.into_iter().next().unwrap_or_default();
         self.blocks.take(self.reply.parts(&output.text, true));
         let status = Status::of(output.ending.map(|ending| ending.finish));

@@ -1,6 +1,6 @@
 //! Anthropic's Messages: the answer whole and as events, errors in its shape.
 
-use crate::shapes::{done, head, speaking, streamed, text, tokens};
+use crate::shapes::{done, each, head, speaking, streamed, text, tokens};
 use crate::support::{Gateway, SAID, talking_model};
 use gateway::anthropic::{MessageShape, request};
 use gateway::fields::Fields;
@@ -42,7 +42,7 @@ async fn a_message_has_thoughts_text_and_calls() {
     let model = talking_model();
     let said = vec![Event::Tokens(tokens(&model, SAID)), done(Finish::Stop)];
     let (one, _line) = speaking(&model, Knobs::default(), 0, said);
-    let body = text(whole(outputs(vec![one], ()), 1, &mut shape(&model)).await).await;
+    let body = text(whole(outputs(vec![one], ()), each(1), &mut shape(&model)).await).await;
     let mut body: Value = serde_json::from_str(&body).unwrap();
     let id = body["content"][2]["id"].take();
     assert!(id.as_str().unwrap().starts_with("toolu_"), "{id}");
@@ -95,7 +95,7 @@ async fn what_ended_it_is_told() {
         let said = vec![Event::Tokens(tokens(&model, "one STOP")), done(finish)];
         let knobs = Knobs { stop: vec![stop.into()], ..Knobs::default() };
         let (one, _line) = speaking(&model, knobs, 0, said);
-        let body = text(whole(outputs(vec![one], ()), 1, &mut shape(&model)).await).await;
+        let body = text(whole(outputs(vec![one], ()), each(1), &mut shape(&model)).await).await;
         let body: Value = serde_json::from_str(&body).unwrap();
         assert_eq!((&body["stop_reason"], &body["stop_sequence"]), (&json!(reason), &sequence));
     };

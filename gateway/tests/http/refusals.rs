@@ -52,11 +52,6 @@ async fn completions_name_the_field() {
             json!({"prompt": "a", "stream": true, "stream_options": {"include_usage": 1}}),
             "stream_options.include_usage",
         ),
-        (json!({"prompt": "a", "n": 0}), "n"),
-        (json!({"prompt": "a", "n": 129}), "n"),
-        (json!({"prompt": ["a", "b", "c", "d", "e"], "n": 103}), "n"),
-        (json!({"prompt": "a", "n": 2, "best_of": 3}), "best_of"),
-        (json!({"prompt": "a", "best_of": 2}), "best_of"),
         (json!({"prompt": "a", "echo": "yes"}), "echo"),
         (json!({"prompt": "a", "suffix": "b"}), "suffix"),
         (json!({"prompt": "a", "logit_bias": {"5": 101}}), "logit_bias"),
@@ -82,6 +77,23 @@ async fn completions_name_the_field() {
     }
     let model = json!({"prompt": "a", "model": "gpt-4"});
     check(&gateway, "/v1/completions", &model, 404, json!("model")).await;
+}
+
+#[tokio::test]
+async fn numbers_of_outputs_name_the_field() {
+    let gateway = Gateway::start(|_| {}).await;
+    let cases = [
+        (json!({"prompt": "a", "n": 0}), "n"),
+        (json!({"prompt": "a", "n": 129}), "n"),
+        (json!({"prompt": ["a", "b", "c", "d", "e"], "n": 103}), "n"),
+        (json!({"prompt": "a", "n": 3, "best_of": 2}), "best_of"),
+        (json!({"prompt": "a", "best_of": 129}), "best_of"),
+        (json!({"prompt": "a", "best_of": 2, "stream": true}), "best_of"),
+        (json!({"prompt": ["a", "b", "c", "d", "e"], "best_of": 103}), "best_of"),
+    ];
+    for (body, field) in cases {
+        check(&gateway, "/v1/completions", &body, 400, json!(field)).await;
+    }
 }
 
 #[tokio::test]

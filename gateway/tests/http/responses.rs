@@ -1,6 +1,6 @@
 //! The Responses API: the answer whole and as numbered events, errors by its fields' names.
 
-use crate::shapes::{done, head, speaking, streamed, text, tokens};
+use crate::shapes::{done, each, head, speaking, streamed, text, tokens};
 use crate::support::{Gateway, SAID, talking_model};
 use gateway::fields::Fields;
 use gateway::model::Model;
@@ -70,7 +70,7 @@ async fn a_response_has_an_item_a_thought_text_and_call() {
     let model = talking_model();
     let said = vec![Event::Tokens(tokens(&model, SAID)), done(Finish::Stop)];
     let (one, _line) = speaking(&model, Knobs::default(), 0, said);
-    let body = text(whole(outputs(vec![one], ()), 1, &mut shape(&model)).await).await;
+    let body = text(whole(outputs(vec![one], ()), each(1), &mut shape(&model)).await).await;
     let mut body: Value = serde_json::from_str(&body).unwrap();
     assert_eq!(anonymous(body["output"].take()), items());
     assert_eq!((&body["id"], &body["object"]), (&json!("resp_1"), &json!("response")));

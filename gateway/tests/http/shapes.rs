@@ -12,7 +12,7 @@ use gateway::openai::chat::ChatShape;
 use gateway::openai::completions::{CompletionShape, Report};
 use gateway::openai::knobs::Delivery;
 use gateway::ring::{Answer, Event, Failure, FailureKind, Limits, Line};
-use gateway::stream::{Shape, Speaking, events, outputs, whole};
+use gateway::stream::{Counts, Shape, Speaking, events, outputs, whole};
 use gateway::transcript::Transcript;
 use gateway::validate::{Ask, Dialect, Knobs};
 use shared::ids::{Epoch, RequestId, TokenId};
@@ -64,6 +64,11 @@ pub fn head(model: &Arc<Model>, id: &str) -> Head {
     Head { id: id.into(), created: 7, model: Arc::clone(model) }
 }
 
+/// One output of each prompt, which is answered.
+pub const fn each(prompts: usize) -> Counts {
+    Counts { prompts, made: 1, answered: 1 }
+}
+
 pub async fn text(response: Result<Response, ApiError>) -> String {
     let bytes = to_bytes(response.unwrap().into_body(), 1 << 20).await.unwrap();
     String::from_utf8(bytes.to_vec()).unwrap()
@@ -87,7 +92,7 @@ async fn chat_whole_and_streamed() {
     };
     let (one, _line) = speaking(&model, Knobs::default(), 0, said(&model));
     let mut shape = ChatShape::new(head(&model, "chatcmpl-1"), Delivery::default(), false);
-    let body = text(whole(outputs(vec![one], ()), 1, &mut shape).await).await;
+    let body = text(whole(outputs(vec![one], ()), each(1), &mut shape).await).await;
     insta::assert_snapshot!(body);
 
     let (one, _line) = speaking(&model, Knobs::default(), 0, said(&model));
@@ -103,7 +108,7 @@ async fn chat_logprobs() {
     let knobs = Knobs { logprobs: Some(1), ..Knobs::default() };
     let (one, _line) = speaking(&model, knobs, 0, said);
     let mut shape = ChatShape::new(head(&model, "chatcmpl-1"), Delivery::default(), true);
-    let body = text(whole(outputs(vec![one], ()), 1, &mut shape).await).await;
+    let body = text(whole(outputs(vec![one], ()), each(1), &mut shape).await).await;
     insta::assert_snapshot!(body);
 }
 
@@ -119,7 +124,7 @@ async fn completions_of_two_prompts_keep_their_indexes() {
     let (both, ..) = make();
     let mut shape = CompletionShape::new(head(&model, "cmpl-1"), Delivery::default(), 2)
         .reporting(Report { logprobs: Some(2), tokens_as_ids: true, ..Report::default() });
-    let body = text(whole(outputs(both, ()), 2, &mut shape).await).await;
+    let body = text(whole(outputs(both, ()), each(2), &mut shape).await).await;
     insta::assert_snapshot!(body);
 
     let (both, ..) = make();
@@ -131,6 +136,30 @@ async fn completions_of_two_prompts_keep_their_indexes() {
     assert!(lines.pop().unwrap().contains("\"choices\":[],\"usage\":{\"prompt_tokens\":6"));
     assert_eq!(lines.iter().filter(|line| line.contains("\"index\":1")).count(), 2);
     assert!(lines.iter().all(|line| line.contains("\"usage\":{\"prompt_tokens\":3")));
+}
+
+#[tokio::test]
+async fn of_outputs_made_the_most_probable_are_answered_and_all_are_counted() {
+    let model = model();
+    let said = |text, logprob| {
+        let tokens = tokens(&model, text).into_iter().map(|token| Token { logprob, ..token });
+        vec![Event::Tokens(tokens.collect()), done(Finish::Length)]
+    };
+    // The sums of the log-probabilities would have it otherwise.
+    let said = [said("x", -1.4), said("aaaa", -0.5), said("b", -1.0), said("c", -2.0)];
+    let made: Vec<_> = said.into_iter().cycle().take(8).enumerate().collect();
+    let made = made.into_iter().map(|(at, said)| speaking(&model, Knobs::default(), at, said));
+    let (made, _lines): (Vec<_>, Vec<_>) = made.unzip();
+    let counts = Counts { prompts: 2, made: 4, answered: 2 };
+    let mut shape = CompletionShape::new(head(&model, "cmpl-1"), Delivery::default(), 4);
+    let body = text(whole(outputs(made, ()), counts, &mut shape).await).await;
+    let body: serde_json::Value = serde_json::from_str(&body).unwrap();
+    let choices = body["choices"].as_array().unwrap();
+    let texts: Vec<_> = choices.iter().map(|choice| choice["text"].as_str().unwrap()).collect();
+    assert_eq!(texts, ["aaaa", "b", "aaaa", "b"]);
+    let indexes: Vec<_> = choices.iter().map(|choice| choice["index"].as_u64().unwrap()).collect();
+    assert_eq!(indexes, [0, 1, 2, 3]);
+    assert_eq!(body["usage"]["completion_tokens"], 2 * (4 + 1 + 1 + 1));
 }
 
 /// Whole and streamed, in parts as the fleet sends them; nothing is said of the first token.
@@ -152,7 +181,7 @@ async fn an_echo_opens_the_answer() {
         (vec![one], shape, hold)
     };
     let (one, mut shape, _hold) = make();
-    let body = text(whole(outputs(one, ()), 1, &mut shape).await).await;
+    let body = text(whole(outputs(one, ()), each(1), &mut shape).await).await;
     insta::assert_snapshot!(body);
     let (one, shape, _hold) = make();
     let body = streamed(one, shape).await;
@@ -215,7 +244,7 @@ async fn a_stop_string_ends_the_output_and_drops_the_answer() {
     let knobs = Knobs { stop: vec!["STOP".into()], ..Knobs::default() };
     let (one, line) = speaking(&model, knobs, 0, said);
     let mut shape = ChatShape::new(head(&model, "chatcmpl-1"), Delivery::default(), false);
-    let body = text(whole(outputs(vec![one], ()), 1, &mut shape).await).await;
+    let body = text(whole(outputs(vec![one], ()), each(1), &mut shape).await).await;
     let body: serde_json::Value = serde_json::from_str(&body).unwrap();
     assert_eq!(body["choices"][0]["message"]["content"], "one ");
     assert_eq!(body["choices"][0]["finish_reason"], "stop");
@@ -232,7 +261,7 @@ async fn min_tokens_keeps_stop_strings_from_matching() {
     assert_eq!(tokens(&model, "xxyx").len(), 4, "a token a letter");
     let (one, _line) = speaking(&model, knobs, 0, said);
     let mut shape = CompletionShape::new(head(&model, "cmpl-1"), Delivery::default(), 1);
-    let body = text(whole(outputs(vec![one], ()), 1, &mut shape).await).await;
+    let body = text(whole(outputs(vec![one], ()), each(1), &mut shape).await).await;
     assert!(body.contains("\"text\":\"xxy\""), "{body}");
 }
 

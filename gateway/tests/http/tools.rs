@@ -1,6 +1,6 @@
 //! Tools and thoughts from the request to the answer: the prompt, the stream, the whole message.
 
-use crate::shapes::{done, head, speaking, streamed, text, tokens};
+use crate::shapes::{done, each, head, speaking, streamed, text, tokens};
 use crate::support::{Gateway, talking_model};
 use gateway::fields::Fields;
 use gateway::model::Model;
@@ -46,7 +46,7 @@ async fn whole_choice(said: &str, finish: Finish, more: &Value) -> Value {
     let said = events(&model, said, 64, finish);
     let (one, _line) = speaking(&model, Default::default(), 0, said);
     let mut shape = shape(&model, Delivery::default(), more);
-    let body = text(whole(outputs(vec![one], ()), 1, &mut shape).await).await;
+    let body = text(whole(outputs(vec![one], ()), each(1), &mut shape).await).await;
     serde_json::from_str::<Value>(&body).unwrap()["choices"][0].take()
 }
 
