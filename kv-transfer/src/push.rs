@@ -13,7 +13,9 @@
 //! The Handoff is sent by whoever receives the flush's event.
 
 use crate::{Event, Kind, Link, OpId, PutOp, TransferError};
+use rustix::thread::set_current_timer_slack;
 use std::fmt;
+use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -24,6 +26,9 @@ use std::time::{Duration, Instant};
 /// the longest also bounds how late a new command or a close is noticed then.
 const WAIT_MIN: Duration = Duration::from_micros(100);
 const WAIT_MAX: Duration = Duration::from_millis(2);
+
+/// How late the end of a nap may be noticed, nanoseconds.
+const SLACK_NS: u64 = 1_000;
 
 /// Bounds of one peer's push thread.
 #[derive(Clone, Copy, Debug)]
@@ -188,6 +193,8 @@ struct Run {
 
 impl Run {
     fn run(mut self, mut link: Box<dyn Link>) {
+        // By default a nap may last 50 µs longer; where that is not allowed it does.
+        let _ = set_current_timer_slack(NonZeroU64::new(SLACK_NS));
         let cause = match self.serve(link.as_mut()) {
             Ok(()) => TransferError::Closed,
             Err(cause) => {
