@@ -99,9 +99,8 @@ pub fn read(fields: &mut Fields, limits: Limits) -> Result<GenerateRequest, Inva
     let mut sampling = fields.object("sampling_params")?;
     let mut knobs = sampling_knobs(&mut sampling)?;
     knobs.logprobs = wants_logprobs.then_some(top);
-    let ids: Vec<u32> = fields.take_or("token_ids_logprob", Vec::new())?;
-    knobs.logprob_ids = if wants_logprobs { ids } else { Vec::new() };
-    let named = knobs.logprob_ids.len();
+    knobs.logprob_ids = fields.take_or("token_ids_logprob", Vec::new())?;
+    let named = if wants_logprobs { knobs.logprob_ids.len() } else { 0 };
     // The token at `start` is given without a log-probability.
     knobs.prompt_logprobs =
         start.map(|start| PromptLogprobs { from: start.saturating_add(1), top });

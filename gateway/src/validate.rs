@@ -410,11 +410,13 @@ fn logit_bias(
     biased.collect()
 }
 
+/// None where no log-probabilities are asked for; checked all the same.
 fn logprob_ids(knobs: &Knobs, limits: Limits, dialect: Dialect) -> Result<Vec<TokenId>, Invalid> {
     let ids = knobs.logprob_ids.iter().enumerate().map(|(at, &id)| {
         vocabulary_id(u64::from(id), limits, || dialect.field(&format!("logprob_ids[{at}]")))
     });
-    ids.collect()
+    let ids: Vec<_> = ids.collect::<Result<_, _>>()?;
+    Ok(if knobs.logprobs.is_some() { ids } else { Vec::new() })
 }
 
 fn stop_ids(
