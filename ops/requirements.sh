@@ -44,6 +44,12 @@ need_pip() {
     apt_install python3-pip
 }
 
+need_node() {
+    command -v node >/dev/null && command -v npm >/dev/null && return 0
+    say "installing Node: a client is tested in it (apt-get install nodejs npm)"
+    apt_install nodejs npm
+}
+
 # fetched NAME PACKAGE VERSION WHY : prints the folder that the pip package's files are in.
 fetched() {
     local name=$1 package=$2 version=$3 why=$4 folder=${XDG_CACHE_HOME:-$HOME/.cache}/tandem/$1

@@ -13,6 +13,7 @@ pub(crate) const INBOX: usize = 4096;
 
 /// One event.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "most of what is heard is requests")]
 pub(crate) enum Event {
     /// A gateway has joined.
     GatewayUp(Epoch, Sender<DecodeToGateway>),

@@ -138,6 +138,7 @@ mod tests {
             logit_bias: vec![],
             stop_ids: vec![TokenId::new(2)],
             logprobs: None,
+            logprob_ids: Vec::new(),
             salt: String::new(),
             priority: 0,
             grammar: None,

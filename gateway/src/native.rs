@@ -37,7 +37,6 @@ const NOT_YET: &[(&str, Neutral)] = &[
     ("lora_path", Neutral::Absent),
     ("custom_logit_processor", Neutral::Absent),
     ("return_hidden_states", Neutral::False),
-    ("token_ids_logprob", Neutral::Empty),
 ];
 
 /// Known sampling parameters, and not implemented.
@@ -64,6 +63,8 @@ pub struct GenerateRequest {
     pub logprobs: Option<WithText>,
     /// The prompt's too, from this position on.
     pub start: Option<u32>,
+    /// Report those of so many tokens by id.
+    pub named: usize,
 }
 
 /// Whether logprobs carry the tokens' texts.
@@ -98,6 +99,8 @@ pub fn read(fields: &mut Fields, limits: Limits) -> Result<GenerateRequest, Inva
     let mut sampling = fields.object("sampling_params")?;
     let mut knobs = sampling_knobs(&mut sampling)?;
     knobs.logprobs = wants_logprobs.then_some(top);
+    knobs.logprob_ids = fields.take_or("token_ids_logprob", Vec::new())?;
+    let named = if wants_logprobs { knobs.logprob_ids.len() } else { 0 };
     // The token at `start` is given without a log-probability.
     knobs.prompt_logprobs =
         start.map(|start| PromptLogprobs { from: start.saturating_add(1), top });
@@ -114,6 +117,7 @@ pub fn read(fields: &mut Fields, limits: Limits) -> Result<GenerateRequest, Inva
         rid: rid(fields)?,
         logprobs: wants_logprobs.then_some(with_text),
         start,
+        named,
     })
 }
 
@@ -157,8 +161,12 @@ pub struct GenerateShape {
     logprobs: Option<WithText>,
     /// The prompt's log-probabilities begin here.
     start: Option<u32>,
+    /// So many of each token's alternatives, the last, were asked for by id.
+    named: usize,
     /// The tokens there, by output.
     opening: Vec<Option<TokenId>>,
+    /// Lengths of the prompts, by output: each tells of its own.
+    prompts: Vec<usize>,
     outputs: Vec<Output>,
 }
 
@@ -166,14 +174,16 @@ impl GenerateShape {
     /// For a call that arrived at `started` and has `count` outputs.
     pub fn new(id: String, started: Instant, pieces: Arc<Pieces>, count: usize) -> Self {
         let (outputs, opening) = (vec![Output::default(); count], vec![None; count]);
-        let (batch, logprobs, start) = (false, None, None);
-        Self { id, started, pieces, batch, logprobs, start, opening, outputs }
+        let prompts = vec![0; count];
+        let (batch, logprobs, start, named) = (false, None, None, 0);
+        Self { id, started, pieces, batch, logprobs, start, named, opening, prompts, outputs }
     }
 
     /// Answers in a list, or with logprobs, as `request` asks.
     #[must_use]
     pub fn of(mut self, request: &GenerateRequest) -> Self {
         (self.batch, self.logprobs, self.start) = (request.batch, request.logprobs, request.start);
+        self.named = request.named;
         self
     }
 
@@ -185,23 +195,31 @@ impl GenerateShape {
         let mut meta = json!({
             "id": id,
             "finish_reason": output.ending.as_ref().map(|end| finish(end, output.usage)),
-            "prompt_tokens": output.usage.prompt,
+            "prompt_tokens": self.prompts[index],
             "completion_tokens": output.usage.completion,
             "cached_tokens": output.usage.cached,
         });
         if let Some(with_text) = self.logprobs {
             let rows = |token: &Token| self.row(token.id, token.logprob, with_text);
-            let top = |token: &Token| -> Value {
-                token.top.iter().map(|&(id, logprob)| self.row(id, logprob, with_text)).collect()
+            let list = |some: &[(TokenId, f32)]| -> Value {
+                some.iter().map(|&(id, logprob)| self.row(id, logprob, with_text)).collect()
             };
+            let named_from = |token: &Token| token.top.len().saturating_sub(self.named);
+            let best = |token: &Token| list(&token.top[..named_from(token)]);
+            let named = |token: &Token| list(&token.top[named_from(token)..]);
             let opening = self.opening[index].into_iter();
-            let no_top = self.opening[index].map(|_| Value::Null).into_iter();
+            let none = || self.opening[index].map(|_| Value::Null).into_iter();
             let unknown = |id: TokenId| json!([null, id.get(), self.text(id, with_text)]);
+            let (prompt, made) = (&output.prompt, &output.tokens);
             meta["input_token_logprobs"] =
-                opening.map(unknown).chain(output.prompt.iter().map(rows)).collect();
-            meta["input_top_logprobs"] = no_top.chain(output.prompt.iter().map(top)).collect();
-            meta["output_token_logprobs"] = output.tokens.iter().map(rows).collect();
-            meta["output_top_logprobs"] = output.tokens.iter().map(top).collect();
+                opening.map(unknown).chain(prompt.iter().map(rows)).collect();
+            meta["input_top_logprobs"] = none().chain(prompt.iter().map(best)).collect();
+            meta["output_token_logprobs"] = made.iter().map(rows).collect();
+            meta["output_top_logprobs"] = made.iter().map(best).collect();
+            if self.named > 0 {
+                meta["input_token_ids_logprobs"] = none().chain(prompt.iter().map(named)).collect();
+                meta["output_token_ids_logprobs"] = made.iter().map(named).collect();
+            }
         }
         if output.ending.is_some() {
             meta["e2e_latency"] = json!(self.started.elapsed().as_secs_f64());
@@ -232,6 +250,7 @@ fn finish(ending: &Ending, usage: Usage) -> Value {
 
 impl Shape for GenerateShape {
     fn prompt(&mut self, index: usize, ids: &[TokenId]) {
+        self.prompts[index] = ids.len();
         self.opening[index] = self.start.and_then(|start| ids.get(start as usize).copied());
     }
 

@@ -57,13 +57,15 @@ pub struct Reply {
     reader: Reader,
     /// Calls after the first are left out, as the client wants one at most.
     one_call: bool,
+    /// A call is required: text is the beginning of one that was cut, and is left out.
+    calls_only: bool,
     calls: usize,
 }
 
 impl Reply {
     /// An output that `reader` has not read yet.
-    pub fn new(reader: Reader, one_call: bool) -> Self {
-        Self { reader, one_call, calls: 0 }
+    pub fn new(reader: Reader, one_call: bool, calls_only: bool) -> Self {
+        Self { reader, one_call, calls_only, calls: 0 }
     }
 
     /// Tools called so far, also those that the client does not see.
@@ -85,8 +87,12 @@ impl Reply {
         }
         for part in read {
             self.calls += usize::from(matches!(part, Part::Call { .. }));
-            let of_a_call = matches!(part, Part::Call { .. } | Part::Arguments(_));
-            if !(of_a_call && self.one_call && self.calls > 1) {
+            let is_left_out = match part {
+                Part::Call { .. } | Part::Arguments(_) => self.one_call && self.calls > 1,
+                Part::Text(_) => self.calls_only,
+                Part::Thought(_) => false,
+            };
+            if !is_left_out {
                 parts.add(part);
             }
         }

@@ -92,6 +92,8 @@ pub struct Knobs {
     pub include_stop: bool,
     /// Report log-probabilities, with this many alternatives.
     pub logprobs: Option<u32>,
+    /// Report those of these tokens too, by id.
+    pub logprob_ids: Vec<u32>,
     /// Report those of the prompt's own tokens.
     pub prompt_logprobs: Option<PromptLogprobs>,
     /// Whether a call that makes no token is of use.
@@ -138,6 +140,10 @@ impl Dialect {
             "min_tokens" => self.min_tokens.to_owned(),
             "logprobs" => self.logprobs.to_owned(),
             "salt" | "cache_salt" => "cache_salt".to_owned(),
+            // Only SGLang's API has it.
+            ids if ids.starts_with("logprob_ids") => {
+                ids.replacen("logprob_ids", "token_ids_logprob", 1)
+            }
             sampling => format!("{}{sampling}", self.sampling),
         }
     }
@@ -160,6 +166,7 @@ pub struct Ask {
     logit_bias: Vec<(TokenId, f32)>,
     stop: Vec<String>,
     stop_ids: Vec<TokenId>,
+    logprob_ids: Vec<TokenId>,
     knobs: Knobs,
 }
 
@@ -207,6 +214,7 @@ impl Ask {
             logit_bias: logit_bias(&knobs, limits, dialect)?,
             stop,
             stop_ids: stop_ids(&knobs, model, limits, dialect)?,
+            logprob_ids: logprob_ids(&knobs, limits, dialect)?,
             knobs,
         })
     }
@@ -291,6 +299,7 @@ impl Ask {
             logit_bias: self.logit_bias.clone(),
             stop_ids: self.stop_ids.clone(),
             logprobs: self.knobs.logprobs.map(|n| n.min(u32::from(u8::MAX)) as u8),
+            logprob_ids: self.logprob_ids.clone(),
             salt: self.knobs.cache_salt.clone(),
             priority: self.knobs.priority,
             grammar: self.wanted().map(|wanted| Box::new(wanted.grammar.clone())),
@@ -399,6 +408,15 @@ fn logit_bias(
         Ok((id, bias))
     });
     biased.collect()
+}
+
+/// None where no log-probabilities are asked for; checked all the same.
+fn logprob_ids(knobs: &Knobs, limits: Limits, dialect: Dialect) -> Result<Vec<TokenId>, Invalid> {
+    let ids = knobs.logprob_ids.iter().enumerate().map(|(at, &id)| {
+        vocabulary_id(u64::from(id), limits, || dialect.field(&format!("logprob_ids[{at}]")))
+    });
+    let ids: Vec<_> = ids.collect::<Result<_, _>>()?;
+    Ok(if knobs.logprobs.is_some() { ids } else { Vec::new() })
 }
 
 fn stop_ids(

@@ -21,6 +21,7 @@ pub(crate) struct Peer {
 
 /// One event.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "most of what is heard is requests")]
 pub(crate) enum Event {
     /// A gateway has joined.
     GatewayUp(Epoch, Sender<PrefillToGateway>),

@@ -64,7 +64,7 @@ impl Prefill {
             Some(Reads::Next(ids)) => &ids[..],
             _ => &[],
         };
-        let mut all = request.tokens.iter().chain(asked);
+        let mut all = request.tokens.iter().chain(asked).chain(&request.logprob_ids);
         if let Some(foreign) = all.find(|t| t.get() >= self.engine.vocab()) {
             return Err(Refusal::NoLink(format!("token {foreign} is not in this vocabulary")));
         }

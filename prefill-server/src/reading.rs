@@ -26,7 +26,8 @@ impl Job {
                 let told = told.start as usize..told.end as usize;
                 let tokens = self.request.tokens.get(told)?;
                 let (first, tokens, top) = ((first - start) as usize, tokens.to_vec(), *top);
-                (!tokens.is_empty()).then_some(RowReads::Tokens { first, tokens, top })
+                let ids = self.request.logprob_ids.clone();
+                (!tokens.is_empty()).then_some(RowReads::Tokens { first, tokens, top, ids })
             }
             Reads::Next(ids) => last.then(|| RowReads::Next(ids.clone())),
             Reads::Hidden(Pooling::Last) => last.then_some(RowReads::Last),

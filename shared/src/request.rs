@@ -15,7 +15,7 @@ pub const MAX_STOP_IDS: usize = 1024;
 pub const MAX_TOP_LOGPROBS: u8 = 20;
 /// Most tokens with a bias of their own.
 pub const MAX_LOGIT_BIAS: usize = 300;
-/// Most tokens whose probability as the next one is asked for.
+/// Most tokens whose probabilities are asked for by id.
 pub const MAX_NEXT: usize = 1024;
 /// Longest cache salt, bytes.
 pub const MAX_SALT: usize = 256;
@@ -167,6 +167,9 @@ pub struct RequestParts {
     pub stop_ids: Vec<TokenId>,
     /// Report log-probabilities, with this many alternatives.
     pub logprobs: Option<u8>,
+    /// Tokens whose log-probabilities are reported beside those of every token that is told of,
+    /// the prompt's own too.
+    pub logprob_ids: Vec<TokenId>,
     /// Keeps cached pages of different tenants apart: part of every page hash.
     pub salt: String,
     /// Larger runs earlier, and its pages are evicted later, under the priority policies.
@@ -189,6 +192,7 @@ impl RequestParts {
             logit_bias: Vec::new(),
             stop_ids: Vec::new(),
             logprobs: None,
+            logprob_ids: Vec::new(),
             salt: String::new(),
             priority: 0,
             grammar: None,
@@ -333,6 +337,10 @@ impl TryFrom<RequestParts> for Request {
         if parts.logprobs.is_some_and(|n| n > MAX_TOP_LOGPROBS) {
             return bad("logprobs", format!("{:?}", parts.logprobs), "at most 20");
         }
+        if parts.logprob_ids.len() > MAX_NEXT {
+            let len = parts.logprob_ids.len();
+            return bad("logprob_ids", format!("{len} ids"), "at most 1024 ids");
+        }
         if parts.salt.len() > MAX_SALT {
             return bad("salt", format!("{} bytes", parts.salt.len()), "at most 256 bytes");
         }
@@ -376,7 +384,8 @@ pub struct Token {
     pub id: TokenId,
     /// Natural log of its probability under the unscaled logits.
     pub logprob: f32,
-    /// Best alternatives, best first; as many as the request's `logprobs` asked for.
+    /// Best alternatives, best first, as many as the request's `logprobs` asked for; then what its
+    /// `logprob_ids` names, in that order.
     pub top: Vec<(TokenId, f32)>,
 }
 

@@ -30,6 +30,7 @@ fn request() -> Request {
         logit_bias: vec![(TokenId::new(7), -1.5)],
         stop_ids: ids(2..4),
         logprobs: Some(2),
+        logprob_ids: ids(8..10),
         salt: "tenant".to_owned(),
         priority: -1,
         grammar: Some(Box::new(Grammar::Regex("a+".to_owned()))),

@@ -106,6 +106,7 @@ impl Ask {
             logit_bias: &bias,
             stop_ids: &stop_ids,
             logprobs: None,
+            logprob_ids: &[],
             chunk: 0,
         };
         reference::generate(engine, &ask).unwrap()

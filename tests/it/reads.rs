@@ -102,6 +102,7 @@ fn log_probabilities_of_prompts_of_tiny_models() {
         for case in cases(name) {
             check_echo(&ring, &case);
             check_generate(&ring, &case);
+            check_named(&ring, &case);
             check_vllm(&ring, &case);
         }
         ring.wait_settled();
@@ -168,6 +169,42 @@ fn check_generate(ring: &Ring, case: &Case) {
     }
 }
 
+/// Tokens that are named by id, beside the prompt's own and beside what was made: the tokens that
+/// really follow are among them, and have the log-probabilities that are told of these.
+#[track_caller]
+fn check_named(ring: &Ring, case: &Case) {
+    let body = |ids: &[u64]| {
+        json!({
+            "input_ids": case.prompt_ids, "return_logprob": true, "logprob_start_len": 0,
+            "top_logprobs_num": 2, "token_ids_logprob": ids,
+            "sampling_params": {"max_new_tokens": 3, "ignore_eos": true, "temperature": 0},
+        })
+    };
+    let plain = ask(ring, "/generate", &body(&[]));
+    assert!(plain["meta_info"].get("output_token_ids_logprobs").is_none());
+    let list = |value: &Value| value.as_array().unwrap().clone();
+    let last = u64::from(case.prompt_ids[case.prompt_ids.len() - 1]);
+    let made = list(&plain["output_ids"]).into_iter().map(|id| id.as_u64().unwrap());
+    let ids: Vec<u64> = [last].into_iter().chain(made).collect();
+    let meta = ask(ring, "/generate", &body(&ids))["meta_info"].take();
+    let told = list(&meta["input_token_ids_logprobs"]);
+    assert_eq!(told.len(), case.prompt_ids.len());
+    assert!(told[0].is_null());
+    for entry in told[1..].iter().chain(&list(&meta["output_token_ids_logprobs"])) {
+        assert!(list(entry).iter().map(|row| row[1].as_u64().unwrap()).eq(ids.iter().copied()));
+    }
+    let own = |rows: &Value| list(rows).last().unwrap()[0].as_f64().unwrap();
+    if let [_, .., last] = &told[..] {
+        error(&[last[0][0].as_f64().unwrap()], &[own(&meta["input_token_logprobs"])]);
+    }
+    let made = list(&meta["output_token_ids_logprobs"]).into_iter().enumerate();
+    let made: Vec<f64> = made.map(|(at, rows)| rows[at + 1][0].as_f64().unwrap()).collect();
+    let own = list(&meta["output_token_logprobs"]);
+    let own: Vec<f64> = own.iter().map(|row| row[0].as_f64().unwrap()).collect();
+    error(&made, &own);
+    assert!(list(&meta["output_top_logprobs"]).iter().all(|top| list(top).len() == 2));
+}
+
 /// vLLM's shape, of completions and chat.
 #[track_caller]
 fn check_vllm(ring: &Ring, case: &Case) {
@@ -199,6 +236,7 @@ fn generate_makes_several_outputs_of_a_prompt() {
         assert_eq!(several[index]["output_ids"], alone["output_ids"]);
         let told = several[index]["meta_info"]["input_token_logprobs"].as_array().unwrap();
         assert_eq!(told.len(), case.prompt_ids.len());
+        assert_eq!(several[index]["meta_info"]["prompt_tokens"], case.prompt_ids.len());
     }
     ring.wait_settled();
 }

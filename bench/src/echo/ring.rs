@@ -31,6 +31,7 @@ const PAGES: u32 = 1 << 20;
 const CONTEXT: u32 = 1 << 17;
 
 /// What the steps are told.
+#[expect(clippy::large_enum_variant, reason = "most of what is told is requests")]
 enum Event {
     /// A gateway can be sent tokens.
     Up(Epoch, Sender<DecodeToGateway>),

@@ -152,6 +152,7 @@ mod tests {
             logit_bias: vec![],
             stop_ids: vec![],
             logprobs: None,
+            logprob_ids: Vec::new(),
             salt: String::new(),
             priority: 0,
             grammar: None,

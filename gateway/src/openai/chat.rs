@@ -75,6 +75,8 @@ pub fn read(fields: &mut Fields, model: &Model) -> Result<ChatRequest, Invalid> 
     let separate_reasoning = fields.take_or("separate_reasoning", true)?;
     let (conversation, tools) = conversation(fields)?;
     if let Some(calls) = tools.wanted(model.calls.unwrap_or(Format::HERMES)) {
+        // That is of the answer, and there is none where a call is required.
+        knobs.wanted.take_if(|wanted| wanted.field.starts_with("response_format"));
         structured::add(&mut knobs.wanted, calls)?;
     }
     let tag_is_special = model.calls.is_some_and(Format::needs_special_tokens);
@@ -115,7 +117,7 @@ impl ChatRequest {
             thoughts: thinks.map(|style| Thoughts::new(style, separate, prompt)),
             calls: calls.map(|format| CallParser::new(format, Arc::clone(offered))),
         };
-        Reply::new(reader, self.tools.one_call)
+        Reply::new(reader, self.tools.one_call, required)
     }
 }
 

@@ -75,6 +75,7 @@ pub fn read(fields: &mut Fields) -> Result<Knobs, Invalid> {
         include_stop: fields.take_or("include_stop_str_in_output", false)?
             || fields.take_or("no_stop_trim", false)?,
         logprobs: None,
+        logprob_ids: Vec::new(),
         prompt_logprobs: prompt_logprobs(fields)?,
         may_make_none: false,
         cache_salt: fields.take_or("cache_salt", String::new())?,

@@ -199,6 +199,7 @@ impl Schemas<'_> {
             "return_logprob": kind("boolean"),
             "logprob_start_len": at_least("integer", -1),
             "top_logprobs_num": at_least("integer", 0),
+            "token_ids_logprob": at_most(MAX_NEXT, self.id()),
             "return_text_in_logprobs": kind("boolean"),
             "cache_salt": salt(),
             "priority": priority(),

@@ -47,7 +47,20 @@ impl Format {
     }
 }
 
-/// A tool's schema as the grammar has it; a tool without one takes no arguments.
+/// What says of a schema's `properties` that there may be others, or whether.
+const OPENING: [&str; 7] = [
+    "additionalProperties",
+    "patternProperties",
+    "unevaluatedProperties",
+    "allOf",
+    "anyOf",
+    "oneOf",
+    "$ref",
+];
+
+/// A tool's schema as the grammar has it; a tool without one takes no arguments, and one that lists
+/// its arguments takes no others unless it says so: vLLM and SGLang have it so, and clients that
+/// know them leave it out.
 fn styled(schema: &Value) -> Value {
     let mut schema = match schema {
         Value::Object(_) => schema.clone(),
@@ -56,6 +69,9 @@ fn styled(schema: &Value) -> Value {
     if let Value::Object(map) = &mut schema {
         map.entry("type").or_insert_with(|| json!("object"));
         map.entry(STYLE).or_insert_with(grammar::json_style);
+        if map.contains_key("properties") && !OPENING.iter().any(|key| map.contains_key(*key)) {
+            map.insert("additionalProperties".to_owned(), Value::Bool(false));
+        }
     }
     schema
 }
@@ -90,6 +106,28 @@ mod tests {
             matcher.advance(TokenId::new(byte.into())).unwrap();
         }
         (true, matcher.mask().unwrap()[8] & 1 == 1)
+    }
+
+    #[test]
+    fn arguments_are_those_that_a_tool_lists() {
+        let listed = json!({"properties": {"n": {"type": "integer"}}, "required": ["n"]});
+        let with = |key: &str, value: Value| {
+            let mut schema = listed.clone();
+            schema[key] = value;
+            schema
+        };
+        let more =
+            "<tool_call>\n{\"name\": \"f\", \"arguments\": {\"n\": 1, \"m\": 2}}\n</tool_call>";
+        for (schema, may) in [
+            (listed.clone(), false),
+            (with("additionalProperties", json!(true)), true),
+            (with("additionalProperties", json!({"type": "string"})), false),
+            (json!({"type": "object"}), true),
+        ] {
+            let tools = [("f".to_owned(), schema)];
+            let lark = Format::HERMES.enforcing(&tools, false);
+            assert_eq!(follow(&lark, more), (may, may), "{lark}");
+        }
     }
 
     #[test]

@@ -280,6 +280,10 @@ async fn what_cannot_be_told_of_a_prompt_is_named() {
     for (body, param) in cases {
         check(&gateway, "/v1/completions", &body, 400, json!(param)).await;
     }
+    for asked in [true, false] {
+        let body = json!({"text": "a", "return_logprob": asked, "token_ids_logprob": [5, 512]});
+        check(&gateway, "/generate", &body, 400, json!("token_ids_logprob[1]")).await;
+    }
     let body = json!({"text": "a", "return_logprob": true, "logprob_start_len": -2});
     check(&gateway, "/generate", &body, 400, json!("logprob_start_len")).await;
 }

@@ -224,6 +224,7 @@ async fn generate_is_cumulative_and_reports_ids() {
         rid: None,
         logprobs: Some(WithText(true)),
         start: Some(1),
+        named: 1,
     };
     let mut shape = GenerateShape::new("rid".into(), Instant::now(), pieces, 1).of(&request);
     shape.prompt(0, &[1, 2, 3].map(TokenId::new));

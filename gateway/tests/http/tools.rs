@@ -98,6 +98,21 @@ fn called(calls: &Value) -> Vec<[&str; 2]> {
 }
 
 #[tokio::test]
+async fn what_is_cut_of_a_required_call_is_no_text() {
+    let call = "<tool_call>\n{\"name\": \"sum\", \"arguments\": {}}\n</tool_call>";
+    // The format is of an answer that there is not.
+    let more = json!({"tool_choice": "required", "response_format": {"type": "json_object"}});
+    for (said, calls) in [(format!("{call}\n<tool_cal"), 1), ("<tool_call>\n{\"na".to_owned(), 0)] {
+        let choice = whole_choice(&said, Finish::Length, &more).await;
+        assert_eq!(called(&choice["message"]["tool_calls"]), vec![["sum", "{}"]; calls]);
+        let content = choice["message"]["content"].as_str().unwrap_or_default();
+        assert_eq!((content, &choice["finish_reason"]), ("", &json!("length")), "{said}");
+        let streamed = streamed_choice(&said, 1, &more).await;
+        assert_eq!((&streamed["content"], called(&streamed["calls"]).len()), (&json!(""), calls));
+    }
+}
+
+#[tokio::test]
 async fn thoughts_text_and_calls_whole() {
     let choice = whole_choice(SAID, Finish::Stop, &json!({})).await;
     let message = &choice["message"];

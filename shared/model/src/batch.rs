@@ -73,18 +73,19 @@ impl Limits {
         Ok(())
     }
     fn check_reads(&self, row: &Row) -> Result<(), String> {
-        let ids = match &row.reads {
-            None | Some(RowReads::Last | RowReads::Sum) => return Ok(()),
-            Some(RowReads::Next(ids)) => ids,
-            Some(RowReads::Tokens { first, tokens, .. }) => {
+        let (tokens, ids): (&[_], &[_]) = match &row.reads {
+            None | Some(RowReads::Last | RowReads::Sum) => (&[], &[]),
+            Some(RowReads::Next(ids)) => (&[], ids),
+            Some(RowReads::Tokens { first, tokens, ids, .. }) => {
                 let (end, len) = (first.saturating_add(tokens.len()), row.input.len());
                 if end > len {
                     return Err(format!("{end} tokens are read where {len} are new"));
                 }
-                tokens
+                (tokens, ids)
             }
         };
-        match ids.iter().find(|id| id.get() >= self.vocab) {
+        let of_draw = row.sample.iter().flat_map(|sample| sample.logprob_ids.iter());
+        match tokens.iter().chain(ids).chain(of_draw).find(|id| id.get() >= self.vocab) {
             Some(id) => Err(format!("token {id} is read, of a vocabulary of {}", self.vocab)),
             None => Ok(()),
         }

@@ -14,7 +14,7 @@ use crate::load::{LoadError, LoadPlan, Progress, load};
 use crate::quantised::WeightFormat;
 use crate::read::{Reader, Wanted};
 use crate::reference::Observed;
-use crate::sample::{Drawn, draw};
+use crate::sample::{Drawn, Logprobs, draw};
 use checkpoint::Checkpoint;
 use kernels::cpu::Softmax;
 use kernels::cuda::device::GPU_LOST;
@@ -116,6 +116,9 @@ struct Launched {
     recorded: bool,
     /// One entry a row, or none where nothing was read.
     read: Vec<Option<Read>>,
+    /// Log-probabilities of tokens that draws are told with by id, one entry a drawn row, or none
+    /// where no draw names any.
+    named: Named,
 }
 
 /// A model and its pages on one GPU.
@@ -222,18 +225,45 @@ impl CudaEngine {
         })
     }
 
-    /// Enqueues a step whose rows are read too, not as a recorded one, and waits for what they say.
+    /// Enqueues a step whose rows are read too, not as a recorded one, and waits for what they say
+    /// and for what the draws name.
     fn read_step(
         &mut self,
         (batch, flat): (&Batch, HostBatch),
         (step, wanted): (Step, &Wanted),
         draws: &[Draw],
-    ) -> Result<Vec<Option<Read>>, OpError> {
+    ) -> Result<(Vec<Option<Read>>, Named), OpError> {
         let room = Step { sampled: step.sampled.max(wanted.rows()), ..step };
         self.scratch.fit(&self.cuda, &self.model.sizes, room)?;
         self.enqueue_plain(flat.clone(), step, draws)?;
+        // Reading writes over the logits that were drawn from.
+        let named = self.named(batch)?;
         let reader = Reader { ops: &self.cuda, model: &self.model, softmax: self.softmax };
-        reader.read((batch, &flat), wanted, &mut self.scratch)
+        let read = match wanted.rows() {
+            0 => Vec::new(),
+            _ => reader.read((batch, &flat), wanted, &mut self.scratch)?,
+        };
+        Ok((read, named))
+    }
+
+    /// What the draws of the step launched last name by id; waits for its logits if they do.
+    fn named(&self, batch: &Batch) -> Result<Named, OpError> {
+        let ids: Vec<_> = drawn_ids(batch).collect();
+        if ids.iter().all(|ids| ids.is_empty()) {
+            return Ok(Vec::new());
+        }
+        let mut host = Vec::new();
+        self.cuda.download(&self.scratch.logits, ids.len(), &mut host)?;
+        let mut terms = vec![0.0; self.limits.vocab as usize];
+        let rows = host.chunks_exact(terms.len()).zip(ids);
+        let of_row = |(logits, ids): (&[f32], &[TokenId])| {
+            if ids.is_empty() {
+                return Vec::new();
+            }
+            let logprobs = Logprobs::new(self.softmax, logits, &mut terms);
+            logprobs.of_each(ids).map(|(id, logprob)| (id.get(), logprob)).collect()
+        };
+        Ok(rows.map(of_row).collect())
     }
 
     /// Enqueues a step; whether it was a recorded one.
@@ -287,7 +317,10 @@ impl CudaEngine {
             launched.ok_or_else(|| EngineError("collect without a launch".to_owned()))?;
         let samples = launched.samples.iter().flatten();
         let top = samples.map(|sample| usize::from(sample.logprobs.unwrap_or(0)));
-        let drawn = launched.results.read(top).map_err(device)?;
+        let mut drawn = launched.results.read(top).map_err(device)?;
+        for (drawn, named) in drawn.iter_mut().zip(std::mem::take(&mut launched.named)) {
+            drawn.top.extend(named);
+        }
         self.read = std::mem::take(&mut launched.read);
         Ok((launched, drawn))
     }
@@ -303,6 +336,14 @@ fn halves(layers: usize, most: usize) -> impl Iterator<Item = usize> {
         (part > 0).then_some((end + part, parts + 1))
     };
     std::iter::successors(next(&(0, 0)), next).map(|(end, _)| end)
+}
+
+/// Tokens and their log-probabilities, one entry a drawn row.
+type Named = Vec<Vec<(u32, f32)>>;
+
+/// What each draw names by id.
+fn drawn_ids(batch: &Batch) -> impl Iterator<Item = &[TokenId]> {
+    batch.rows.iter().filter_map(|row| Some(&*row.sample.as_ref()?.logprob_ids))
 }
 
 /// Runs the products of a pass once for every number of rows that the library is asked for: it
@@ -484,10 +525,11 @@ impl Engine for CudaEngine {
         let samples: Vec<_> = batch.rows.iter().map(|row| row.sample.clone()).collect();
         let draws: Vec<_> = samples.iter().flatten().map(to_draw).collect();
         self.parts.clear();
-        let (mut recorded, mut read) = (false, Vec::new());
+        let (mut recorded, mut read, mut named) = (false, Vec::new(), Vec::new());
         let wanted = Wanted::of(batch, &flat);
-        if wanted.rows() > 0 {
-            read = self.read_step((batch, flat), (step, &wanted), &draws).map_err(device)?;
+        if wanted.rows() > 0 || drawn_ids(batch).any(|ids| !ids.is_empty()) {
+            let step = (step, &wanted);
+            (read, named) = self.read_step((batch, flat), step, &draws).map_err(device)?;
         } else if step.tokens > 0 {
             recorded = self.enqueue(flat, step, &draws).map_err(device)?;
         }
@@ -495,7 +537,7 @@ impl Engine for CudaEngine {
         let mut next = 0..;
         self.last =
             samples.iter().map(|sample| sample.as_ref().and_then(|_| next.next())).collect();
-        self.launched.push_back(Launched { samples, results, recorded, read });
+        self.launched.push_back(Launched { samples, results, recorded, read, named });
         Ok(())
     }
     fn is_ready(&mut self) -> Result<bool, EngineError> {

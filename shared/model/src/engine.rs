@@ -74,6 +74,8 @@ pub enum RowReads {
         tokens: Vec<TokenId>,
         /// Alternatives to report.
         top: u8,
+        /// Tokens to report beside them.
+        ids: Vec<TokenId>,
     },
     /// How probable each of these is after the last new token.
     Next(Vec<TokenId>),
@@ -92,6 +94,8 @@ pub struct Sample {
     pub output_index: u32,
     /// Alternatives to report.
     pub logprobs: Option<u8>,
+    /// Tokens to report beside them.
+    pub logprob_ids: Arc<[TokenId]>,
     /// Tokens that are penalised or biased, ids ascending; see [`crate::sample::History`].
     pub adjusted: Arc<Vec<Adjusted>>,
     /// Tokens that a grammar allows; absent: all.
@@ -101,7 +105,8 @@ pub struct Sample {
 impl Sample {
     /// No adjustments, nothing to report.
     pub fn new(sampling: Sampling, output_index: u32) -> Self {
-        Self { sampling, output_index, logprobs: None, adjusted: Arc::default(), mask: None }
+        let (logprob_ids, adjusted) = (Arc::default(), Arc::default());
+        Self { sampling, output_index, logprobs: None, logprob_ids, adjusted, mask: None }
     }
 }
 

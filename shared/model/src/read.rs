@@ -10,7 +10,6 @@ use crate::forward::{Model, Scratch};
 use crate::sample::Logprobs;
 use kernels::cpu::Softmax;
 use kernels::ops::{HostBatch, OpError, Ops};
-use shared::ids::TokenId;
 use shared::request::Read;
 
 /// Rows of a step that are gathered at once.
@@ -94,11 +93,11 @@ impl<O: Ops> Reader<'_, O> {
             for (&(row, _), logits) in piece.iter().zip(host.chunks_exact(terms.len())) {
                 let logprobs = Logprobs::new(self.softmax, logits, &mut terms);
                 match (&batch.rows[row].reads, &mut out[row]) {
-                    (Some(RowReads::Tokens { tokens, top, .. }), Some(Read::Tokens(told))) => {
-                        told.push(logprobs.token(tokens[told.len()], *top));
+                    (Some(RowReads::Tokens { tokens, top, ids, .. }), Some(Read::Tokens(told))) => {
+                        told.push(logprobs.token(tokens[told.len()], *top, ids));
                     }
                     (Some(RowReads::Next(ids)), Some(Read::Next(told))) => {
-                        told.extend(ids.iter().map(|&id: &TokenId| logprobs.of(id)));
+                        told.extend(logprobs.of_each(ids).map(|(_, logprob)| logprob));
                     }
                     _ => unreachable!("only these ask for logits"),
                 }

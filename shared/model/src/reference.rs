@@ -35,6 +35,8 @@ pub struct Ask<'a> {
     pub stop_ids: &'a [TokenId],
     /// Alternatives to report.
     pub logprobs: Option<u8>,
+    /// As [`RequestParts::logprob_ids`].
+    pub logprob_ids: &'a [TokenId],
     /// Prompt tokens of a step; 0 takes all at once.
     pub chunk: usize,
 }
@@ -50,6 +52,7 @@ impl<'a> Ask<'a> {
             logit_bias: &[],
             stop_ids: &[],
             logprobs: None,
+            logprob_ids: &[],
             chunk: 0,
         }
     }
@@ -64,6 +67,7 @@ impl<'a> Ask<'a> {
             logit_bias: self.logit_bias.to_vec(),
             stop_ids: self.stop_ids.to_vec(),
             logprobs: self.logprobs,
+            logprob_ids: self.logprob_ids.to_vec(),
             salt: String::new(),
             priority: 0,
             grammar: None,

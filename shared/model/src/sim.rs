@@ -138,15 +138,19 @@ impl SimEngine {
             None => wanted,
         };
         let id = TokenId::new(id);
-        let top = sample.logprobs.filter(|count| *count > 0).map(|_| (id, 0.0));
-        Some(Token { id, logprob: 0.0, top: top.into_iter().collect() })
+        let top = sample.logprobs.filter(|count| *count > 0).map(|_| id);
+        let top = top.into_iter().chain(sample.logprob_ids.iter().copied());
+        Some(Token { id, logprob: 0.0, top: top.map(|id| (id, 0.0)).collect() })
     }
 
     /// What a row asks to be read: certain tokens and hidden states of zeros.
     fn read_of(&self, row: &Row) -> Option<Read> {
-        let sure = |&id: &TokenId| Token { id, logprob: 0.0, top: vec![] };
         row.reads.as_ref().map(|reads| match reads {
-            RowReads::Tokens { tokens, .. } => Read::Tokens(tokens.iter().map(sure).collect()),
+            RowReads::Tokens { tokens, ids, .. } => {
+                let top: Vec<_> = ids.iter().map(|&id| (id, 0.0)).collect();
+                let sure = |&id| Token { id, logprob: 0.0, top: top.clone() };
+                Read::Tokens(tokens.iter().map(sure).collect())
+            }
             RowReads::Next(tokens) => Read::Next(vec![0.0; tokens.len()]),
             RowReads::Last | RowReads::Sum => Read::Hidden(vec![0.0; self.hidden]),
         })

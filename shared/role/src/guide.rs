@@ -156,6 +156,7 @@ mod tests {
             logit_bias: vec![],
             stop_ids: vec![],
             logprobs: None,
+            logprob_ids: Vec::new(),
             salt: String::new(),
             priority: 0,
             grammar: grammar.map(Box::new),

@@ -31,6 +31,7 @@ impl std::fmt::Display for RequestKey {
 
 /// Gateway to decode.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[expect(clippy::large_enum_variant, reason = "most of what is said here is requests")]
 pub enum GatewayToDecode {
     /// Asks for a ticket; the whole request comes along, so that decode knows its needs.
     Reserve {

@@ -1,7 +1,7 @@
 //! The golden data on a GPU, in bf16. Run only where asked for: `-- --ignored cuda`.
 
 use super::demo::{demo_cases, demo_model};
-use super::reads::{hidden, read, successors};
+use super::reads::{check_named, hidden, read, successors};
 use super::support::{golden_path, tokens};
 use super::{MODELS, SAMPLED, generate_ahead, golden, logits_after};
 use crate::cuda::{CudaConfig, CudaEngine, PoolSize};
@@ -159,6 +159,7 @@ fn cuda_reads_of_prompts_of_tiny_models() {
             let off = |(token, want): (&Token, &f32)| (token.logprob - want).abs();
             let worst = told.iter().zip(&case.token_logprobs).map(off).fold(0.0, f32::max);
             logprobs = logprobs.max(worst);
+            check_named(&mut engine, prompt, &[5, 0, 511, 5], 1e-2);
         }
         println!("{name}: state error {states:.2e}, largest of a log-probability {logprobs:.2e}");
         // bf16 activations against f32 ones.

@@ -3,10 +3,11 @@
 use super::support::{assert_close, engine, golden_path, tokens};
 use super::{MODELS, golden};
 use crate::engine::{Batch, Engine, Input, Row, RowReads};
+use crate::reference::{Ask, Observed, generate};
 use serde::Deserialize;
 use shared::ids::PageId;
 use shared::kv::KvDtype;
-use shared::request::Read;
+use shared::request::{Read, Token};
 
 #[derive(Deserialize)]
 pub struct Hidden {
@@ -70,7 +71,8 @@ fn silent() -> Row {
 /// What a chunk of a prompt tells of the tokens after each of its own.
 pub fn successors(prompt: &[u32], chunk: std::ops::Range<usize>) -> RowReads {
     let end = prompt.len().min(chunk.end + 1);
-    RowReads::Tokens { first: 0, tokens: tokens(&prompt[chunk.start + 1..end]), top: 3 }
+    let tokens = tokens(&prompt[chunk.start + 1..end]);
+    RowReads::Tokens { first: 0, tokens, top: 3, ids: vec![] }
 }
 
 #[test]
@@ -130,6 +132,47 @@ fn logprobs_of_next_tokens() {
     }
 }
 
+/// Beside draws and beside the prompt's own tokens, each after the best ones.
+#[test]
+fn logprobs_of_tokens_that_are_named() {
+    let mut engine = engine(&golden_path(MODELS[0]), KvDtype::F32, 64);
+    let ids = [5, 0, 511, 5];
+    for case in golden(MODELS[0]).cases.into_iter().filter(|case| case.prompt_ids.len() > 1) {
+        check_named(&mut engine, &case.prompt_ids, &ids, 1e-4);
+    }
+}
+
+/// Log-probabilities of `ids` after all but the last tokens of `prompt`, read and drawn, are those
+/// that [`RowReads::Next`] tells.
+pub fn check_named(engine: &mut impl Observed, prompt: &[u32], ids: &[u32], bar: f32) {
+    let before = &prompt[..prompt.len() - 1];
+    let Read::Next(expected) = read(engine, before, 512, |_| RowReads::Next(tokens(ids))) else {
+        panic!("no log-probabilities")
+    };
+    let named = |token: &Token| {
+        let (best, named) = token.top.split_at(2);
+        assert!(best[0].1 >= best[1].1);
+        assert!(named.iter().map(|(id, _)| id.get()).eq(ids.iter().copied()));
+        named.iter().map(|&(_, logprob)| logprob).collect::<Vec<_>>()
+    };
+    let last = RowReads::Tokens {
+        first: before.len() - 1,
+        tokens: tokens(&prompt[before.len()..]),
+        top: 2,
+        ids: tokens(ids),
+    };
+    let Read::Tokens(told) = read(engine, before, 512, |_| last.clone()) else {
+        panic!("no tokens")
+    };
+    assert_close("read", &named(&told[0]), &expected, bar);
+    let ask = Ask { logprobs: Some(2), ..Ask::greedy(&[], 2) };
+    let (before, ids) = (tokens(before), tokens(ids));
+    let ask = Ask { prompt: &before, logprob_ids: &ids, ..ask };
+    let drawn = generate(engine, &ask).unwrap();
+    assert_close("drawn", &named(&drawn[0].token), &expected, bar);
+    assert_eq!(named(&drawn[1].token).len(), ids.len());
+}
+
 #[test]
 fn reads_that_do_not_fit_are_refused_by_name() {
     let mut engine = engine(&golden_path(MODELS[0]), KvDtype::F32, 4);
@@ -139,8 +182,10 @@ fn reads_that_do_not_fit_are_refused_by_name() {
         reads: Some(reads),
         ..silent()
     };
-    let ids = |ids: &[u32]| RowReads::Tokens { first: 2, tokens: tokens(ids), top: 0 };
+    let ids = |ids: &[u32]| RowReads::Tokens { first: 2, tokens: tokens(ids), top: 0, ids: vec![] };
+    let named = RowReads::Tokens { first: 0, tokens: tokens(&[2]), top: 0, ids: tokens(&[512]) };
     let bad = [
+        (named, "token 512 is read"),
         (ids(&[4, 5]), "4 tokens are read where 3 are new"),
         (ids(&[512]), "token 512 is read"),
         (RowReads::Next(tokens(&[512])), "token 512 is read"),

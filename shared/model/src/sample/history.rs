@@ -23,6 +23,7 @@ use std::sync::Arc;
 pub struct History {
     sampling: Sampling,
     logprobs: Option<u8>,
+    logprob_ids: Arc<[TokenId]>,
     /// Of the next token.
     output_index: u32,
     /// Ids ascending; without the stop ids that are held.
@@ -53,6 +54,7 @@ impl History {
         let mut history = Self {
             sampling: request.sampling,
             logprobs: request.logprobs,
+            logprob_ids: request.logprob_ids.as_slice().into(),
             output_index: request.output_index(),
             adjusted: Arc::new(entries.into_values().collect()),
             held,
@@ -96,6 +98,7 @@ impl History {
             sampling: self.sampling,
             output_index: self.output_index + ahead,
             logprobs: self.logprobs,
+            logprob_ids: Arc::clone(&self.logprob_ids),
             adjusted,
             mask: None,
         }
@@ -129,6 +132,7 @@ mod tests {
             logit_bias: vec![],
             stop_ids: ids(&[2, 9]),
             logprobs: None,
+            logprob_ids: Vec::new(),
             salt: String::new(),
             priority: 0,
             grammar: None,

@@ -47,10 +47,17 @@ impl<'a> Logprobs<'a> {
         (f64::from(logit) - f64::from(self.max) - self.log_total) as f32
     }
 
-    /// That of a token of the vocabulary, with the `top` best.
-    pub fn token(&self, id: TokenId, top: u8) -> Token {
-        let best = best(&self.logits, usize::from(top)).into_iter().map(TokenId::new);
-        Token { id, logprob: self.of(id), top: best.map(|id| (id, self.of(id))).collect() }
+    /// Those of tokens of the vocabulary.
+    pub fn of_each<'b>(&'b self, ids: &'b [TokenId]) -> impl Iterator<Item = (TokenId, f32)> + 'b {
+        ids.iter().map(|&id| (id, self.of(id)))
+    }
+
+    /// That of a token of the vocabulary, with the `top` best and `ids`.
+    pub fn token(&self, id: TokenId, top: u8, ids: &[TokenId]) -> Token {
+        let best: Vec<_> =
+            best(&self.logits, usize::from(top)).into_iter().map(TokenId::new).collect();
+        let top = self.of_each(&best).chain(self.of_each(ids)).collect();
+        Token { id, logprob: self.of(id), top }
     }
 }
 

@@ -65,7 +65,8 @@ pub fn draw(softmax: Softmax, logits: &[f32], sample: &Sample) -> Drawn {
         let uniform = philox::uniform(sample.sampling.seed, sample.output_index);
         Filtered::new(&terms, &sample.sampling).pick(uniform)
     };
-    let token = logprobs.token(TokenId::new(index as u32), sample.logprobs.unwrap_or(0));
+    let (id, top) = (TokenId::new(index as u32), sample.logprobs.unwrap_or(0));
+    let token = logprobs.token(id, top, &sample.logprob_ids);
     Drawn { token, margin }
 }
 
