@@ -14,7 +14,7 @@ use std::marker::PhantomData;
 const KEYS: usize = 64;
 
 /// Query rows of a tile, about.
-const ROWS: usize = 72;
+const ROWS: usize = 144;
 
 /// Tokens of a tile when `group` query heads share a key head.
 pub fn tokens_of(group: usize) -> usize {
@@ -86,6 +86,10 @@ impl<E: Element> Kernel for Tile<'_, E> {
             let blocks = q.chunks(size * dim).zip(acc.chunks_mut(size * dim));
             for ((q, acc), online) in blocks.zip(online.chunks_mut(size)) {
                 let at = Block { span, row };
+                row += online.len();
+                if self.start + (row - 1) / group < span.first {
+                    continue;
+                }
                 match online.len() {
                     1 => self.rows::<S, 1>(simd, &mut scratch, at, (q, acc, online)),
                     2 => self.rows::<S, 2>(simd, &mut scratch, at, (q, acc, online)),
@@ -96,7 +100,6 @@ impl<E: Element> Kernel for Tile<'_, E> {
                     7 => self.rows::<S, 7>(simd, &mut scratch, at, (q, acc, online)),
                     _ => self.rows::<S, ROWS_MOST>(simd, &mut scratch, at, (q, acc, online)),
                 }
-                row += online.len();
             }
         }
         for (row, (acc, online)) in acc.chunks_exact_mut(dim).zip(&online).enumerate() {
