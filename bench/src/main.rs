@@ -22,6 +22,7 @@
 
 mod row;
 mod numbers;
+mod chi_square;
 mod place;
 mod fleet;
 mod echo;

@@ -27,6 +27,9 @@ pub struct PlaceOptions {
     /// `--worker-urls URL --host HOST --port PORT`.
     #[arg(long, env = "TANDEM_PEER_ROUTER", value_delimiter = ',')]
     peer_router: Vec<String>,
+    /// A Python that has torch and transformers, to measure its prefill beside ours.
+    #[arg(long, env = "TANDEM_PEER_PYTHON")]
+    peer_python: Option<PathBuf>,
     /// Folder with traces of what others were asked, by their makers' file names.
     #[arg(long, env = "TANDEM_TRACES")]
     traces: Option<PathBuf>,
@@ -74,6 +77,11 @@ impl Place {
     /// Commands of routers to measure beside the gateway.
     pub fn peer_routers(&self) -> &[String] {
         &self.options.peer_router
+    }
+
+    /// A Python that has torch and transformers.
+    pub fn peer_python(&self) -> Option<&Path> {
+        self.options.peer_python.as_deref()
     }
 
     /// Folder of traces.

@@ -402,8 +402,8 @@ impl Turn for Decode {
         Ok(waits && !self.engine.is_ready()?)
     }
 
-    fn nap(&self) -> Duration {
-        self.engine.nap()
+    fn rest(&mut self) -> Result<(), EngineError> {
+        self.engine.rest()
     }
 
     fn hear(&mut self, event: Event) {

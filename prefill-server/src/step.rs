@@ -412,8 +412,8 @@ impl Turn for Prefill {
         Ok(self.running.is_some() && !self.engine.is_ready()?)
     }
 
-    fn nap(&self) -> Duration {
-        self.engine.nap()
+    fn rest(&mut self) -> Result<(), EngineError> {
+        self.engine.rest()
     }
 
     fn hear(&mut self, event: Event) {

@@ -34,6 +34,12 @@ pub const GROUP: Group = Group {
             unit: "ratio",
             bar: Bar::AtLeast(3.5),
         },
+        Row {
+            name: "decode-stored",
+            what: "one stream, weights as the file has them: 4 bits, and 8 in the embedding",
+            unit: "tok/s",
+            bar: Bar::AtLeast(100.0),
+        },
     ],
     measure,
     slow: false,
@@ -87,6 +93,9 @@ fn measure(place: &Place) -> anyhow::Result<Findings> {
             short(floor * 1e3),
             engine.weight_bytes() as f64 / 1e6
         ));
+        if *row == "batch-8-stored" {
+            found.set("decode-stored", one);
+        }
         found.set(row, median(rounds.iter().map(|(one, eight, _)| eight / one).collect()));
     }
     Ok(found)

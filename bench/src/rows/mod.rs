@@ -12,8 +12,10 @@ pub mod stop;
 pub mod mixed;
 pub mod openai;
 pub mod json_schema;
+pub mod sampling;
 pub mod gateway;
 pub mod speed;
+pub mod prefill;
 pub mod batch;
 pub mod plan;
 pub mod build;
@@ -34,8 +36,10 @@ pub static GROUPS: &[Group] = &[
     mixed::GROUP,
     openai::GROUP,
     json_schema::GROUP,
+    sampling::GROUP,
     gateway::GROUP,
     speed::GROUP,
+    prefill::GROUP,
     batch::GROUP,
     plan::SIM,
     plan::CPU,

@@ -23,7 +23,7 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 
 /// Elements below which an op is not worth a fork and join.
-const SERIAL: usize = 16 << 10;
+const SERIAL: usize = 8 << 10;
 
 /// Tokens of a segment up to which attention streams from the pages.
 const ROW_TOKENS: usize = 2;
@@ -153,8 +153,10 @@ impl Ops for Cpu {
     }
 
     fn download(&self, tensor: &Tensor, rows: usize, into: &mut Vec<f32>) -> Result<(), OpError> {
-        into.clear();
-        into.extend_from_slice(tensor.rows(rows));
+        let from = tensor.rows(rows);
+        into.resize(from.len(), 0.0);
+        let rows = from.chunks_exact(tensor.width).zip(into.chunks_exact_mut(tensor.width));
+        self.pool.for_each(rows, |(from, into)| into.copy_from_slice(from));
         Ok(())
     }
 

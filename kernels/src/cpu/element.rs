@@ -1,9 +1,9 @@
 //! What lies in memory, and how kernels read the two element types of weights and pages.
 
-use super::simd::{LANES, Simd};
+use super::simd::{LANES, Simd, Wide};
 use half::bf16;
 
-/// Columns of a packed group: two vectors.
+/// Columns of a packed group: a wide vector.
 pub const GROUP: usize = 2 * LANES;
 
 mod sealed {
@@ -31,8 +31,8 @@ pub trait Element: Plain {
     fn load<S: Simd>(simd: S, from: &[Self; LANES]) -> S::V;
     /// Eight consecutive elements, rounded.
     fn store<S: Simd>(simd: S, v: S::V, to: &mut [Self; LANES]);
-    /// A packed group: columns `0..8`, columns `8..16`.
-    fn load_group<S: Simd>(simd: S, from: &[Self; GROUP]) -> (S::V, S::V);
+    /// A packed group.
+    fn load_group<W: Wide>(wide: W, from: &[Self; GROUP]) -> W::V;
     /// Where column `column` of a group lies, so that [`Self::load_group`] is cheap.
     fn slot(column: usize) -> usize;
 }
@@ -55,9 +55,8 @@ impl Element for f32 {
         simd.store(v, to);
     }
     #[inline(always)]
-    fn load_group<S: Simd>(simd: S, from: &[Self; GROUP]) -> (S::V, S::V) {
-        let (halves, _) = from.as_chunks::<LANES>();
-        (simd.load(&halves[0]), simd.load(&halves[1]))
+    fn load_group<W: Wide>(wide: W, from: &[Self; GROUP]) -> W::V {
+        wide.load(from)
     }
     #[inline(always)]
     fn slot(column: usize) -> usize {
@@ -83,8 +82,8 @@ impl Element for bf16 {
         simd.store_bf16(v, to);
     }
     #[inline(always)]
-    fn load_group<S: Simd>(simd: S, from: &[Self; GROUP]) -> (S::V, S::V) {
-        simd.split_bf16(from)
+    fn load_group<W: Wide>(wide: W, from: &[Self; GROUP]) -> W::V {
+        wide.load_bf16(from)
     }
     #[inline(always)]
     fn slot(column: usize) -> usize {

@@ -18,7 +18,7 @@ pub const INPUTS: usize = 4;
 const MOST: f32 = 8_127.0;
 
 /// Elements of rows below which packing them is not worth a fork and join.
-const SERIAL: usize = 8 << 10;
+const SERIAL: usize = 4 << 10;
 
 /// Rows of one matrix, in blocks.
 pub struct FixedRows {
@@ -64,10 +64,26 @@ impl FixedRows {
         let words = rows.words.chunks_mut(block * width / INPUTS * DIGITS);
         let groups = rows.groups.chunks_mut(block * (width / group));
         let blocks = x.chunks(block * width).zip(words.zip(groups));
-        let pack = |(x, (words, groups))| level.run(Pack { x, width, group, words, groups });
+        // A block alone is cut by its groups, so that each thread has a part of it.
+        let parts = if x.len() < SERIAL { 1 } else { pool.threads() };
+        let each = (width / group).div_ceil(parts);
+        let parts = blocks.flat_map(|(x, (words, groups))| {
+            let count = x.len() / width;
+            let words = words.chunks_mut(each * group / INPUTS * DIGITS * count);
+            let groups = groups.chunks_mut(each * count);
+            let parts = words.zip(groups).enumerate();
+            parts.map(move |(part, (words, groups))| Pack {
+                x,
+                width,
+                group,
+                first: part * each * group,
+                words,
+                groups,
+            })
+        });
         match x.len() < SERIAL {
-            true => blocks.for_each(pack),
-            false => pool.for_each(blocks, pack),
+            true => parts.for_each(|part| level.run(part)),
+            false => pool.for_each(parts, |part| level.run(part)),
         }
         rows
     }
@@ -83,11 +99,14 @@ impl FixedRows {
     }
 }
 
-/// Fills in one block.
+/// Fills in some groups of one block.
 struct Pack<'a> {
+    /// All of the block's rows.
     x: &'a [f32],
     width: usize,
     group: usize,
+    /// First input of a row.
+    first: usize,
     words: &'a mut [u32],
     groups: &'a mut [Group],
 }
@@ -102,7 +121,9 @@ impl Kernel for Pack<'_> {
         for (row, x) in self.x.chunks_exact(self.width).enumerate() {
             let words = self.words.chunks_exact_mut(group_words);
             let groups = self.groups.chunks_exact_mut(count);
-            for ((x, words), groups) in x.chunks_exact(self.group).zip(words).zip(groups) {
+            for ((x, words), groups) in
+                x[self.first..].chunks_exact(self.group).zip(words).zip(groups)
+            {
                 groups[row] = pack(simd, x, words, (row, count));
             }
         }
@@ -141,8 +162,8 @@ mod tests {
     use super::*;
 
     /// Digits, scales and totals of `M` rows give back what was packed.
-    fn check<const M: usize>(level: Level) {
-        let (width, group) = (48, 16);
+    fn check<const M: usize>(level: Level, width: usize) {
+        let group = 16;
         let element = |i: usize| ((i * 7919 % 1000) as f32 - 499.0) * 10_f32.powi(i as i32 % 7 - 3);
         let mut x: Vec<f32> = (0..M * width).map(element).collect();
         x[..group].fill(0.0);
@@ -167,8 +188,10 @@ mod tests {
     #[test]
     fn digits_are_what_was_packed() {
         for level in Level::all() {
-            check::<1>(level);
-            check::<4>(level);
+            check::<1>(level, 48);
+            check::<4>(level, 48);
+            // Enough to be shared out, in uneven parts.
+            check::<4>(level, 1_552);
         }
     }
 

@@ -6,7 +6,7 @@ use super::backend::Matrix;
 use super::element::{Element, GROUP};
 use super::pool::Pool;
 use super::quantised::Line;
-use super::simd::{Kernel, LANES, Level, Simd};
+use super::simd::{Kernel, Level, Simd, Wide};
 use std::sync::Mutex;
 
 /// Groups or lines of one work item: 128 KiB of bf16.
@@ -19,18 +19,24 @@ impl<E: Element> Kernel for Sum<'_, E> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) -> f32 {
-        let mut sums = [simd.splat(0.0); 8];
+        let wide = simd.wide();
+        let mut sums = [wide.splat(0.0); 4];
         let (fours, rest) = self.0.as_chunks::<4>();
         for four in fours {
-            for (i, group) in four.iter().enumerate() {
-                let (low, high) = E::load_group(simd, group);
-                sums[2 * i] = simd.add(sums[2 * i], low);
-                sums[2 * i + 1] = simd.add(sums[2 * i + 1], high);
+            for (sum, group) in sums.iter_mut().zip(four) {
+                *sum = wide.add(*sum, E::load_group(wide, group));
             }
         }
         let tail = rest.iter().flatten().map(|x| x.to_f32()).sum::<f32>();
-        sums.into_iter().map(|sum| simd.sum(sum)).sum::<f32>() + tail
+        sums.into_iter().map(|sum| total(wide, sum)).sum::<f32>() + tail
     }
+}
+
+#[inline(always)]
+fn total<W: Wide>(wide: W, v: W::V) -> f32 {
+    let mut all = [0.0; GROUP];
+    wide.store(v, &mut all);
+    all.iter().sum()
 }
 
 /// Adds up what `kernel` makes of runs of lines.
@@ -55,15 +61,15 @@ impl Kernel for SumLines<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) -> f32 {
-        let mut sums = [simd.splat_word(0); 8];
+        let wide = simd.wide();
+        let mut sums = [wide.splat_word(0); 4];
         for four in self.0.as_chunks::<4>().0 {
-            let halves = four.iter().flat_map(|line| line.as_chunks::<LANES>().0);
-            for (sum, half) in sums.iter_mut().zip(halves) {
-                *sum = simd.add_words(*sum, simd.load_words(half));
+            for (sum, line) in sums.iter_mut().zip(four) {
+                *sum = wide.add_words(*sum, wide.load_words(line));
             }
         }
-        let all = sums.into_iter().reduce(|a, b| simd.add_words(a, b));
-        all.map_or(0.0, |all| simd.sum(simd.as_floats(all)))
+        let all = sums.into_iter().reduce(|a, b| wide.add_words(a, b));
+        all.map_or(0.0, |all| total(wide, wide.as_floats(all)))
     }
 }
 

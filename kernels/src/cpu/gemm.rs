@@ -1,4 +1,4 @@
-//! The inner product of everything: a block of up to six rows times one packed panel.
+//! The inner product of everything: a block of a few rows times one packed panel.
 //!
 //! `M` rows by 16 columns of sums stay in registers; one step over the inputs takes one group of
 //! weights and `M` broadcasts. With few rows the sums are split over `U` chains to hide the latency
@@ -6,22 +6,19 @@
 
 use super::element::{Element, GROUP};
 use super::pool::Pool;
-use super::simd::{LANES, Level, Simd};
+use super::simd::{Level, Simd, Wide};
 use std::borrow::Cow;
 
-/// Most rows of a block: 12 sums, 2 weights and 1 broadcast fit the 16 registers of AVX2.
-pub const BLOCK: usize = 6;
-
-/// Bytes that weights are fetched ahead of their use: some 60 ns at 17 GB/s a core. Every line has
+/// Bytes that weights are fetched ahead of their use: some 160 ns at 25 GB/s a core. Every line has
 /// to be: with each second one the CPU's own prefetcher loses the stream and a third of the speed
 /// goes.
-pub const AHEAD: usize = 1024;
+pub const AHEAD: usize = 4096;
 
 /// Bytes of a cache line.
 const LINE: usize = 64;
 
-/// Sums of a block: of each row, columns `0..8` and `8..16`.
-pub type Sums<V, const M: usize> = [[V; 2]; M];
+/// Sums of a block: of each row, all columns.
+pub type Sums<S, const M: usize> = [<<S as Simd>::Wide as Wide>::V; M];
 
 /// `sums[m] = Σ_k x[k][m] * panel[k]`, for as many `k` as both have.
 #[inline(always)]
@@ -29,65 +26,46 @@ pub fn block<S: Simd, E: Element, const M: usize, const U: usize>(
     simd: S,
     x: &[[f32; M]],
     panel: &[[E; GROUP]],
-) -> Sums<S::V, M> {
-    let mut chains = [[[simd.splat(0.0); 2]; M]; U];
+) -> Sums<S, M> {
+    let wide = simd.wide();
+    let mut chains = [[wide.splat(0.0); M]; U];
     let ((xs, x_rest), (groups, rest)) = (x.as_chunks::<U>(), panel.as_chunks::<U>());
     for (x, group) in xs.iter().zip(groups) {
         for line in (0..size_of_val(group)).step_by(LINE) {
             simd.prefetch(group, AHEAD + line);
         }
         for u in 0..U {
-            step(simd, &mut chains[u], &x[u], &group[u]);
+            step(wide, &mut chains[u], &x[u], &group[u]);
         }
     }
     for (x, group) in x_rest.iter().zip(rest) {
-        step(simd, &mut chains[0], x, group);
+        step(wide, &mut chains[0], x, group);
     }
     let mut sums = chains[0];
     for chain in &chains[1..] {
-        for (sum, part) in sums.iter_mut().zip(chain) {
-            *sum = [simd.add(sum[0], part[0]), simd.add(sum[1], part[1])];
+        for (sum, &part) in sums.iter_mut().zip(chain) {
+            *sum = wide.add(*sum, part);
         }
     }
     sums
 }
 
 #[inline(always)]
-fn step<S: Simd, E: Element, const M: usize>(
-    simd: S,
-    sums: &mut Sums<S::V, M>,
+fn step<W: Wide, E: Element, const M: usize>(
+    wide: W,
+    sums: &mut [W::V; M],
     x: &[f32; M],
     group: &[E; GROUP],
 ) {
-    let (low, high) = E::load_group(simd, group);
+    let weights = E::load_group(wide, group);
     for m in 0..M {
-        let x = simd.splat(x[m]);
-        sums[m] = [simd.fma(x, low, sums[m][0]), simd.fma(x, high, sums[m][1])];
+        sums[m] = wide.fma(wide.splat(x[m]), weights, sums[m]);
     }
 }
 
-/// Stores the first `out.len()` of a row's 16 sums.
-#[inline(always)]
-pub fn store<S: Simd>(simd: S, sums: [S::V; 2], out: &mut [f32]) {
-    if let Ok(out) = <&mut [f32; GROUP]>::try_from(&mut *out) {
-        store_all(simd, sums, out);
-    } else {
-        let mut all = [0.0; GROUP];
-        store_all(simd, sums, &mut all);
-        out.copy_from_slice(&all[..out.len()]);
-    }
-}
-
-#[inline(always)]
-fn store_all<S: Simd>(simd: S, sums: [S::V; 2], out: &mut [f32; GROUP]) {
-    let (halves, _) = out.as_chunks_mut::<LANES>();
-    simd.store(sums[0], &mut halves[0]);
-    simd.store(sums[1], &mut halves[1]);
-}
-
-/// Rows of blocks: as few blocks as cover `rows`, filled evenly.
-pub fn block_rows(rows: usize) -> usize {
-    rows.div_ceil(rows.div_ceil(BLOCK).max(1))
+/// Rows of blocks of `most` at most: as few blocks as cover `rows`, filled evenly.
+pub fn block_rows(rows: usize, most: usize) -> usize {
+    rows.div_ceil(rows.div_ceil(most).max(1))
 }
 
 /// Rows packed for [`block`]: for each block `[k][m]`, blocks one after another.
@@ -125,7 +103,7 @@ pub trait Panels: Sync {
         simd: S,
         panel: usize,
         rows: (&Self::Rows<'_>, usize),
-    ) -> Sums<S::V, M>;
+    ) -> Sums<S, M>;
 }
 
 /// Rows for [`block`].

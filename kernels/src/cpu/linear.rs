@@ -6,9 +6,9 @@
 //! many it computes from cache. Runs shrink towards the end, so that the threads end together.
 
 use super::element::GROUP;
-use super::gemm::{BLOCK, Panels, Sums, block_rows, store};
+use super::gemm::{Panels, Sums, block_rows};
 use super::pool::Pool;
-use super::simd::{Kernel, LANES, Level, Simd};
+use super::simd::{Kernel, Level, ROWS_MOST, Simd, Wide};
 use super::tile::Tile;
 
 /// Bytes of weights of one work item, at most: half of a second-level cache.
@@ -34,7 +34,7 @@ pub fn linear<W: Panels>(pool: &Pool, level: Level, product: &Product<'_, W>, ou
     if out.rows() == 0 {
         return;
     }
-    let block = block_rows(out.rows());
+    let block = block_rows(out.rows(), level.rows_most());
     let rows = &weight.rows((pool, level), x, block);
     let most = (ITEM_BYTES / weight.panel_bytes()).max(1);
     let items = Runs { out, next: 0, most, shares: 4 * pool.threads() };
@@ -97,7 +97,9 @@ impl<W: Panels> Kernel for Item<'_, '_, W> {
                     3 => at.put(simd, weight.block::<S, 3, 2>(simd, panel, x), out),
                     4 => at.put(simd, weight.block::<S, 4, 1>(simd, panel, x), out),
                     5 => at.put(simd, weight.block::<S, 5, 1>(simd, panel, x), out),
-                    _ => at.put(simd, weight.block::<S, BLOCK, 1>(simd, panel, x), out),
+                    6 => at.put(simd, weight.block::<S, 6, 1>(simd, panel, x), out),
+                    7 => at.put(simd, weight.block::<S, 7, 2>(simd, panel, x), out),
+                    _ => at.put(simd, weight.block::<S, ROWS_MOST, 2>(simd, panel, x), out),
                 }
             }
         }
@@ -115,31 +117,27 @@ struct Place<'a> {
 
 impl Place<'_> {
     #[inline(always)]
-    fn put<S: Simd, const M: usize>(self, simd: S, sums: Sums<S::V, M>, out: &mut Tile<'_>) {
+    fn put<S: Simd, const M: usize>(self, simd: S, sums: Sums<S, M>, out: &mut Tile<'_>) {
         let width = (out.width() - self.column).min(GROUP);
         for (m, sums) in sums.into_iter().enumerate() {
             let to = &mut out.row(self.row + m)[self.column..][..width];
             if let Ok(to) = <&mut [f32; GROUP]>::try_from(&mut *to) {
-                self.put_all(simd, sums, to);
+                self.put_all(simd.wide(), sums, to);
             } else {
                 let mut all = [0.0; GROUP];
                 all[..width].copy_from_slice(to);
-                self.put_all(simd, sums, &mut all);
+                self.put_all(simd.wide(), sums, &mut all);
                 to.copy_from_slice(&all[..width]);
             }
         }
     }
 
     #[inline(always)]
-    fn put_all<S: Simd>(self, simd: S, mut sums: [S::V; 2], to: &mut [f32; GROUP]) {
+    fn put_all<W: Wide>(self, wide: W, mut sums: W::V, to: &mut [f32; GROUP]) {
         if self.add {
-            let before = to.as_chunks::<LANES>().0;
-            sums = [
-                simd.add(sums[0], simd.load(&before[0])),
-                simd.add(sums[1], simd.load(&before[1])),
-            ];
+            sums = wide.add(wide.load(to), sums);
         }
-        store(simd, sums, to);
+        wide.store(sums, to);
         if let Some(bias) = self.bias {
             to.iter_mut().zip(&bias[self.column..]).for_each(|(y, b)| *y += b);
         }

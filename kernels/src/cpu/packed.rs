@@ -89,7 +89,7 @@ impl<E: Element> Panels for Packed<E> {
         simd: S,
         panel: usize,
         (rows, index): (&PackedRows<'_>, usize),
-    ) -> Sums<S::V, M> {
+    ) -> Sums<S, M> {
         block::<S, E, M, U>(simd, rows.block(index), self.groups(panel..panel + 1))
     }
 }

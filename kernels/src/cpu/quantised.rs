@@ -15,7 +15,7 @@ use super::element::GROUP;
 use super::fixed::{DIGITS, FixedBlock, FixedRows, INPUTS};
 use super::gemm::{AHEAD, Panels, Sums};
 use super::pool::Pool;
-use super::simd::{LANES, Level, Simd};
+use super::simd::{Level, Simd, Wide};
 use crate::ops::{Blocks, OpError};
 use half::f16;
 
@@ -138,14 +138,13 @@ impl Quantised {
     }
 
     #[inline(always)]
-    fn scales<S: Simd>(&self, simd: S, heads: &[Line]) -> [[S::V; 2]; 2] {
-        if let [scales, mins] = heads {
-            let (scales, mins) = (load(simd, scales), load(simd, mins));
-            return [scales.map(|x| simd.as_floats(x)), mins.map(|x| simd.as_floats(x))];
+    fn scales<W: Wide>(&self, wide: W, heads: &[Line]) -> (W::V, W::V) {
+        match heads {
+            [scales, mins] => {
+                (wide.as_floats(wide.load_words(scales)), wide.as_floats(wide.load_words(mins)))
+            }
+            _ => wide.halves(wide.load_words(&heads[0])),
         }
-        let [low, high] = load(simd, &heads[0]);
-        let ((low_scale, low_min), (high_scale, high_min)) = (simd.halves(low), simd.halves(high));
-        [[low_scale, high_scale], [low_min, high_min]]
     }
 
     #[inline(always)]
@@ -154,63 +153,56 @@ impl Quantised {
         simd: S,
         panel: usize,
         rows: &FixedBlock<'_, M>,
-    ) -> Sums<S::V, M> {
-        let mut sums = [[simd.splat(0.0); 2]; M];
+    ) -> Sums<S, M> {
+        let wide = simd.wide();
+        let mut sums = [wide.splat(0.0); M];
         let lines = self.panel(panel).chunks_exact(self.group_lines());
         let words = rows.words.chunks_exact(self.group / INPUTS);
         for ((lines, words), groups) in lines.zip(words).zip(rows.groups) {
             let (heads, values) = lines.split_at(self.heads());
             heads.iter().for_each(|line| simd.prefetch(line, AHEAD));
-            let mut dots: [Dots<S>; M] = std::array::from_fn(|m| {
+            let mut dots: [Dots<S::Wide>; M] = std::array::from_fn(|m| {
                 let low = if self.narrow { 0 } else { groups[m].digits.wrapping_mul(-SIGN) };
-                [[simd.splat_word(0); 2], [simd.splat_word(low.cast_unsigned()); 2]]
+                [wide.splat_word(0), wide.splat_word(low.cast_unsigned())]
             });
             if self.narrow {
                 for (line, words) in values.iter().zip(words.as_chunks::<2>().0) {
                     simd.prefetch(line, AHEAD);
-                    let line = load(simd, line);
-                    let low = line.map(|words| simd.low_nibbles(words));
-                    multiply(simd, &mut dots, low, &words[0]);
-                    let high = line.map(|words| simd.high_nibbles(words));
-                    multiply(simd, &mut dots, high, &words[1]);
+                    let line = wide.load_words(line);
+                    multiply(wide, &mut dots, wide.low_nibbles(line), &words[0]);
+                    multiply(wide, &mut dots, wide.high_nibbles(line), &words[1]);
                 }
             } else {
                 for (line, words) in values.iter().zip(words) {
                     simd.prefetch(line, AHEAD);
-                    multiply(simd, &mut dots, load(simd, line), words);
+                    multiply(wide, &mut dots, wide.load_words(line), words);
                 }
             }
-            let [scales, mins] = self.scales(simd, heads);
+            let (scales, mins) = self.scales(wide, heads);
             for m in 0..M {
-                let (scale, total) = (simd.splat(groups[m].scale), simd.splat(groups[m].total));
-                for half in 0..2 {
-                    let dot = simd.join_digits(dots[m][0][half], dots[m][1][half]);
-                    let sum = simd.fma(total, mins[half], sums[m][half]);
-                    sums[m][half] = simd.fma(simd.mul(dot, scale), scales[half], sum);
-                }
+                let dot = wide.join_digits(dots[m][0], dots[m][1]);
+                let sum = wide.fma(wide.splat(groups[m].total), mins, sums[m]);
+                sums[m] = wide.fma(wide.mul(dot, wide.splat(groups[m].scale)), scales, sum);
             }
         }
         sums
     }
 }
 
-/// Of a row's digits, the dots with both halves of a panel.
-type Dots<S> = [[<S as Simd>::I; 2]; DIGITS];
+/// Of a row's digits, the dots with a panel.
+type Dots<W> = [<W as Wide>::I; DIGITS];
 
-/// Four inputs of `M` rows times both halves of a panel.
+/// Four inputs of `M` rows times a panel.
 #[inline(always)]
-fn multiply<S: Simd, const M: usize>(
-    simd: S,
-    dots: &mut [Dots<S>; M],
-    weights: [S::I; 2],
+fn multiply<W: Wide, const M: usize>(
+    wide: W,
+    dots: &mut [Dots<W>; M],
+    weights: W::I,
     words: &[[u32; M]; DIGITS],
 ) {
     for (m, dots) in dots.iter_mut().enumerate() {
-        for (digit, dots) in dots.iter_mut().enumerate() {
-            let x = simd.splat_word(words[digit][m]);
-            for (dot, weights) in dots.iter_mut().zip(weights) {
-                *dot = simd.dot(*dot, weights, x);
-            }
+        for (digit, dot) in dots.iter_mut().enumerate() {
+            *dot = wide.dot(*dot, weights, wide.splat_word(words[digit][m]));
         }
     }
 }
@@ -236,15 +228,9 @@ impl Panels for Quantised {
         simd: S,
         panel: usize,
         (rows, index): (&FixedRows, usize),
-    ) -> Sums<S::V, M> {
+    ) -> Sums<S, M> {
         self.product(simd, panel, &rows.block(index))
     }
-}
-
-#[inline(always)]
-fn load<S: Simd>(simd: S, line: &Line) -> [S::I; 2] {
-    let (halves, _) = line.as_chunks::<LANES>();
-    [simd.load_words(&halves[0]), simd.load_words(&halves[1])]
 }
 
 fn scale_words(wide: bool, scale: f32, min: f32) -> impl Iterator<Item = u32> {

@@ -1,15 +1,20 @@
-//! Eight lanes of f32: AVX2 with FMA where the CPU has them, with products of bytes in AVX-512 VNNI
-//! where it has those too, plain arrays elsewhere.
+//! Eight lanes of f32: AVX2 with FMA where the CPU has them, plain arrays elsewhere. Products have
+//! sixteen lanes (`wide`), which are one register where the CPU has AVX-512 with VNNI.
 //!
 //! A kernel is written once, generic over [`Simd`], as a [`Kernel`] whose `run` is
 //! `#[inline(always)]`; [`Level::run`] compiles it into a function with the features enabled.
 //! Loads and stores take arrays by reference, so no kernel does pointer arithmetic.
 //!
-//! **Invariant:** an [`X86`] exists only where detection saw AVX2 and FMA and, where it says so,
-//! VNNI. Every intrinsic here rests on that proof.
+//! **Invariant:** an [`Avx2`] exists only where detection saw AVX2 and FMA, an [`Avx512`] where it
+//! saw these and AVX-512. Every intrinsic here rests on such a proof.
 #![expect(unsafe_code, reason = "the SIMD fence: intrinsics behind a proof of their features")]
 
-use half::{bf16, f16};
+mod wide;
+
+use half::bf16;
+pub use wide::{Arrays, ROWS_MOST, Wide};
+#[cfg(target_arch = "x86_64")]
+pub use wide::{Avx2, Avx512};
 
 /// Lanes of a vector.
 pub const LANES: usize = 8;
@@ -18,8 +23,10 @@ pub const LANES: usize = 8;
 pub trait Simd: Copy + Send + Sync {
     /// Eight f32.
     type V: Copy;
-    /// Eight words of 32 bits.
-    type I: Copy;
+    /// The same CPU's sixteen lanes.
+    type Wide: Wide;
+    /// These.
+    fn wide(self) -> Self::Wide;
     /// All lanes `x`.
     fn splat(self, x: f32) -> Self::V;
     /// From memory.
@@ -30,8 +37,6 @@ pub trait Simd: Copy + Send + Sync {
     fn load_bf16(self, from: &[bf16; LANES]) -> Self::V;
     /// Rounded to nearest even.
     fn store_bf16(self, v: Self::V, to: &mut [bf16; LANES]);
-    /// Sixteen bf16, widened: those of even index, those of odd index.
-    fn split_bf16(self, from: &[bf16; 2 * LANES]) -> (Self::V, Self::V);
     /// `a + b`.
     fn add(self, a: Self::V, b: Self::V) -> Self::V;
     /// `a - b`.
@@ -56,25 +61,6 @@ pub trait Simd: Copy + Send + Sync {
     fn largest(self, v: Self::V) -> f32;
     /// `v` in the lanes whose bit is set, the first lane's the lowest, and `other` elsewhere.
     fn pick(self, bits: u8, v: Self::V, other: Self::V) -> Self::V;
-    /// From memory.
-    fn load_words(self, from: &[u32; LANES]) -> Self::I;
-    /// The f32 of the same bits.
-    fn as_floats(self, words: Self::I) -> Self::V;
-    /// Each word's low and high half as a finite f16, widened.
-    fn halves(self, words: Self::I) -> (Self::V, Self::V);
-    /// Words added, wrapping.
-    fn add_words(self, a: Self::I, b: Self::I) -> Self::I;
-    /// All words `x`.
-    fn splat_word(self, x: u32) -> Self::I;
-    /// Each byte's low four bits.
-    fn low_nibbles(self, words: Self::I) -> Self::I;
-    /// Each byte's high four bits.
-    fn high_nibbles(self, words: Self::I) -> Self::I;
-    /// To each word of `sums` the products of its four unsigned bytes with the signed bytes of `x`,
-    /// which are in `-64..=64`.
-    fn dot(self, sums: Self::I, bytes: Self::I, x: Self::I) -> Self::I;
-    /// Each `128 * high + low`, signed, as f32.
-    fn join_digits(self, high: Self::I, low: Self::I) -> Self::V;
     /// Integral lanes in `-8191..=8191` as `128 * high + low`: of each four lanes the high digits,
     /// then the low ones, each a byte of a word in `-64..=64`, the first lane in the lowest.
     fn digits(self, v: Self::V) -> [[u32; 2]; LANES / 4];
@@ -114,10 +100,10 @@ pub enum Level {
     Portable,
     /// AVX2 and FMA.
     #[cfg(target_arch = "x86_64")]
-    Avx2(X86<false>),
-    /// These, and products of bytes in AVX-512.
+    Avx2(X86<Avx2>),
+    /// These and AVX-512 F, BW, VL and VNNI.
     #[cfg(target_arch = "x86_64")]
-    Vnni(X86<true>),
+    Avx512(X86<Avx512>),
 }
 
 impl Level {
@@ -131,9 +117,13 @@ impl Level {
         let mut all = vec![Self::Portable];
         #[cfg(target_arch = "x86_64")]
         if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-            all.push(Self::Avx2(X86(())));
-            if is_x86_feature_detected!("avx512vl") && is_x86_feature_detected!("avx512vnni") {
-                all.push(Self::Vnni(X86(())));
+            all.push(Self::Avx2(X86(Avx2(()))));
+            if is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512vl")
+                && is_x86_feature_detected!("avx512vnni")
+            {
+                all.push(Self::Avx512(X86(Avx512(()))));
             }
         }
         all
@@ -148,21 +138,32 @@ impl Level {
             // SAFETY: `proof` exists, so the CPU has AVX2 and FMA.
             Self::Avx2(proof) => unsafe { run_avx2(proof, kernel) },
             #[cfg(target_arch = "x86_64")]
-            // SAFETY: `proof` exists, so the CPU has these and AVX-512 VL and VNNI.
-            Self::Vnni(proof) => unsafe { run_vnni(proof, kernel) },
+            // SAFETY: `proof` exists, so the CPU has these and AVX-512 F, BW, VL and VNNI.
+            Self::Avx512(proof) => unsafe { run_avx512(proof, kernel) },
+        }
+    }
+
+    /// Rows of which a product takes a block, at most.
+    pub fn rows_most(self) -> usize {
+        match self {
+            Self::Portable => Arrays::ROWS,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2(_) => Avx2::ROWS,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512(_) => Avx512::ROWS,
         }
     }
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
-fn run_avx2<K: Kernel>(proof: X86<false>, kernel: K) -> K::Output {
+fn run_avx2<K: Kernel>(proof: X86<Avx2>, kernel: K) -> K::Output {
     kernel.run(proof)
 }
 
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma,avx512vl,avx512vnni")]
-fn run_vnni<K: Kernel>(proof: X86<true>, kernel: K) -> K::Output {
+#[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512vl,avx512vnni")]
+fn run_avx512<K: Kernel>(proof: X86<Avx512>, kernel: K) -> K::Output {
     kernel.run(proof)
 }
 
@@ -177,7 +178,11 @@ fn zip(a: [f32; LANES], b: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> [f32; L
 
 impl Simd for Portable {
     type V = [f32; LANES];
-    type I = [u32; LANES];
+    type Wide = Arrays;
+    #[inline(always)]
+    fn wide(self) -> Arrays {
+        Arrays
+    }
     #[inline(always)]
     fn splat(self, x: f32) -> Self::V {
         [x; LANES]
@@ -197,11 +202,6 @@ impl Simd for Portable {
     #[inline(always)]
     fn store_bf16(self, v: Self::V, to: &mut [bf16; LANES]) {
         *to = v.map(bf16::from_f32);
-    }
-    #[inline(always)]
-    fn split_bf16(self, from: &[bf16; 2 * LANES]) -> (Self::V, Self::V) {
-        let lane = |odd: usize| std::array::from_fn(|i| from[2 * i + odd].to_f32());
-        (lane(0), lane(1))
     }
     #[inline(always)]
     fn add(self, a: Self::V, b: Self::V) -> Self::V {
@@ -252,47 +252,6 @@ impl Simd for Portable {
         std::array::from_fn(|i| if bits >> i & 1 == 1 { v[i] } else { other[i] })
     }
     #[inline(always)]
-    fn load_words(self, from: &[u32; LANES]) -> Self::I {
-        *from
-    }
-    #[inline(always)]
-    fn as_floats(self, words: Self::I) -> Self::V {
-        words.map(f32::from_bits)
-    }
-    #[inline(always)]
-    fn halves(self, words: Self::I) -> (Self::V, Self::V) {
-        let half = |bits: u32| f16::from_bits(bits as u16).to_f32();
-        (words.map(half), words.map(|word| half(word >> 16)))
-    }
-    #[inline(always)]
-    fn add_words(self, a: Self::I, b: Self::I) -> Self::I {
-        std::array::from_fn(|i| a[i].wrapping_add(b[i]))
-    }
-    #[inline(always)]
-    fn splat_word(self, x: u32) -> Self::I {
-        [x; LANES]
-    }
-    #[inline(always)]
-    fn low_nibbles(self, words: Self::I) -> Self::I {
-        words.map(|word| word & 0x0f0f_0f0f)
-    }
-    #[inline(always)]
-    fn high_nibbles(self, words: Self::I) -> Self::I {
-        words.map(|word| word >> 4 & 0x0f0f_0f0f)
-    }
-    #[inline(always)]
-    fn dot(self, sums: Self::I, bytes: Self::I, x: Self::I) -> Self::I {
-        let product = |(byte, x): (u8, u8)| i32::from(byte) * i32::from(x.cast_signed());
-        std::array::from_fn(|i| {
-            let pairs = bytes[i].to_le_bytes().into_iter().zip(x[i].to_le_bytes());
-            sums[i].wrapping_add_signed(pairs.map(product).sum())
-        })
-    }
-    #[inline(always)]
-    fn join_digits(self, high: Self::I, low: Self::I) -> Self::V {
-        std::array::from_fn(|i| (high[i] << 7).wrapping_add(low[i]).cast_signed() as f32)
-    }
-    #[inline(always)]
     fn digits(self, v: Self::V) -> [[u32; 2]; LANES / 4] {
         let fours = v.as_chunks::<4>().0;
         std::array::from_fn(|i| {
@@ -311,26 +270,34 @@ pub use x86::X86;
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::{LANES, Simd};
+    use super::{Avx2, Avx512, LANES, Simd, Wide};
     use half::bf16;
     use std::arch::x86_64::*;
 
-    /// Proof that the CPU has AVX2 and FMA and, with `VNNI`, AVX-512 VL and VNNI, for vectors of
-    /// 256 bits.
+    /// What exists only where the CPU has AVX2 and FMA.
+    pub trait Proof: Wide {}
+    impl Proof for Avx2 {}
+    impl Proof for Avx512 {}
+
+    /// Vectors of 256 bits, beside the wide ones of `W`.
     #[derive(Clone, Copy, Debug)]
-    pub struct X86<const VNNI: bool>(pub(super) ());
+    pub struct X86<W>(pub(super) W);
 
     /// One intrinsic whose only precondition is its CPU feature.
     macro_rules! intrinsic {
         ($call:expr) => {
-            // SAFETY: `X86` proves AVX2 and FMA; the operands are values.
+            // SAFETY: `W` proves AVX2 and FMA; the operands are values.
             unsafe { $call }
         };
     }
 
-    impl<const VNNI: bool> Simd for X86<VNNI> {
+    impl<W: Proof> Simd for X86<W> {
         type V = __m256;
-        type I = __m256i;
+        type Wide = W;
+        #[inline(always)]
+        fn wide(self) -> W {
+            self.0
+        }
         #[inline(always)]
         fn splat(self, x: f32) -> __m256 {
             intrinsic!(_mm256_set1_ps(x))
@@ -364,16 +331,6 @@ mod x86 {
                 let low = _mm256_castsi256_si128(top);
                 let high = _mm256_extracti128_si256::<1>(top);
                 _mm_storeu_si128(to.as_mut_ptr().cast(), _mm_packus_epi32(low, high));
-            }
-        }
-        #[inline(always)]
-        fn split_bf16(self, from: &[bf16; 2 * LANES]) -> (__m256, __m256) {
-            // SAFETY: AVX2 is proven; `from` is 32 readable bytes.
-            unsafe {
-                let pairs = _mm256_loadu_si256(from.as_ptr().cast());
-                let even = _mm256_slli_epi32::<16>(pairs);
-                let odd = _mm256_and_si256(pairs, _mm256_set1_epi32(0xffff_0000_u32 as i32));
-                (_mm256_castsi256_ps(even), _mm256_castsi256_ps(odd))
             }
         }
         #[inline(always)]
@@ -439,64 +396,6 @@ mod x86 {
                 let set = _mm256_cmpeq_epi32(set, lanes);
                 _mm256_blendv_ps(other, v, _mm256_castsi256_ps(set))
             })
-        }
-        #[inline(always)]
-        fn load_words(self, from: &[u32; LANES]) -> __m256i {
-            // SAFETY: AVX2 is proven; `from` is 32 readable bytes; the load needs no alignment.
-            unsafe { _mm256_loadu_si256(from.as_ptr().cast()) }
-        }
-        #[inline(always)]
-        fn as_floats(self, words: __m256i) -> __m256 {
-            intrinsic!(_mm256_castsi256_ps(words))
-        }
-        #[inline(always)]
-        fn halves(self, words: __m256i) -> (__m256, __m256) {
-            // Exponent and mantissa moved into place; a factor mends the exponent's bias.
-            let widen = |top: __m256i| {
-                intrinsic!({
-                    let sign = _mm256_and_si256(top, _mm256_set1_epi32(i32::MIN));
-                    let rest = _mm256_srli_epi32::<3>(_mm256_andnot_si256(sign, top));
-                    let bias = _mm256_set1_ps(f32::from_bits((127 + 112) << 23));
-                    let size = _mm256_mul_ps(_mm256_castsi256_ps(rest), bias);
-                    _mm256_or_ps(size, _mm256_castsi256_ps(sign))
-                })
-            };
-            let high =
-                intrinsic!(_mm256_and_si256(words, _mm256_set1_epi32(0xffff_0000_u32 as i32)));
-            (widen(intrinsic!(_mm256_slli_epi32::<16>(words))), widen(high))
-        }
-        #[inline(always)]
-        fn add_words(self, a: __m256i, b: __m256i) -> __m256i {
-            intrinsic!(_mm256_add_epi32(a, b))
-        }
-        #[inline(always)]
-        fn splat_word(self, x: u32) -> __m256i {
-            intrinsic!(_mm256_set1_epi32(x.cast_signed()))
-        }
-        #[inline(always)]
-        fn low_nibbles(self, words: __m256i) -> __m256i {
-            intrinsic!(_mm256_and_si256(words, _mm256_set1_epi8(15)))
-        }
-        #[inline(always)]
-        fn high_nibbles(self, words: __m256i) -> __m256i {
-            self.low_nibbles(intrinsic!(_mm256_srli_epi32::<4>(words)))
-        }
-        #[inline(always)]
-        fn dot(self, sums: __m256i, bytes: __m256i, x: __m256i) -> __m256i {
-            if VNNI {
-                // SAFETY: `X86<true>` proves AVX-512 VL and VNNI; the operands are values.
-                return unsafe { _mm256_dpbusd_epi32(sums, bytes, x) };
-            }
-            // A pair is at most 2 * 255 * 64, which 16 bits hold.
-            intrinsic!({
-                let pairs = _mm256_maddubs_epi16(bytes, x);
-                _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
-            })
-        }
-        #[inline(always)]
-        fn join_digits(self, high: __m256i, low: __m256i) -> __m256 {
-            let whole = self.add_words(intrinsic!(_mm256_slli_epi32::<7>(high)), low);
-            intrinsic!(_mm256_cvtepi32_ps(whole))
         }
         #[inline(always)]
         fn digits(self, v: __m256) -> [[u32; 2]; LANES / 4] {

@@ -15,7 +15,7 @@ use shared::kv::PageStore;
 use shared::request::{Read, Sampling, Token};
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// Most steps that are launched and not collected.
 pub const IN_FLIGHT: usize = 2;
@@ -162,9 +162,13 @@ pub trait Engine: Send {
     fn is_ready(&mut self) -> Result<bool, EngineError> {
         Ok(true)
     }
-    /// How long to sleep between two looks at [`Self::is_ready`]; zero: not at all.
-    fn nap(&self) -> Duration {
-        Duration::ZERO
+    /// Waits a moment between two looks at [`Self::is_ready`], and no longer than until it is.
+    ///
+    /// # Errors
+    /// As [`Self::launch`].
+    fn rest(&mut self) -> Result<(), EngineError> {
+        std::thread::yield_now();
+        Ok(())
     }
     /// All layers of what the step launched last writes, in the order in which they are complete;
     /// empty where pages are complete only once the step is collected.

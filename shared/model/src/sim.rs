@@ -23,6 +23,9 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+/// Between two looks at whether a step has ended.
+const LOOK_EVERY: Duration = Duration::from_micros(100);
+
 /// Bytes of a token's name in its page.
 const NAME: usize = 8;
 
@@ -206,8 +209,10 @@ impl Engine for SimEngine {
     fn is_ready(&mut self) -> Result<bool, EngineError> {
         Ok(self.steps.front().is_none_or(|step| step.ends <= Instant::now()))
     }
-    fn nap(&self) -> Duration {
-        Duration::from_micros(100)
+    fn rest(&mut self) -> Result<(), EngineError> {
+        let ends = self.steps.front().map_or_else(Instant::now, |step| step.ends);
+        std::thread::sleep(ends.saturating_duration_since(Instant::now()).min(LOOK_EVERY));
+        Ok(())
     }
     fn collect(&mut self) -> Result<Vec<Option<Token>>, EngineError> {
         let step = self.steps.pop_front();

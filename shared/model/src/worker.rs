@@ -8,9 +8,15 @@ use crate::engine::{Batch, Engine, EngineError};
 use shared::kv::PageStore;
 use shared::request::{Read, Token};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvError, SyncSender, TryRecvError, sync_channel};
+use std::sync::mpsc::{
+    Receiver, RecvError, RecvTimeoutError, SyncSender, TryRecvError, sync_channel,
+};
 use std::thread;
 use std::time::Duration;
+
+/// Longest wait for a step before peers are heard again. A look takes time from the threads that
+/// compute, so there are few.
+const REST: Duration = Duration::from_micros(200);
 
 /// What a step drew, and what it read.
 type Results = Result<(Vec<Option<Token>>, Vec<Option<Read>>), EngineError>;
@@ -107,8 +113,15 @@ impl Engine for Worker {
         }
         Ok(self.done.is_some())
     }
-    fn nap(&self) -> Duration {
-        Duration::from_micros(50)
+    fn rest(&mut self) -> Result<(), EngineError> {
+        if self.done.is_none() {
+            self.done = match self.results.recv_timeout(REST) {
+                Ok(results) => Some(results),
+                Err(RecvTimeoutError::Timeout) => None,
+                Err(RecvTimeoutError::Disconnected) => return Err(ended()),
+            };
+        }
+        Ok(())
     }
     fn collect(&mut self) -> Result<Vec<Option<Token>>, EngineError> {
         if !self.launched {
@@ -204,7 +217,7 @@ mod tests {
             assert!(worker.launch(&batch).is_err(), "one at a time");
             go.send(()).unwrap();
             while !worker.is_ready().unwrap() {
-                thread::yield_now();
+                worker.rest().unwrap();
             }
             let ids: Vec<_> =
                 worker.collect().unwrap().into_iter().flatten().map(|t| t.id.get()).collect();

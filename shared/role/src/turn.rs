@@ -24,8 +24,12 @@ pub trait Turn {
     /// # Errors
     /// As [`Self::turn`].
     fn computing(&mut self) -> Result<bool, EngineError>;
-    /// How long to sleep between two looks at [`Self::computing`]; zero: not at all.
-    fn nap(&self) -> Duration;
+    /// Waits a moment between two looks at [`Self::computing`], and no longer than the engine
+    /// computes.
+    ///
+    /// # Errors
+    /// As [`Self::turn`].
+    fn rest(&mut self) -> Result<(), EngineError>;
     /// Does what can be done now; whether there was anything, or a step still runs.
     ///
     /// # Errors
@@ -63,8 +67,7 @@ pub fn run<R: Turn>(
                     role.hear(event);
                     role.flush();
                 }
-                Err(TryRecvError::Empty) if role.nap().is_zero() => std::thread::yield_now(),
-                Err(TryRecvError::Empty) => std::thread::sleep(role.nap()),
+                Err(TryRecvError::Empty) => role.rest()?,
                 Err(TryRecvError::Disconnected) => return Ok(()),
             }
         }
@@ -183,8 +186,8 @@ mod tests {
         fn computing(&mut self) -> Result<bool, EngineError> {
             Ok(self.computing.next().unwrap_or(false))
         }
-        fn nap(&self) -> Duration {
-            Duration::ZERO
+        fn rest(&mut self) -> Result<(), EngineError> {
+            Ok(())
         }
         fn turn(&mut self) -> Result<bool, EngineError> {
             Ok(self.note("turn") < 3)

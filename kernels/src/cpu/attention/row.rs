@@ -2,12 +2,15 @@
 
 use super::{Keys, Online};
 use crate::cpu::element::{Element, GROUP};
-use crate::cpu::gemm::{BLOCK, block_rows};
+use crate::cpu::gemm::block_rows;
 use crate::cpu::simd::{Kernel, LANES, Simd};
 use std::marker::PhantomData;
 
 /// Keys whose scores are held at a time.
 const KEYS: usize = 128;
+
+/// Most query heads at a time: their sums, of 16 columns, fit the 16 registers of AVX2.
+const HEADS: usize = 6;
 
 /// Attention of one token to the first `visible` keys.
 pub struct Row<'a, E> {
@@ -28,7 +31,7 @@ impl<E: Element> Kernel for Row<'_, E> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         let dim = self.keys.shape.head_dim;
-        let size = block_rows(self.q.len() / dim) * dim;
+        let size = block_rows(self.q.len() / dim, HEADS) * dim;
         for (q, out) in self.q.chunks(size).zip(self.out.chunks_mut(size)) {
             let part = Row { q, out, ..self };
             match part.q.len() / dim {
@@ -37,7 +40,7 @@ impl<E: Element> Kernel for Row<'_, E> {
                 3 => part.heads::<S, 3>(simd),
                 4 => part.heads::<S, 4>(simd),
                 5 => part.heads::<S, 5>(simd),
-                _ => part.heads::<S, BLOCK>(simd),
+                _ => part.heads::<S, HEADS>(simd),
             }
         }
     }

@@ -5,8 +5,8 @@
 
 use super::{Keys, Online};
 use crate::cpu::element::{Element, GROUP};
-use crate::cpu::gemm::{BLOCK, block, block_rows, store};
-use crate::cpu::simd::{Kernel, LANES, Simd};
+use crate::cpu::gemm::{block, block_rows};
+use crate::cpu::simd::{Kernel, ROWS_MOST, Simd, Wide};
 use crate::cpu::tile::Tile as Out;
 use std::marker::PhantomData;
 
@@ -14,7 +14,7 @@ use std::marker::PhantomData;
 const KEYS: usize = 64;
 
 /// Query rows of a tile, about.
-const ROWS: usize = 72;
+const ROWS: usize = 144;
 
 /// Tokens of a tile when `group` query heads share a key head.
 pub fn tokens_of(group: usize) -> usize {
@@ -48,9 +48,9 @@ struct Scratch {
     /// `[head_dim / 16][key][16]`.
     values: Vec<f32>,
     /// `[row of the block][key]`.
-    scores: [[f32; KEYS]; BLOCK],
+    scores: [[f32; KEYS]; ROWS_MOST],
     /// `[key][row of the block]`.
-    weights: [f32; KEYS * BLOCK],
+    weights: [f32; KEYS * ROWS_MOST],
 }
 
 /// Where a block of keys lies.
@@ -68,15 +68,15 @@ impl<E: Element> Kernel for Tile<'_, E> {
         let dim = self.keys.shape.head_dim;
         let (tokens, group) = (self.out.rows(), self.q.group);
         let rows = tokens * group;
-        let size = block_rows(rows);
+        let size = block_rows(rows, S::Wide::ROWS);
         let q = self.packed_queries(size);
         let mut acc = vec![0.0; rows * dim];
         let mut online = vec![Online::EMPTY; rows];
         let mut scratch = Scratch {
             keys: vec![0.0; KEYS * dim],
             values: vec![0.0; KEYS * dim],
-            scores: [[0.0; KEYS]; BLOCK],
-            weights: [0.0; KEYS * BLOCK],
+            scores: [[0.0; KEYS]; ROWS_MOST],
+            weights: [0.0; KEYS * ROWS_MOST],
         };
         let visible = self.start + tokens;
         for first in (0..visible).step_by(KEYS) {
@@ -86,15 +86,20 @@ impl<E: Element> Kernel for Tile<'_, E> {
             let blocks = q.chunks(size * dim).zip(acc.chunks_mut(size * dim));
             for ((q, acc), online) in blocks.zip(online.chunks_mut(size)) {
                 let at = Block { span, row };
+                row += online.len();
+                if self.start + (row - 1) / group < span.first {
+                    continue;
+                }
                 match online.len() {
                     1 => self.rows::<S, 1>(simd, &mut scratch, at, (q, acc, online)),
                     2 => self.rows::<S, 2>(simd, &mut scratch, at, (q, acc, online)),
                     3 => self.rows::<S, 3>(simd, &mut scratch, at, (q, acc, online)),
                     4 => self.rows::<S, 4>(simd, &mut scratch, at, (q, acc, online)),
                     5 => self.rows::<S, 5>(simd, &mut scratch, at, (q, acc, online)),
-                    _ => self.rows::<S, BLOCK>(simd, &mut scratch, at, (q, acc, online)),
+                    6 => self.rows::<S, 6>(simd, &mut scratch, at, (q, acc, online)),
+                    7 => self.rows::<S, 7>(simd, &mut scratch, at, (q, acc, online)),
+                    _ => self.rows::<S, ROWS_MOST>(simd, &mut scratch, at, (q, acc, online)),
                 }
-                row += online.len();
             }
         }
         for (row, (acc, online)) in acc.chunks_exact_mut(dim).zip(&online).enumerate() {
@@ -159,13 +164,13 @@ impl<E: Element> Tile<'_, E> {
         at: Block,
         (q, acc, online): (&[f32], &mut [f32], &mut [Online]),
     ) {
-        let dim = self.keys.shape.head_dim;
+        let (dim, wide) = (self.keys.shape.head_dim, simd.wide());
         let q = q.as_chunks::<M>().0;
         let panels = scratch.keys.as_chunks::<GROUP>().0.chunks_exact(dim);
         for (index, panel) in panels.enumerate() {
             let sums = block::<S, f32, M, 1>(simd, q, panel);
             for (scores, sums) in scratch.scores.iter_mut().zip(sums) {
-                store(simd, sums, &mut scores[index * GROUP..][..GROUP]);
+                wide.store(sums, &mut scores.as_chunks_mut().0[index]);
             }
         }
         let mut kept = [0.0; M];
@@ -184,11 +189,8 @@ impl<E: Element> Tile<'_, E> {
         for (index, panel) in panels.enumerate() {
             let sums = block::<S, f32, M, 1>(simd, &weights[..KEYS], panel);
             for (m, sums) in sums.into_iter().enumerate() {
-                let out = &mut acc[m * dim + index * GROUP..][..GROUP];
-                for (out, sum) in out.as_chunks_mut::<LANES>().0.iter_mut().zip(sums) {
-                    let sum = simd.fma(simd.load(out), simd.splat(kept[m]), sum);
-                    simd.store(sum, out);
-                }
+                let out = &mut acc[m * dim..][..dim].as_chunks_mut().0[index];
+                wide.store(wide.fma(wide.load(out), wide.splat(kept[m]), sums), out);
             }
         }
     }
