@@ -96,6 +96,9 @@ settings! {
     max_body_bytes: usize,
     /// Connections at once; more wait to be accepted [4096].
     max_connections: usize,
+    /// Threads that serve clients and servers, where the gateway has its own process [half of the
+    /// cores].
+    threads: usize,
     /// From a connection's or request's start to the end of its headers, ms [10000].
     headers_ms: u64,
     /// From the headers to the end of the body, ms [30000].
@@ -142,6 +145,7 @@ pub struct Config {
     pub decode: Vec<String>,
     pub max_queued: usize,
     pub retries: u32,
+    pub threads: usize,
     pub http: HttpLimits,
     pub timing: Timing,
     pub deadlines: Deadlines,
@@ -275,6 +279,7 @@ impl Config {
             decode: each_once("decode", settings.decode)?,
             max_queued: at_least_1("max_queued", settings.max_queued, 1024)?,
             retries: settings.retries.unwrap_or(0),
+            threads: at_least_1("threads", settings.threads, half_of_the_cores())?,
             http,
             timing,
             deadlines: Deadlines {
@@ -319,6 +324,12 @@ fn each_once(key: &'static str, addresses: Vec<String>) -> Result<Vec<String>, C
         Some((_, address)) => refuse(key, format!("{address:?} twice"), "each server once"),
         None => Ok(addresses),
     }
+}
+
+/// A thread that has work wakes an idle one to share it, and on two cores that was a fifth of what
+/// a request took; servers and clients of the machine want cores, too.
+fn half_of_the_cores() -> usize {
+    std::thread::available_parallelism().map_or(1, |cores| (cores.get() / 2).max(1))
 }
 
 fn ms(setting: Option<u64>, default: Duration) -> Duration {

@@ -9,18 +9,28 @@ use gateway::start;
 use service::logs::{self, Logs};
 use service::{notify, shutdown};
 use std::error::Error;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::sync::oneshot;
 
 type Failure = Box<dyn Error + Send + Sync>;
 
-#[tokio::main]
-async fn main() -> Result<(), Failure> {
+fn main() -> Result<(), Failure> {
     let Arguments { config: file, settings: flags } = Arguments::parse();
     let settings = settings(&flags, file.as_deref())?;
     let config = Config::new(settings.clone())?;
     let logs = logs::start(Some(&config.log), config.log_format)?;
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    let runtime = runtime.worker_threads(config.threads).enable_all().build()?;
+    runtime.block_on(run((flags, file), (settings, config), logs))
+}
+
+/// `flags` and `file` are looked at again when the gateway reloads.
+async fn run(
+    (flags, file): (Settings, Option<PathBuf>),
+    (settings, config): (Settings, Config),
+    logs: Logs,
+) -> Result<(), Failure> {
     let guard = Arc::new(Guard::new(config.api_key.as_deref()));
     let shutdown = shutdown::on_signal()?;
     let kept = Arc::clone(&guard);

@@ -81,7 +81,13 @@ fn stop_reason(ending: &Ending, model: &Model) -> Value {
     }
 }
 
+/// A chunk of a stream is seldom longer.
+const CHUNK_BYTES: usize = 512;
+
 /// A JSON text of one of our own types.
 fn json_text(value: &impl Serialize) -> String {
-    serde_json::to_string(value).expect("our own types have string keys and finite numbers")
+    let mut text = Vec::with_capacity(CHUNK_BYTES);
+    serde_json::to_writer(&mut text, value)
+        .expect("our own types have string keys and finite numbers");
+    String::from_utf8(text).expect("serde_json writes UTF-8")
 }

@@ -1,7 +1,7 @@
 //! Prompts of 256 and 1,500 tokens through the ring, beside transformers in the same run.
 //!
-//! Rows are of weights as the file has them, which is the default; a ring with weights in bf16, which
-//! multiplies in f32, runs beside it.
+//! Rows are of weights as the file has them, which is the default; a ring with weights in bf16,
+//! which multiplies in f32, runs beside it.
 //! Transformers computes what a prompt's first token needs, without HTTP or a tokenizer; the ring's
 //! time is the client's. Rounds take turns. Of the peer's two dtypes the faster counts.
 

@@ -35,8 +35,8 @@ use std::time::Instant;
 /// A margin by which the device's sampler and the host's, which sum in another order, may differ.
 pub(crate) const SAMPLER_TIE: f32 = 1e-5;
 
-/// A step that makes fewer bytes of each sequence than this is one part: it may have many sequences,
-/// and each has its parts shipped by launches of its own.
+/// A step that makes fewer bytes of each sequence than this is one part: it may have many
+/// sequences, and each has its parts shipped by launches of its own.
 const PARTS_FROM: usize = 96 << 20;
 
 /// Rows of the recorded steps.
