@@ -1,6 +1,7 @@
 //! `tandem`: the command of people who run a ring.
 #![forbid(unsafe_code)]
 
+mod bench;
 mod doctor;
 mod generate;
 mod interrupt;
@@ -29,6 +30,7 @@ enum Command {
     Top(top::TopCommand),
     Plan(plan::PlanCommand),
     Doctor(doctor::DoctorCommand),
+    Bench(bench::BenchCommand),
     #[command(hide = true)]
     Generate(generate::GenerateCommand),
     /// Fetch, install or convert a model, or say what one is.
@@ -41,6 +43,7 @@ fn main() -> ExitCode {
         Command::Up(options) => up::run(&options),
         Command::Ring(command) => command.run(),
         Command::Doctor(command) => Ok(command.run()),
+        Command::Bench(command) => command.run().map(|()| ExitCode::SUCCESS),
         Command::Generate(command) => command.run().map(|()| ExitCode::SUCCESS),
         Command::Top(command) => command.run().map(|()| ExitCode::SUCCESS),
         Command::Plan(command) => command.run().map(|()| ExitCode::SUCCESS),
