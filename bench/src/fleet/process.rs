@@ -117,18 +117,17 @@ impl Process {
         Ok(Holdings { private_bytes: kilobytes << 10, threads: threads as usize, files })
     }
 
-    /// CPU time of all its threads so far, those that have ended too; in steps of the clock's
-    /// ticks, mostly 10 ms.
+    /// CPU time so far of its threads that live, by the scheduler's clock, in nanoseconds: the ticks
+    /// of /proc/PID/stat are 10 ms.
     pub fn cpu(&self) -> anyhow::Result<Duration> {
-        let stat = self.read("stat")?;
-        let fields = stat.rsplit(')').next().unwrap_or_default();
-        // After the name: state is the first, user and system ticks are the 12th and 13th.
-        let mut ticks = fields.split_ascii_whitespace().skip(11).map(str::parse::<u64>);
-        let (Some(Ok(user)), Some(Ok(system))) = (ticks.next(), ticks.next()) else {
-            anyhow::bail!("no times in /proc/PID/stat: {stat}");
-        };
-        let a_second = rustix::param::clock_ticks_per_second();
-        Ok(Duration::from_secs_f64((user + system) as f64 / a_second as f64))
+        let mut nanos = 0;
+        for thread in fs::read_dir(self.proc("task"))? {
+            let path = thread?.path().join("schedstat");
+            let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+            let first = text.split_ascii_whitespace().next().and_then(|word| word.parse().ok());
+            nanos += first.with_context(|| format!("no time in {}", path.display()))?;
+        }
+        Ok(Duration::from_nanos(nanos))
     }
 
     /// Inodes of the shared memory that this process made for UCX.

@@ -281,7 +281,7 @@ impl Stand {
         let asks = asks.collect();
         let before = process.cpu()?;
         let run = self.runtime.block_on(open(&client, asks));
-        let cpu = process.cpu()? - before;
+        let cpu = process.cpu()?.checked_sub(before).context("a thread of it has ended")?;
         for sample in &run.samples {
             let failure = sample.failure.as_deref().unwrap_or_default();
             ensure!(failure.is_empty(), "{}: {}: {failure}", process.name, sample.name);
