@@ -124,7 +124,8 @@ impl Process {
         for thread in fs::read_dir(self.proc("task"))? {
             let path = thread?.path().join("schedstat");
             let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
-            let first = text.split_ascii_whitespace().next().and_then(|word| word.parse().ok());
+            let first =
+                text.split_ascii_whitespace().next().and_then(|word| word.parse::<u64>().ok());
             nanos += first.with_context(|| format!("no time in {}", path.display()))?;
         }
         Ok(Duration::from_nanos(nanos))
