@@ -117,8 +117,8 @@ impl Process {
         Ok(Holdings { private_bytes: kilobytes << 10, threads: threads as usize, files })
     }
 
-    /// CPU time so far of its threads that live, by the scheduler's clock, in nanoseconds: the ticks
-    /// of /proc/PID/stat are 10 ms.
+    /// CPU time so far of its threads that live, by the scheduler's clock, in nanoseconds: the
+    /// ticks of /proc/PID/stat are 10 ms.
     pub fn cpu(&self) -> anyhow::Result<Duration> {
         let mut nanos = 0;
         for thread in fs::read_dir(self.proc("task"))? {
