@@ -190,6 +190,7 @@ class Load:
     def __init__(self, url, clients, max_tokens):
         self.url, self.max_tokens, self.ended = url, max_tokens, threading.Event()
         self.answered = self.refused = 0
+        self.why = None  # the last one was refused
         self.threads = [threading.Thread(target=self.client, args=(number,), daemon=True)
                         for number in range(clients)]
 
@@ -225,6 +226,7 @@ class Load:
                     pass
             self.answered += 1
             return True
-        except (OSError, http.client.HTTPException):
+        except (OSError, http.client.HTTPException) as error:
             self.refused += 1
+            self.why = f"{error!r} {error.read() if hasattr(error, 'read') else ''}"
             return False
