@@ -130,7 +130,7 @@ class Ring:
                 "decode": decodes, "max_total_tokens": 16384, "chunked_prefill_size": 256})
         self.add(programs, "gateway", {
             **common, "listen": self.address(), "prefill": prefills, "decode": decodes,
-            "max_queued": 8, "retries": 0,
+            "max_queued": 12, "retries": 0,
             # Nobody listens there, so that traces are dropped.
             "otlp_endpoint": f"http://{self.address()}"})
         self.url = f"http://{self.addresses['gateway']}"
