@@ -22,7 +22,8 @@ fn main() -> Result<(), Failure> {
     let logs = logs::start(Some(&config.log), config.log_format)?;
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     let runtime = runtime.worker_threads(config.threads).enable_all().build()?;
-    runtime.block_on(run((flags, file), (settings, config), logs))
+    // On a worker: from this thread every connection would be handed over.
+    runtime.block_on(runtime.spawn(run((flags, file), (settings, config), logs)))?
 }
 
 /// `flags` and `file` are looked at again when the gateway reloads.
