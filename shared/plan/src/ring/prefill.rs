@@ -130,12 +130,11 @@ impl Prefill {
     }
 
     /// As prefill's `load`, which the gateway hears after a launch: whole prompts that wait, and
-    /// what is left of those admitted, less what the step computes that runs.
+    /// what is left of those admitted, with what the step computes that runs.
     fn report(&self) -> u64 {
         let waiting = self.queue.iter().map(|queued| u64::from(queued.ask.input));
         let left = self.jobs.iter().map(|job| u64::from(job.ask.input - job.computed));
-        let running = self.running.iter().map(|(_, tokens)| u64::from(*tokens));
-        waiting.chain(left).sum::<u64>() - running.sum::<u64>()
+        waiting.chain(left).sum()
     }
 
     /// The step that runs is done: jobs whose prompt is whole leave, with their pages.

@@ -52,10 +52,9 @@ fn prompts_wait_for_the_step_before_and_share_the_next() {
     assert_eq!(ttft, [51, 61, 51]);
     let two = run(&ring(2, 1, 64_000), &table(), &load, None);
     let ttft: Vec<_> = two.courses.iter().map(|course| ms(course.ttft)).collect();
-    // The step that runs is in no report, so that the second waits for it beside an idle server.
-    assert_eq!(ttft, [51, 51, 11]);
+    assert_eq!(ttft, [51, 11, 11], "another server is idle");
     let prefill: Vec<_> = two.courses.iter().map(|course| course.prefill).collect();
-    assert_eq!(prefill, [0, 0, 1]);
+    assert_eq!(prefill, [0, 1, 1]);
 }
 
 #[test]
@@ -92,7 +91,7 @@ fn what_no_pool_holds_is_refused_and_late_ones_end_it() {
     let entries: Vec<_> = (0..50).map(|n| entry(n, 400, 2, &[])).collect();
     let load = Load::of(&[entry(0, 5000, 2, &[])], 1);
     assert_eq!(run(&ring(1, 1, 1600), &table(), &load, None).refused, 1);
-    let (ttft, itl) = (Duration::from_millis(100), Duration::from_millis(50));
+    let (ttft, itl) = (Duration::from_millis(60), Duration::from_millis(50));
     let targets = |bad_max| Some(Targets { ttft, itl, bad_max });
     let load = Load::of(&entries, 1);
     assert!(run(&ring(1, 1, 64_000), &table(), &load, targets(5)).given_up);
