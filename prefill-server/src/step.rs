@@ -57,8 +57,8 @@ pub(crate) struct Prefill {
     pub(crate) queue: Vec<Queued>,
     /// In order of admission.
     pub(crate) jobs: Vec<Job>,
-    /// Rows of the step that runs.
-    running: Option<Vec<RequestKey>>,
+    /// Rows of the step that runs, with their tokens.
+    running: Option<Vec<(RequestKey, u32)>>,
     /// Puts and flushes in flight: to whom, and for which request.
     pub(crate) ops: HashMap<OpId, (Epoch, RequestKey)>,
     pub(crate) next_op: u64,
@@ -264,15 +264,15 @@ impl Prefill {
             tracing::debug!(target: "story", %request, tokens, "launched");
         }
         self.engine.launch(&batch)?;
-        let mut keys = vec![];
+        let mut running = vec![];
         for chunk in &plan {
             let job = &mut self.jobs[chunk.slot];
-            keys.push(job.key);
+            running.push((job.key, chunk.tokens));
             job.computed += chunk.tokens;
             job.flying = true;
             job.seal_full(self.page_tokens);
         }
-        self.running = Some(keys);
+        self.running = Some(running);
         self.meter.step(plan.iter().map(|chunk| chunk.tokens).sum());
         self.ship_all();
         Ok(true)
@@ -284,7 +284,7 @@ impl Prefill {
         let reads = self.engine.read().into_iter().chain(std::iter::repeat(None));
         let (mut done, mut broken) = (vec![], vec![]);
         let rows = self.running.take().into_iter().flatten().zip(tokens).zip(reads);
-        for ((key, token), read) in rows {
+        for (((key, _), token), read) in rows {
             let now = self.now();
             let job = self.jobs.iter_mut().find(|job| job.key == key);
             let Some(job) = job else { unreachable!("a job stays while it is in a step") };
@@ -367,7 +367,8 @@ impl Prefill {
         let waiting = self.queue.iter().map(|queued| queued.request.tokens.len() as u64);
         let computing = self.jobs.iter().filter(|job| job.is_computing());
         let computing = computing.map(|job| u64::from(job.len() - job.computed));
-        let tokens = waiting.chain(computing).sum::<u64>();
+        let running = self.running.iter().flatten().map(|(_, tokens)| u64::from(*tokens));
+        let tokens = waiting.chain(computing).chain(running).sum::<u64>();
         Load {
             pages_available: self.pool.available(),
             queued: self.queue.len() as u32,

@@ -4,6 +4,7 @@ use crate::ask::Ask;
 use crate::plan::Plan;
 use crate::process::wait_for;
 use rustix::process::Signal;
+use serde_json::json;
 
 #[test]
 fn health_generate_is_tokens_of_the_whole_ring_or_503_in_time() {
@@ -44,6 +45,34 @@ fn loads_count_requests_and_pages_of_every_server() {
     drop(running);
     wait_for("idle loads", || {
         (ring.get("/v1/loads").json()["aggregate"]["total_reqs"] == 0).then_some(())
+    });
+    ring.wait_settled();
+}
+
+#[test]
+fn a_prefill_servers_load_counts_the_step_that_runs() {
+    let folder = tempfile::tempdir().unwrap();
+    let table = folder.path().join("table.json");
+    let point = |ms: f64| json!([{"tokens": 1, "context": 0.0, "ms": ms}]);
+    let steps = json!({
+        "about": "a tenth of a second for a token of a prompt", "overlaps": false,
+        "pool_tokens": 8192, "page_tokens": 16, "chunk_tokens": 512, "rows_max": 8,
+        "prefill": point(100.0), "decode": point(1.0), "handoff": [{"tokens": 0, "ms": 0.0}],
+    });
+    std::fs::write(&table, steps.to_string()).unwrap();
+    let device = format!("sim:{}", table.display());
+    let ring = Plan::tiny("tiny-qwen3").servers("device", device).start();
+    let prompt: Vec<u32> = (1..=20).collect();
+    let ask = Ask::greedy(&prompt, 2);
+    std::thread::scope(|scope| {
+        let answer = scope.spawn(|| ask.send(ring.url()).unwrap());
+        // Its own word, and not what the gateway counted when it sent the prompt.
+        let tokens = wait_for("a prompt that is computed in the loads", || {
+            let prefill = &ring.get("/v1/loads").json()["loads"][0];
+            (prefill["num_running_reqs"] == 1).then(|| prefill["num_tokens"].clone())
+        });
+        assert_eq!(tokens, 20);
+        answer.join().unwrap().assert_done();
     });
     ring.wait_settled();
 }

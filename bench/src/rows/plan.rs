@@ -2,7 +2,9 @@
 //! take the time of a table, and one whose engines compute.
 //!
 //! 1. The table of an H100, many times as slow, so that noise of the machine does not decide.
-//! 2. The ring plays the first requests of two traces, at a rate that keeps it busy.
+//! 2. The ring plays the first requests of two traces, at a rate that keeps it busy. Those that a
+//!    trace has in one instant come a little apart: else their order, which decides who shares a
+//!    step, would be chance at the gateway and the trace's in the simulation.
 //! 3. The simulation plays the same requests; what a lone request pays beside its steps was
 //!    measured on that ring before, since wires are this machine's and not the H100's.
 //! 4. The CPU engine likewise, by a table that is measured just before.
@@ -13,7 +15,8 @@ use crate::numbers::{Random, short};
 use crate::place::Place;
 use crate::row::{Bar, Findings, Group, Row};
 use crate::serve::client::{Ask as Sent, Client};
-use crate::serve::load::open;
+use crate::serve::load::{Run, open};
+use crate::serve::log::{Line, lines};
 use crate::serve::report::{Ranks, Summary};
 use crate::steps::{cpu, handoffs, vocab};
 use ::plan::load::{self, Ask, Load};
@@ -23,6 +26,7 @@ use ::plan::trace;
 use anyhow::{Context, ensure};
 use serde_json::json;
 use shared::sched::prefill::PrefillPolicy;
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -67,6 +71,8 @@ const RAW: &str = "engine,trace,figure,real_ms,simulated_ms";
 const SLOWED: f64 = 40.0;
 /// Tokens of each pool: the pages are real.
 const POOL_TOKENS: u32 = 16_384;
+/// Between two requests at least: more than a ticket takes, and less than any step.
+const APART: Duration = Duration::from_millis(2);
 /// Of the simulated model.
 const LONGEST: u32 = 1900;
 
@@ -149,10 +155,11 @@ fn against(
     found: &mut Findings,
 ) -> anyhow::Result<Errors> {
     let load = case.load(place)?;
-    let fleet = Fleet::start(place, plan)?;
+    let mut fleet = Fleet::start(place, plan)?;
     let vocab = vocab(model)?;
     steps.handoff = handoffs(fleet.client.url(), &StepTable::new(steps.clone())?, vocab)?;
     let real = played(fleet.client.url(), &load, vocab)?;
+    let gateway = fleet.processes().last().context("a ring has a gateway")?.log();
     drop(fleet);
     let ring = Ring {
         prefills: plan.prefill,
@@ -185,7 +192,34 @@ fn against(
         outcome.cached * 100.0,
         handoff.join(", ")
     ));
-    Ok(compare((engine, file), &real, &outcome, found))
+    each((engine, file), (&real, &gateway), &outcome, found)?;
+    Ok(compare((engine, file), &Summary::of(engine, &real), &outcome, found))
+}
+
+/// Notes every request's time to its first token, and how many the gateway sent to another prefill
+/// server than the simulation did.
+fn each(
+    (engine, file): (&str, &str),
+    (real, gateway): (&Run, &str),
+    outcome: &Outcome,
+    found: &mut Findings,
+) -> anyhow::Result<()> {
+    let server =
+        |line: &Line<'_>| Some((line.field("call")?.to_owned(), line.field("prefill")?.to_owned()));
+    let servers: HashMap<_, _> = lines(gateway).filter_map(|line| server(&line)).collect();
+    let samples: HashMap<_, _> = real.samples.iter().map(|s| (s.name.as_str(), s)).collect();
+    let mut elsewhere = 0;
+    for (number, course) in outcome.courses.iter().enumerate() {
+        let name = name(number);
+        let ms = |time: Option<Duration>| time.map_or(f64::NAN, |time| time.as_secs_f64() * 1e3);
+        let sample = samples.get(name.as_str()).with_context(|| format!("{name} was not sent"))?;
+        let (real, simulated) = (ms(sample.ttft()), ms(course.ttft));
+        found.raw.push(format!("{engine},{file},TTFT of {number},{real:.3},{simulated:.3}"));
+        let server = servers.get(&name).with_context(|| format!("no log names {name}"))?;
+        elsewhere += usize::from(*server != format!("prefill-{}", course.prefill));
+    }
+    found.note(format!("  {elsewhere} were computed by another prefill server than simulated"));
+    Ok(())
 }
 
 fn compare(
@@ -226,16 +260,22 @@ impl Case {
         let count = place.rounds(self.requests);
         entries.truncate(count);
         let pace = load::rate(&entries) / self.rate;
-        Ok(Load::repeated(&entries, self.divisor, count, pace))
+        let mut load = Load::repeated(&entries, self.divisor, count, pace);
+        let mut next = Duration::ZERO;
+        for ask in &mut load.asks {
+            ask.at = ask.at.max(next);
+            next = ask.at + APART;
+        }
+        Ok(load)
     }
 }
 
 /// Sends the requests at their times and reads every answer to its end.
-fn played(url: &str, load: &Load, vocab: u32) -> anyhow::Result<Summary> {
+fn played(url: &str, load: &Load, vocab: u32) -> anyhow::Result<Run> {
     let client = Arc::new(Client::new(url, None)?);
     let sent = |(number, ask): (usize, &Ask)| {
         let prompt = prompt(ask, load.block_tokens, number, vocab);
-        let sent = Sent::new(format!("plan-{number}"), &json!(prompt), ask.output as usize, None);
+        let sent = Sent::new(name(number), &json!(prompt), ask.output as usize, None);
         // The first is late otherwise: it would be sent before the generator runs.
         (ask.at + Duration::from_millis(50), sent)
     };
@@ -247,7 +287,12 @@ fn played(url: &str, load: &Load, vocab: u32) -> anyhow::Result<Summary> {
         .block_on(open(&client, asks));
     let failure = run.samples.iter().find_map(|sample| sample.failure.as_deref());
     ensure!(failure.is_none(), "a request failed: {}", failure.context("it was just there")?);
-    Ok(Summary::of(url, &run))
+    Ok(run)
+}
+
+/// What a request is called.
+fn name(number: usize) -> String {
+    format!("plan-{number}")
 }
 
 /// Tokens of its blocks' names, and its own after them.

@@ -10,7 +10,7 @@ pub mod client;
 mod dataset;
 mod experiments;
 pub mod load;
-mod log;
+pub mod log;
 mod mps;
 pub mod report;
 mod ring;

@@ -254,7 +254,7 @@ pub struct Load {
     pub pages_available: u32,
     /// Requests waiting.
     pub queued: u32,
-    /// Tokens of prompt waiting (prefill) or context tokens running (decode).
+    /// Tokens of prompt waiting or being computed (prefill), or context tokens running (decode).
     pub tokens: u32,
     /// Requests being computed.
     pub running: u32,

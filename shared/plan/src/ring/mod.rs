@@ -2,8 +2,9 @@
 //!
 //! 1. A request arrives at the gateway and waits its turn, first come first.
 //! 2. Its turn: the prefill server with the least to compute before its first token, as the
-//!    gateway's `LeastTokens` has it; then the decode server with the fewest tokens that grants a
-//!    ticket. Where none does, it and all behind it wait.
+//!    gateway's `LeastTokens` has it by each server's last report and what was sent since; then the
+//!    decode server with the fewest tokens that grants a ticket. Where none does, it and all behind
+//!    it wait.
 //! 3. Prefill admits it, computes its chunks, and hands it over; what the table calls handoff
 //!    passes before its first token is the client's and its row joins decode's batch.
 //! 4. Decode makes the rest, or takes its pages back: then it goes round again before all others.
@@ -58,6 +59,8 @@ pub struct Targets {
 pub struct Course {
     /// From its arrival to its first token.
     pub ttft: Option<Duration>,
+    /// The prefill server that it was sent to last.
+    pub prefill: u32,
     /// Its last token so far, by the ring's clock.
     last: Duration,
     first: Duration,
@@ -286,9 +289,10 @@ impl Simulation<'_> {
                 return;
             };
             self.waiting.remove(&(fresh, request));
-            let prefill = self.pick_prefill(request, input);
+            let (prefill, missing) = self.pick_prefill(request, input);
             let ask = Ask { input, output, ..self.load.asks[request as usize].clone() };
-            self.prefills[prefill as usize].push(request, ask);
+            self.prefills[prefill as usize].push(request, ask, missing);
+            self.outcome.courses[request as usize].prefill = prefill;
             self.travelling.insert(request, Travelling { granted, prefill, decode, job: None });
             self.launch_prefill(prefill);
         }
@@ -317,15 +321,16 @@ impl Simulation<'_> {
             .find_map(|server| Some((server, self.decodes[server as usize].grant(request, now)?)))
     }
 
-    /// The least tokens to compute before this request's first.
-    fn pick_prefill(&mut self, request: u32, input: u32) -> u32 {
+    /// The least tokens to compute before this request's first, and how many of its own are.
+    fn pick_prefill(&mut self, request: u32, input: u32) -> (u32, u32) {
         let blocks = &self.load.asks[request as usize].blocks;
         let known = self.seen.overlaps(blocks);
-        let missing = |server: usize| u64::from(input.saturating_sub(known[server]));
-        let cost = |server: &usize| (self.prefills[*server].tokens + missing(*server), *server);
-        let best = (0..self.prefills.len()).min_by_key(cost).unwrap_or(0) as u32;
-        self.seen.remember(best, blocks);
-        best
+        let missing = |server: usize| input.saturating_sub(known[server]);
+        let cost = |&server: &usize| self.prefills[server].load + u64::from(missing(server));
+        let best = (0..self.prefills.len()).min_by_key(cost).unwrap_or(0);
+        let missing = missing(best);
+        self.seen.remember(best as u32, blocks);
+        (best as u32, missing)
     }
 
     fn launch_prefill(&mut self, server: u32) {

@@ -68,8 +68,9 @@ pub struct Prefill {
     /// What the step that runs computes.
     running: Vec<(u32, u32)>,
     arrivals: u64,
-    /// Prompt tokens that it has to compute: queued and admitted.
-    pub tokens: u64,
+    /// Prompt tokens that it has to compute, as far as the gateway knows: those of its last report,
+    /// and those sent since.
+    pub load: u64,
     /// How long its device has computed.
     pub busy: Duration,
 }
@@ -88,7 +89,7 @@ impl Prefill {
             jobs: vec![],
             running: vec![],
             arrivals: 0,
-            tokens: 0,
+            load: 0,
             busy: Duration::ZERO,
         }
     }
@@ -98,14 +99,14 @@ impl Prefill {
         input.div_ceil(self.block_tokens) <= self.pool.counts().total
     }
 
-    /// A request has come.
-    pub fn push(&mut self, request: u32, ask: Ask) {
+    /// A request has come; so many of its tokens are not cached here, as far as the gateway knows.
+    pub fn push(&mut self, request: u32, ask: Ask, missing: u32) {
         self.arrivals += 1;
-        self.tokens += u64::from(ask.input);
+        self.load += u64::from(missing);
         self.queue.push(Queued { request, ask, arrival: self.arrivals, passed: 0 });
     }
 
-    /// Admits and launches, unless a step runs; when that step will be done, if there is one.
+    /// Admits, launches and reports, unless a step runs; when the launched step will be done.
     pub fn launch(&mut self, now: Duration) -> Option<Duration> {
         if !self.running.is_empty() {
             return None;
@@ -120,14 +121,20 @@ impl Prefill {
         });
         let budget = TokenBudget::new(self.limits.chunk_tokens, self.limits.page_tokens);
         let plan = chunks(&prefilling.collect::<Vec<_>>(), budget, 0);
-        if plan.is_empty() {
-            return None;
-        }
         let row = |chunk: &Chunk| (self.jobs[chunk.slot].computed, chunk.tokens);
         let took = self.table.step(plan.iter().map(row));
         self.running = plan.iter().map(|c| (self.jobs[c.slot].request, c.tokens)).collect();
+        self.load = self.report();
         self.busy += took;
-        Some(now + took)
+        (!plan.is_empty()).then(|| now + took)
+    }
+
+    /// As prefill's `load`, which the gateway hears after a launch: whole prompts that wait, and
+    /// what is left of those admitted, with what the step computes that runs.
+    fn report(&self) -> u64 {
+        let waiting = self.queue.iter().map(|queued| u64::from(queued.ask.input));
+        let left = self.jobs.iter().map(|job| u64::from(job.ask.input - job.computed));
+        waiting.chain(left).sum()
     }
 
     /// The step that runs is done: jobs whose prompt is whole leave, with their pages.
@@ -138,7 +145,6 @@ impl Prefill {
             let Some(at) = at else { unreachable!("a job stays while it is in a step") };
             let job = &mut self.jobs[at];
             job.computed += tokens;
-            self.tokens -= u64::from(tokens);
             // A block without a name is in no other prompt, so nobody looks for it.
             let full = ((job.computed / self.block_tokens) as usize).min(job.ask.blocks.len());
             let newly = full.saturating_sub(job.full.len()).min(job.tail.len());
@@ -172,7 +178,6 @@ impl Prefill {
             }
             let Some(job) = self.start(candidate.slot, now) else { break };
             spoken += job.ask.input - job.computed;
-            self.tokens -= u64::from(job.computed);
             self.jobs.push(job);
             admitted.push(candidate);
         }

@@ -51,7 +51,10 @@ fn prompts_wait_for_the_step_before_and_share_the_next() {
     // The second and third are one step of 20 ms after the first's 50.
     assert_eq!(ttft, [51, 61, 51]);
     let two = run(&ring(2, 1, 64_000), &table(), &load, None);
-    assert_eq!(ms(two.courses[1].ttft), 11, "another server is idle");
+    let ttft: Vec<_> = two.courses.iter().map(|course| ms(course.ttft)).collect();
+    assert_eq!(ttft, [51, 11, 11], "another server is idle");
+    let prefill: Vec<_> = two.courses.iter().map(|course| course.prefill).collect();
+    assert_eq!(prefill, [0, 1, 1]);
 }
 
 #[test]
