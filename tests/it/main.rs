@@ -33,6 +33,7 @@ mod cache;
 mod endpoints;
 mod refusals;
 mod traces;
+mod logs;
 mod many;
 mod soak;
 mod chaos;

@@ -48,13 +48,25 @@ impl RingCommand {
     /// # Errors
     /// The config does not fit, or a role cannot start or fails.
     pub fn run(&self) -> anyhow::Result<ExitCode> {
-        logs::start(None, Format::Text)?;
         let text = std::fs::read_to_string(&self.config)
             .with_context(|| format!("read {}", self.config.display()))?;
-        let file = toml::from_str(&text).with_context(|| self.config.display().to_string())?;
+        let file: File =
+            toml::from_str(&text).with_context(|| self.config.display().to_string())?;
+        let (log, format) = logging(&file).with_context(|| self.config.display().to_string())?;
+        logs::start(log, format)?;
         tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(run(file))?;
         Ok(ExitCode::SUCCESS)
     }
+}
+
+/// There is one log, of which the gateway's settings speak, or else those of the servers.
+fn logging(file: &File) -> anyhow::Result<(Option<&str>, Format)> {
+    let (gateway, server) = (&file.gateway, &file.server);
+    let log = gateway.log.as_deref().or(server.log.as_deref());
+    let format = gateway.log_format.as_deref().or(server.log_format.as_deref());
+    let format = format.map(str::parse).transpose();
+    let format = format.map_err(|problem: String| anyhow!("`log_format`: {problem}"))?;
+    Ok((log, format.unwrap_or_default()))
 }
 
 /// A server of this process.
@@ -171,5 +183,21 @@ mod tests {
         let gateway = gateway_settings(&file, address, address);
         assert_eq!((gateway.max_queued, gateway.decode), (Some(7), vec!["127.0.0.1:9".to_owned()]));
         assert!(toml::from_str::<File>("[server]\npage_sice = 1\n").is_err());
+    }
+
+    #[test]
+    fn the_gateways_settings_say_how_the_one_log_looks() {
+        let head = "listen = \"127.0.0.1:0\"\nmodel = \"m\"\nkey_file = \"k\"\n";
+        let said = |tables: &str| {
+            let file: File = toml::from_str(&format!("{head}{tables}")).unwrap();
+            logging(&file)
+                .map(|(log, format)| (log.map(str::to_owned), format))
+                .map_err(|error| error.to_string())
+        };
+        let both =
+            "[gateway]\nlog_format = \"json\"\n[server]\nlog = \"debug\"\nlog_format = \"text\"\n";
+        assert_eq!(said(both), Ok((Some("debug".to_owned()), Format::Json)));
+        assert_eq!(said("[server]\nlog_format = \"json\"\n"), Ok((None, Format::Json)));
+        assert!(said("[server]\nlog_format = \"yaml\"\n").unwrap_err().contains("yaml"));
     }
 }
