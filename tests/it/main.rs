@@ -34,6 +34,7 @@ mod endpoints;
 mod refusals;
 mod traces;
 mod logs;
+mod up;
 mod many;
 mod soak;
 mod chaos;
