@@ -6,6 +6,7 @@ use crate::process::Member;
 use crate::ring::Ring;
 use rustix::process::Signal;
 use serde_json::{Value, json};
+use std::net::TcpListener;
 
 const CALLS: [&str; 3] = ["call-0", "call-1", "call-2"];
 
@@ -65,6 +66,24 @@ fn check(mut ring: Ring) {
             assert!(process.iter().any(|line| line["level"] == "DEBUG" && is_about(line, id)));
         }
     }
+}
+
+/// A process that cannot have its port says so in a line like all others.
+fn check_refused(member: &mut Member) {
+    let _taken = TcpListener::bind(member.listen.address).unwrap();
+    member.start(&[]);
+    assert!(!member.exited().success());
+    let last = lines(member).pop().unwrap();
+    assert_eq!(last["level"], "ERROR", "{last}");
+    assert!(last["fields"]["error"].as_str().unwrap().contains("in use"), "{last}");
+}
+
+#[test]
+fn what_ends_a_process_is_json_too() {
+    let mut ring = Ring::new(&plan());
+    ring.servers_mut().for_each(check_refused);
+    check_refused(&mut ring.gateway);
+    check_refused(&mut Ring::one_process(&plan()).gateway);
 }
 
 #[test]

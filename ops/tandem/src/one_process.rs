@@ -46,7 +46,7 @@ impl RingCommand {
     /// Runs until SIGTERM or SIGINT, then drains front to back.
     ///
     /// # Errors
-    /// The config does not fit, or a role cannot start or fails.
+    /// The config does not fit; what comes after that is logged.
     pub fn run(&self) -> anyhow::Result<ExitCode> {
         let text = std::fs::read_to_string(&self.config)
             .with_context(|| format!("read {}", self.config.display()))?;
@@ -54,7 +54,11 @@ impl RingCommand {
             toml::from_str(&text).with_context(|| self.config.display().to_string())?;
         let (log, format) = logging(&file).with_context(|| self.config.display().to_string())?;
         logs::start(log, format)?;
-        tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(run(file))?;
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+        if let Err(error) = runtime.block_on(run(file)) {
+            tracing::error!(error = format!("{error:#}"), "the ring ends");
+            return Ok(ExitCode::FAILURE);
+        }
         Ok(ExitCode::SUCCESS)
     }
 }

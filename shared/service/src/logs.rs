@@ -64,6 +64,10 @@ pub fn start(log: Option<&str>, format: Format) -> Result<Logs, LogError> {
         Format::Json => fmt::layer().json().with_writer(std::io::stderr).boxed(),
     };
     tracing_subscriber::registry().with(filter).with(lines).try_init()?;
+    if format == Format::Json {
+        // The hook that is there writes text.
+        std::panic::set_hook(Box::new(|panic| tracing::error!(%panic, "panicked")));
+    }
     Ok(Logs(handle))
 }
 
