@@ -33,9 +33,10 @@ fn main() -> ExitCode {
     };
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     let runtime = runtime.worker_threads(config.threads).enable_all().build();
-    let served = runtime
-        .map_err(Failure::from)
-        .and_then(|runtime| runtime.block_on(run((flags, file), (settings, config), logs)));
+    let served = runtime.map_err(Failure::from).and_then(|runtime| {
+        // On a worker: from this thread every connection would be handed over.
+        runtime.block_on(runtime.spawn(run((flags, file), (settings, config), logs)))?
+    });
     match served {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -60,13 +60,13 @@ pub fn traces_dropped(count: u64) {
 
 /// A request waited so long for its turn and a pair, and then so long for its ticket.
 pub fn admitted(queue: Duration, ticket: Duration) {
-    histogram!(names::TTFT_PHASE, "phase" => "queue").record(queue);
-    histogram!(names::TTFT_PHASE, "phase" => "ticket").record(ticket);
+    METERS.queue.record(queue);
+    METERS.ticket.record(ticket);
 }
 
 /// The first token came so long after the ticket.
 pub fn first_token(after: Duration) {
-    histogram!(names::REQUEST_PREFILL).record(after);
+    METERS.prefill.record(after);
 }
 
 fn finish_name(finish: Finish) -> &'static str {
@@ -76,9 +76,40 @@ fn finish_name(finish: Finish) -> &'static str {
     }
 }
 
-/// What every token counts in, looked up once; the recorder is there before the first request.
-static PER_TOKEN: LazyLock<(Histogram, Counter)> =
-    LazyLock::new(|| (histogram!(names::ITL), counter!(names::GENERATION_TOKENS)));
+/// What every request counts in, looked up once; the recorder is there before the first one.
+static METERS: LazyLock<Meters> = LazyLock::new(|| Meters {
+    queue: histogram!(names::TTFT_PHASE, "phase" => "queue"),
+    ticket: histogram!(names::TTFT_PHASE, "phase" => "ticket"),
+    tokenize: histogram!(names::TTFT_PHASE, "phase" => "tokenize"),
+    ttft: histogram!(names::TTFT),
+    itl: histogram!(names::ITL),
+    e2e: histogram!(names::E2E),
+    prefill: histogram!(names::REQUEST_PREFILL),
+    decode: histogram!(names::REQUEST_DECODE),
+    max_tokens: histogram!(names::REQUEST_MAX),
+    prompt: histogram!(names::REQUEST_PROMPT),
+    generation: histogram!(names::REQUEST_GENERATION),
+    prompt_tokens: counter!(names::PROMPT_TOKENS),
+    cached_tokens: counter!(names::CACHED_TOKENS),
+    generation_tokens: counter!(names::GENERATION_TOKENS),
+});
+
+struct Meters {
+    queue: Histogram,
+    ticket: Histogram,
+    tokenize: Histogram,
+    ttft: Histogram,
+    itl: Histogram,
+    e2e: Histogram,
+    prefill: Histogram,
+    decode: Histogram,
+    max_tokens: Histogram,
+    prompt: Histogram,
+    generation: Histogram,
+    prompt_tokens: Counter,
+    cached_tokens: Counter,
+    generation_tokens: Counter,
+}
 
 /// Times of one output.
 #[derive(Debug)]
@@ -92,8 +123,8 @@ pub struct Timing {
 impl Timing {
     /// For a request that arrived then, and is submitted to the ring now.
     pub fn new(arrived: Instant, prompt_tokens: u32, max_tokens: u32) -> Self {
-        histogram!(names::TTFT_PHASE, "phase" => "tokenize").record(arrived.elapsed());
-        histogram!(names::REQUEST_MAX).record(max_tokens);
+        METERS.tokenize.record(arrived.elapsed());
+        METERS.max_tokens.record(max_tokens);
         Self { arrived, prompt_tokens, tokens: None }
     }
 
@@ -103,25 +134,24 @@ impl Timing {
             return;
         }
         let now = Instant::now();
-        let (itl, generated) = &*PER_TOKEN;
         match &mut self.tokens {
             None => {
                 self.tokens = Some((now, now));
-                histogram!(names::TTFT).record(now - self.arrived);
+                METERS.ttft.record(now - self.arrived);
                 self.prompt();
             }
             Some((_, last)) => {
                 let each = (now - *last).as_secs_f64() / count as f64;
                 *last = now;
-                itl.record_many(each, count);
+                METERS.itl.record_many(each, count);
             }
         }
-        generated.increment(count as u64);
+        METERS.generation_tokens.increment(count as u64);
     }
 
     fn prompt(&self) {
-        histogram!(names::REQUEST_PROMPT).record(self.prompt_tokens);
-        counter!(names::PROMPT_TOKENS).increment(u64::from(self.prompt_tokens));
+        METERS.prompt.record(self.prompt_tokens);
+        METERS.prompt_tokens.increment(u64::from(self.prompt_tokens));
     }
 
     /// The output, maybe of no token, is complete.
@@ -129,12 +159,12 @@ impl Timing {
         if self.tokens.is_none() {
             self.prompt();
         }
-        histogram!(names::E2E).record(self.arrived.elapsed());
+        METERS.e2e.record(self.arrived.elapsed());
         if let Some((first, _)) = self.tokens {
-            histogram!(names::REQUEST_DECODE).record(first.elapsed());
+            METERS.decode.record(first.elapsed());
         }
-        histogram!(names::REQUEST_GENERATION).record(usage.completion);
-        counter!(names::CACHED_TOKENS).increment(u64::from(usage.cached));
+        METERS.generation.record(usage.completion);
+        METERS.cached_tokens.increment(u64::from(usage.cached));
         counter!(names::OUTPUTS, "finish" => finish_name(finish)).increment(1);
     }
 }

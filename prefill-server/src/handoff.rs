@@ -2,11 +2,13 @@
 //! `decode-server/src/landing.rs`.
 //!
 //! Pages → peer → Handoff:
-//! 1. `Opened` names target pages. From then on every page that a chunk fills is queued for
+//! 1. `Open` asks for target pages, once no other job is on its way with pages of this one's:
+//!    decode holds them then, and they travel once.
+//! 2. `Opened` names target pages. From then on every page that a chunk fills is queued for
 //!    writing, the part-filled last one with the last chunk: once the step is done, or, where the
 //!    engine says when layers will be complete, before: they travel while later ones are computed.
-//! 2. After the last put a flush is queued.
-//! 3. The flush's event says that all pages are visible: the Handoff is sent.
+//! 3. After the last put a flush is queued.
+//! 4. The flush's event says that all pages are visible: the Handoff is sent.
 //!
 //! A put holds its source pages until its own event. An ended job sends `Closed` once nothing of it
 //! is in flight.
@@ -24,6 +26,24 @@ use std::ops::Range;
 use std::sync::Arc;
 
 impl Prefill {
+    /// Asks decode for the pages of jobs that wait for nobody else's.
+    pub(crate) fn open(&mut self) {
+        for at in 0..self.jobs.len() {
+            let (earlier, job) = (&self.jobs[..at], &self.jobs[at]);
+            let (Route::Unopened(ticket), Some(peer), None) = (&job.route, job.decode, &job.ended)
+            else {
+                continue;
+            };
+            if brought(earlier, job) {
+                continue;
+            }
+            let (key, ticket) = (job.key, *ticket);
+            self.jobs[at].route = Route::Opening(ticket);
+            self.stops.reach(StopPoint::PrefillOpening);
+            self.tell_peer(peer, PrefillToDecode::Open { ticket, key });
+        }
+    }
+
     /// `Opened` came.
     pub(crate) fn opened(&mut self, peer: Epoch, ticket: TicketId, held: u32, runs: &[PageRun]) {
         let Some(target_pages) = self.peers.get(&peer).map(|p| p.pusher.target_pages()) else {
@@ -249,6 +269,16 @@ impl Prefill {
             tracing::error!(%peer, ?message, "a decode server does not read");
         }
     }
+}
+
+/// Whether an earlier job is on its way with pages of this one's. What decode holds of a common
+/// prefix it says to the first of those who have it in common; nobody waits for others' answers.
+fn brought(earlier: &[Job], job: &Job) -> bool {
+    let related = earlier.iter().filter(|other| other.shares(job, 0));
+    related.enumerate().any(|(nth, other)| match other.route {
+        Route::Opened { held, .. } => other.shares(job, held as usize),
+        _ => nth == 0,
+    })
 }
 
 /// What a put holds: see [`hold`].

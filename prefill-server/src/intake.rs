@@ -1,6 +1,6 @@
 //! Walk 6/12. Before: `gateway/src/fleet/ticket.rs`. After: `shared/src/sched/prefill.rs`.
 //!
-//! From what gateways say to the queue, and out of it again: accept, refuse, cancel.
+//! From what gateways say to the queue, and out of it again: take, refuse, cancel.
 
 use crate::job::{Queued, Route};
 use crate::step::Prefill;
@@ -16,14 +16,10 @@ impl Prefill {
     pub(crate) fn hear_gateway(&mut self, gateway: Epoch, message: GatewayToPrefill) {
         match message {
             GatewayToPrefill::Prefill { key, request, target } => {
-                let answer = match self.enqueue(key, request, target) {
-                    Ok(()) => PrefillToGateway::Accepted(key),
-                    Err(refusal) => {
-                        self.meter.refused(&refusal);
-                        PrefillToGateway::Refused { key, refusal }
-                    }
-                };
-                self.outboxes.push(gateway, answer);
+                if let Err(refusal) = self.enqueue(key, request, target) {
+                    self.meter.refused(&refusal);
+                    self.outboxes.push(gateway, PrefillToGateway::Refused { key, refusal });
+                }
                 self.stops.reach(StopPoint::PrefillAccepted);
             }
             GatewayToPrefill::Cancel(key) => {

@@ -29,6 +29,8 @@ pub(crate) struct Queued {
 pub(crate) enum Route {
     /// Nowhere: one token at most is wanted, and the gateway gets it from here.
     Gateway,
+    /// `Open` is not sent yet.
+    Unopened(TicketId),
     /// `Open` is sent.
     Opening(TicketId),
     /// Pages are named: those from `held` on are written to `pages`.
@@ -99,6 +101,13 @@ impl Job {
     pub(crate) fn is_handed(&self) -> bool {
         let written = self.flush_sent && self.in_flight == 0;
         written && self.first.is_some() && self.ended.is_none()
+    }
+
+    /// Whether it goes to the same decode server as `other`, and its page `at` is that one's too.
+    pub(crate) fn shares(&self, other: &Self, at: usize) -> bool {
+        let page = |job: &Self| job.full.get(at).map(Sealed::id);
+        let goes_there = self.ended.is_none() && self.decode == other.decode;
+        goes_there && page(self).is_some() && page(self) == page(other)
     }
 
     /// Page table of the prompt.

@@ -23,9 +23,7 @@ use shared::request::Finish;
 use shared::sched::budget::TokenBudget;
 use shared::sched::dfs::ranks;
 use shared::sched::prefill::{Candidate, Chunk, PrefillPolicy, Prefilling, chunks, order, waits};
-use shared::wire::messages::{
-    Emitted, Fault, FaultKind, Load, PrefillToDecode, PrefillToGateway, RequestKey,
-};
+use shared::wire::messages::{Emitted, Fault, FaultKind, Load, PrefillToGateway, RequestKey};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -204,8 +202,7 @@ impl Prefill {
             .for_each(|(candidate, rank)| candidate.rank = rank);
     }
 
-    /// Takes pages for all of a waiting request's prompt and asks decode for its pages; `None` if
-    /// there are too few.
+    /// Takes pages for all of a waiting request's prompt; `None` if there are too few.
     fn start(&mut self, slot: usize) -> Option<Job> {
         let now = self.now();
         let Queued { key, request, guide, target, arrived, .. } = &self.queue[slot];
@@ -223,7 +220,7 @@ impl Prefill {
             request: request.clone(),
             guide: guide.clone(),
             decode: target.as_ref().map(|target| target.epoch),
-            route: target.as_ref().map_or(Route::Gateway, |target| Route::Opening(target.ticket)),
+            route: target.as_ref().map_or(Route::Gateway, |target| Route::Unopened(target.ticket)),
             full,
             tail: credit.draw(missing),
             cached_tokens: computed,
@@ -243,11 +240,6 @@ impl Prefill {
         };
         tracing::debug!(target: "story", request = %job.key, computed, "admitted");
         self.meter.admitted(computed, job.len() - computed);
-        if let (Some(peer), Route::Opening(ticket)) = (job.decode, &job.route) {
-            let (key, ticket) = (job.key, *ticket);
-            self.stops.reach(StopPoint::PrefillOpening);
-            self.tell_peer(peer, PrefillToDecode::Open { ticket, key });
-        }
         Some(job)
     }
 
@@ -447,6 +439,7 @@ impl Turn for Prefill {
                 self.announce_peers();
             }
         }
+        self.open();
     }
 
     fn turn(&mut self) -> Result<bool, EngineError> {
@@ -457,6 +450,7 @@ impl Turn for Prefill {
         self.ship_backlog();
         if self.running.is_none() {
             self.admit();
+            self.open();
             worked |= self.launch()?;
         }
         self.report();

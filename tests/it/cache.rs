@@ -13,6 +13,14 @@ fn cached(ring: &Ring, prompt: &[u32], salt: &str) -> u64 {
     outcome.meta["cached_tokens"].as_u64().unwrap()
 }
 
+/// Bytes that prefill writes to decode while `what` runs.
+fn shipped(ring: &Ring, what: impl FnOnce()) -> f64 {
+    let total = || ring.prefill[0].metric(shared::metrics::TRANSFERRED, &[]).unwrap_or(0.0);
+    let before = total();
+    what();
+    total() - before
+}
+
 fn prompt(tokens: u32) -> Vec<u32> {
     (0..tokens).map(|i| (i * 13 + 5) % 512).collect()
 }
@@ -31,17 +39,21 @@ fn a_repeated_prefix_is_counted_in_whole_pages() {
     assert_eq!(cached(&ring, &other, ""), 32, "up to the page that differs");
 }
 
-/// Of requests that come together, one computes what they have in common, in several chunks.
+/// Of requests that come together, one computes what they have in common, in several chunks, and
+/// one brings it to decode.
 #[test]
 fn a_prefix_that_is_being_computed_is_waited_for() {
     let ring = Plan::tiny("tiny-qwen3").on_prefill("chunked_prefill_size", 64).start();
+    let page_bytes = shipped(&ring, || ring.generate(&Ask::greedy(&[1], 2)).assert_done());
     let ask = |tail: u32| {
         let mut prompt = prompt(300);
         prompt.extend([tail, 7, tail]);
         Ask::greedy(&prompt, 4)
     };
     let asks: Vec<_> = (0..8).map(ask).collect();
-    let outcomes = ring.generate_all(&asks, 8);
+    let mut outcomes = vec![];
+    let bytes = shipped(&ring, || outcomes = ring.generate_all(&asks, 8));
+    assert_eq!(bytes / page_bytes, 26.0, "18 common pages, and each request's last");
     let mut cached: Vec<_> = outcomes.iter().map(|o| o.meta["cached_tokens"].as_u64()).collect();
     cached.sort_unstable();
     let mut expected = [Some(288); 8];
@@ -104,13 +116,10 @@ fn openai_usage_counts_cached_tokens_streamed_or_not() {
 #[test]
 fn held_pages_are_not_shipped_again() {
     let ring = Plan::tiny("tiny-qwen3").start();
-    let shipped = || ring.prefill[0].metric(shared::metrics::TRANSFERRED, &[]).unwrap_or(0.0);
     let ask = Ask::greedy(&prompt(161), 8);
-    let cold = ring.generate(&ask);
-    let first = shipped();
-    let warm = ring.generate(&ask);
-    let second = shipped() - first;
-    assert_eq!(cold.ids, warm.ids);
+    let mut ids = vec![];
+    let first = shipped(&ring, || ids = ring.generate(&ask).ids);
+    let second = shipped(&ring, || assert_eq!(ring.generate(&ask).ids, ids));
     // 11 pages, of which the last is part-filled; then the last alone.
     assert!(first > 0.0 && (second - first / 11.0).abs() < 1.0, "{first} bytes, then {second}");
 }

@@ -120,7 +120,7 @@ async fn serve_prefill(session: Session, decode: Epoch, events: mpsc::Sender<Eve
                 if events.send(Event::Start(key, request)).await.is_err() {
                     return;
                 }
-                PrefillToGateway::Accepted(key)
+                continue;
             }
             GatewayToPrefill::Cancel(key) => PrefillToGateway::Cancelled(key),
             GatewayToPrefill::FlushCache => PrefillToGateway::Flushed,

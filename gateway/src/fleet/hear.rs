@@ -21,7 +21,6 @@ impl Fleet {
         use PrefillToGateway as M;
         let role = Role::Prefill;
         match message {
-            M::Accepted(_) => {} // its tokens or a refusal follow, and only they are waited for
             M::Refused { key, refusal } => self.tell(key, Note::Refused(role, refusal)),
             M::Failed { key, fault } => self.tell(key, Note::Failed(role, fault)),
             M::Read { key, read } => {

@@ -16,7 +16,7 @@
 use std::fmt;
 
 /// Version of the wire; both ends must speak the same.
-pub const WIRE_VERSION: u16 = 6;
+pub const WIRE_VERSION: u16 = 7;
 /// Bytes of a header.
 pub const HEADER_BYTES: usize = 40;
 

@@ -152,9 +152,7 @@ pub struct Target {
 /// Prefill to gateway.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum PrefillToGateway {
-    /// Queued.
-    Accepted(RequestKey),
-    /// Not queued.
+    /// Not queued. Of one that is queued the next word is what came of it.
     Refused {
         /// Which request.
         key: RequestKey,
