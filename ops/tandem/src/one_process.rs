@@ -105,18 +105,19 @@ async fn run(file: File) -> anyhow::Result<()> {
     let guard = Arc::new(Guard::new(gateway.api_key.as_deref()));
     let (listening, shutdown) = (oneshot::channel().0, shutdown::on_signal()?);
     let gateway = gateway::start::run(gateway, guard, listening, shutdown);
-    tokio::select! {
-        served = gateway => served.map_err(|error| anyhow!(error))?,
-        ended = &mut decode.task => ended.context("the decode server")??,
-        ended = &mut prefill.task => ended.context("the prefill server")??,
-    }
+    let mut outcome = tokio::select! {
+        served = gateway => served.map_err(|error| anyhow!(error)),
+        ended = &mut decode.task => ended.context("the decode server").flatten(),
+        ended = &mut prefill.task => ended.context("the prefill server").flatten(),
+    };
+    // Whoever ended first and why: the others may not lose their runtime while they work.
     for role in [prefill, decode] {
         role.drain.pull();
         if !role.task.is_finished() {
-            role.task.await??;
+            outcome = outcome.and(role.task.await?);
         }
     }
-    Ok(())
+    outcome
 }
 
 /// Starts a server and waits until it listens.
