@@ -83,18 +83,19 @@ function rows(story, span) {
     html("td", {}, name),
     html("td", {}, html("span", { class: `state ${story.state}` }, story.state)),
     html("td", { class: "number" }, count(story.prompt_tokens)),
-    html("td", { class: "number" }, count(story.cached_tokens)),
+    html("td", { class: "number wide" }, count(story.cached_tokens)),
     html("td", { class: "number" }, count(story.output_tokens)),
     html("td", { class: "line" }, bar(untilFirst(story.phases), span)),
     html("td", { class: "number" }, time(story.ttft_us)),
-    html("td", { class: "number" }, each ? rate(each) : "–"),
+    html("td", { class: "number wide" }, each ? rate(each) : "–"),
     html("td", { class: "number" }, time(story.us)),
   ];
   const row = html("tr", {}, cells);
   if (!isOpen) return [row];
   const at = new Date(story.arrived_ms).toLocaleTimeString();
   const more = html("p", { class: "facts" }, `${story.call} · arrived ${at} · ${story.attempts} `
-    + `attempt${story.attempts > 1 ? "s" : ""}`);
+    + `attempt${story.attempts > 1 ? "s" : ""} · ${count(story.cached_tokens)} of `
+    + `${count(story.prompt_tokens)} prompt tokens cached${each ? ` · ${rate(each)} tok/s` : ""}`);
   return [row, html("tr", { class: "detail" }, html("td", { colspan: cells.length },
     bar(story.phases, story.us), legend(story.phases), more))];
 }

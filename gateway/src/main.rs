@@ -10,20 +10,40 @@ use service::logs::{self, Logs};
 use service::{notify, shutdown};
 use std::error::Error;
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use std::sync::Arc;
 use tokio::sync::oneshot;
 
 type Failure = Box<dyn Error + Send + Sync>;
 
-fn main() -> Result<(), Failure> {
+fn main() -> ExitCode {
     let Arguments { config: file, settings: flags } = Arguments::parse();
-    let settings = settings(&flags, file.as_deref())?;
-    let config = Config::new(settings.clone())?;
-    let logs = logs::start(Some(&config.log), config.log_format)?;
+    let started = settings(&flags, file.as_deref()).and_then(|settings| {
+        let config = Config::new(settings.clone())?;
+        let logs = logs::start(Some(&config.log), config.log_format)?;
+        Ok((settings, config, logs))
+    });
+    let (settings, config, logs) = match started {
+        Ok(started) => started,
+        Err(error) => {
+            // Before there are logs.
+            eprintln!("error: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
-    let runtime = runtime.worker_threads(config.threads).enable_all().build()?;
-    // On a worker: from this thread every connection would be handed over.
-    runtime.block_on(runtime.spawn(run((flags, file), (settings, config), logs)))?
+    let runtime = runtime.worker_threads(config.threads).enable_all().build();
+    let served = runtime.map_err(Failure::from).and_then(|runtime| {
+        // On a worker: from this thread every connection would be handed over.
+        runtime.block_on(runtime.spawn(run((flags, file), (settings, config), logs)))?
+    });
+    match served {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!(%error, "the gateway ends");
+            ExitCode::FAILURE
+        }
+    }
 }
 
 /// `flags` and `file` are looked at again when the gateway reloads.

@@ -33,6 +33,8 @@ mod cache;
 mod endpoints;
 mod refusals;
 mod traces;
+mod logs;
+mod up;
 mod many;
 mod soak;
 mod chaos;

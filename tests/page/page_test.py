@@ -48,6 +48,11 @@ DRAWN_CONTRAST = """() => {
 }"""
 CONTRAST_MIN = 4.5
 
+# What of the table of requests is wider than what is seen of it.
+CUT_OFF = """() => [...document.querySelectorAll(".scroll, .scroll th, .scroll td")]
+    .filter((box) => box.scrollWidth > box.clientWidth)
+    .map((box) => `${box.tagName}.${box.className} ${box.textContent.slice(0, 40)}`)"""
+
 
 def row(name, value, unit, bar, holds):
     print(json.dumps({"row": name, "bar": bar, "value": value, "unit": unit, "holds": holds}),
@@ -304,12 +309,16 @@ class Looks(Case):
                 found.append(f"{scheme}: text in the drawing has a contrast of {contrast:.2f}")
             self.check_calm()
             complaints += self.complaints()
-            page.set_viewport_size({"width": 420, "height": 900})
+            page.set_viewport_size({"width": 390, "height": 900})
+            # The next look at the ring draws its cards one below the other.
             page.wait_for_function("""() => [...document.querySelectorAll("#ring .card")]
-                .every((card) => card.getBoundingClientRect().right <= innerWidth)""")
+                .map((card) => card.getBoundingClientRect())
+                .every((card, at, all) => card.right <= innerWidth && card.width > innerWidth / 3
+                    && (at === 0 || card.top >= all[at - 1].bottom))""")
             page.screenshot(path=SCREENSHOTS / f"{scheme}-narrow.png", full_page=True)
             wide = "() => document.documentElement.scrollWidth - document.documentElement.clientWidth"
             self.assertLessEqual(page.evaluate(wide), 0, "nothing sticks out of a narrow window")
+            self.assertEqual(page.evaluate(CUT_OFF), [], "nothing of the table is cut off")
         self.assertTrue(row("page-console-errors", len(complaints), "errors", 0, not complaints))
         holds = row("page-accessibility", len(found), "violations", 0, not found)
         self.assertTrue(holds, "\n".join(found))

@@ -46,15 +46,31 @@ impl RingCommand {
     /// Runs until SIGTERM or SIGINT, then drains front to back.
     ///
     /// # Errors
-    /// The config does not fit, or a role cannot start or fails.
+    /// The config does not fit; what comes after that is logged.
     pub fn run(&self) -> anyhow::Result<ExitCode> {
-        logs::start(None, Format::Text)?;
         let text = std::fs::read_to_string(&self.config)
             .with_context(|| format!("read {}", self.config.display()))?;
-        let file = toml::from_str(&text).with_context(|| self.config.display().to_string())?;
-        tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(run(file))?;
+        let file: File =
+            toml::from_str(&text).with_context(|| self.config.display().to_string())?;
+        let (log, format) = logging(&file).with_context(|| self.config.display().to_string())?;
+        logs::start(log, format)?;
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+        if let Err(error) = runtime.block_on(run(file)) {
+            tracing::error!(error = format!("{error:#}"), "the ring ends");
+            return Ok(ExitCode::FAILURE);
+        }
         Ok(ExitCode::SUCCESS)
     }
+}
+
+/// There is one log, of which the gateway's settings speak, or else those of the servers.
+fn logging(file: &File) -> anyhow::Result<(Option<&str>, Format)> {
+    let (gateway, server) = (&file.gateway, &file.server);
+    let log = gateway.log.as_deref().or(server.log.as_deref());
+    let format = gateway.log_format.as_deref().or(server.log_format.as_deref());
+    let format = format.map(str::parse).transpose();
+    let format = format.map_err(|problem: String| anyhow!("`log_format`: {problem}"))?;
+    Ok((log, format.unwrap_or_default()))
 }
 
 /// A server of this process.
@@ -89,18 +105,19 @@ async fn run(file: File) -> anyhow::Result<()> {
     let guard = Arc::new(Guard::new(gateway.api_key.as_deref()));
     let (listening, shutdown) = (oneshot::channel().0, shutdown::on_signal()?);
     let gateway = gateway::start::run(gateway, guard, listening, shutdown);
-    tokio::select! {
-        served = gateway => served.map_err(|error| anyhow!(error))?,
-        ended = &mut decode.task => ended.context("the decode server")??,
-        ended = &mut prefill.task => ended.context("the prefill server")??,
-    }
+    let mut outcome = tokio::select! {
+        served = gateway => served.map_err(|error| anyhow!(error)),
+        ended = &mut decode.task => ended.context("the decode server").flatten(),
+        ended = &mut prefill.task => ended.context("the prefill server").flatten(),
+    };
+    // Whoever ended first and why: the others may not lose their runtime while they work.
     for role in [prefill, decode] {
         role.drain.pull();
         if !role.task.is_finished() {
-            role.task.await??;
+            outcome = outcome.and(role.task.await?);
         }
     }
-    Ok(())
+    outcome
 }
 
 /// Starts a server and waits until it listens.
@@ -171,5 +188,21 @@ mod tests {
         let gateway = gateway_settings(&file, address, address);
         assert_eq!((gateway.max_queued, gateway.decode), (Some(7), vec!["127.0.0.1:9".to_owned()]));
         assert!(toml::from_str::<File>("[server]\npage_sice = 1\n").is_err());
+    }
+
+    #[test]
+    fn the_gateways_settings_say_how_the_one_log_looks() {
+        let head = "listen = \"127.0.0.1:0\"\nmodel = \"m\"\nkey_file = \"k\"\n";
+        let said = |tables: &str| {
+            let file: File = toml::from_str(&format!("{head}{tables}")).unwrap();
+            logging(&file)
+                .map(|(log, format)| (log.map(str::to_owned), format))
+                .map_err(|error| error.to_string())
+        };
+        let both =
+            "[gateway]\nlog_format = \"json\"\n[server]\nlog = \"debug\"\nlog_format = \"text\"\n";
+        assert_eq!(said(both), Ok((Some("debug".to_owned()), Format::Json)));
+        assert_eq!(said("[server]\nlog_format = \"json\"\n"), Ok((None, Format::Json)));
+        assert!(said("[server]\nlog_format = \"yaml\"\n").unwrap_err().contains("yaml"));
     }
 }

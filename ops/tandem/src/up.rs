@@ -2,7 +2,8 @@
 //!
 //! Life cycle of a run:
 //! 1. The run folder is locked and nothing that an earlier run started is alive in it.
-//! 2. The model is on disk; ports, the shared key and one config file a process are written.
+//! 2. The ring is what the file says, flags over it; its model is on disk; ports, the shared key
+//!    and one config file a process are written.
 //! 3. Processes start, decode first, and each leaves its identity in the folder at once, so that
 //!    `--stop` finds it even when this process is killed.
 //! 4. The gateway says that it is ready; one chat answer is streamed.
@@ -13,6 +14,7 @@
 //! that were written down when this command started it.
 
 mod ask;
+mod file;
 mod fleet;
 mod identity;
 mod options;
@@ -28,6 +30,7 @@ use std::time::Duration;
 
 pub use self::options::UpOptions;
 
+use self::file::RingFile;
 use self::fleet::Fleet;
 use self::identity::Identity;
 use self::process::Servers;
@@ -50,8 +53,10 @@ pub fn run(options: &UpOptions) -> anyhow::Result<ExitCode> {
         return stop::run(&folder);
     }
     let _lock = folder.lock_for_start(&options.called_as)?;
-    let model = crate::model::resolve(&options.model)?;
-    let fleet = Fleet::plan(options, &model)?;
+    let file = options.config.as_deref().map(RingFile::read).transpose()?.unwrap_or_default();
+    let ring = file.under(options)?;
+    let model = crate::model::resolve(ring.model())?;
+    let fleet = Fleet::plan(options, &ring, &model)?;
     folder.write_key()?;
     for server in &fleet.servers {
         folder.write_config(server)?;

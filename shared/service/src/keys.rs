@@ -3,7 +3,11 @@
 /// The first key of a TOML text that is not among `known`, and the known one that is most like it.
 /// `None` where there is none, or the text is no TOML: who parses it then says so.
 pub fn unknown(text: &str, known: &[&'static str]) -> Option<(String, &'static str)> {
-    let table: toml::Table = text.parse().ok()?;
+    unknown_in(&text.parse().ok()?, known)
+}
+
+/// The same of a table.
+pub fn unknown_in(table: &toml::Table, known: &[&'static str]) -> Option<(String, &'static str)> {
     let key = table.keys().find(|key| !known.contains(&key.as_str()))?;
     let nearest = known.iter().min_by_key(|name| strsim::levenshtein(key, name))?;
     Some((key.clone(), nearest))

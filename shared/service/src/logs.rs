@@ -64,6 +64,10 @@ pub fn start(log: Option<&str>, format: Format) -> Result<Logs, LogError> {
         Format::Json => fmt::layer().json().with_writer(std::io::stderr).boxed(),
     };
     tracing_subscriber::registry().with(filter).with(lines).try_init()?;
+    if format == Format::Json {
+        // The hook that is there writes text.
+        std::panic::set_hook(Box::new(|panic| tracing::error!(%panic, "panicked")));
+    }
     Ok(Logs(handle))
 }
 
@@ -98,5 +102,22 @@ mod tests {
         assert!(error.contains("link=loud") && error.contains("want a level"), "{error}");
         assert!(filter(Some("info,link=debug")).is_ok() && filter(None).is_ok());
         assert!("yaml".parse::<Format>().unwrap_err().contains("text or json"));
+    }
+
+    #[test]
+    #[ignore = "for the next, which reads what it leaves"]
+    fn it_panics() {
+        start(None, Format::Json).unwrap();
+        panic!("on purpose");
+    }
+
+    #[test]
+    fn a_panic_is_a_line_of_json() {
+        let own = std::env::current_exe().unwrap();
+        let test = ["--exact", "logs::tests::it_panics", "--ignored", "--nocapture"];
+        let ran = std::process::Command::new(own).args(test).output().unwrap();
+        let said = String::from_utf8(ran.stderr).unwrap();
+        let line: serde_json::Value = serde_json::from_str(said.trim()).unwrap();
+        assert!(line["fields"]["panic"].as_str().unwrap().contains("on purpose"), "{said}");
     }
 }

@@ -4,9 +4,10 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use serde::Serialize;
+use toml::{Table, Value};
 
-use super::options::{Dtype, Transport, UpOptions, Weights};
+use super::file::{RingFile, address};
+use super::options::UpOptions;
 use super::pairs;
 
 /// The processes in the order in which they start: decode, prefill, gateway.
@@ -16,7 +17,6 @@ pub struct Fleet {
     pub url: String,
     /// What clients call the model.
     pub model_name: String,
-    transport: Transport,
 }
 
 /// One process: its name in the run folder, its program and its config.
@@ -25,67 +25,14 @@ pub struct Server {
     pub program: PathBuf,
     /// What stands before `--config FILE`.
     pub arguments: Vec<String>,
-    pub role: Role,
-}
-
-/// The config file of a role, field by field as that server reads it.
-#[derive(Serialize)]
-#[serde(untagged)]
-pub enum Role {
-    Gateway(GatewayFile),
-    Server(ServerFile),
-    OneProcess(OneProcessFile),
-}
-
-#[derive(Serialize)]
-pub struct GatewayFile {
-    id: String,
-    listen: SocketAddr,
-    model: PathBuf,
-    served_model_name: String,
-    prefill: Vec<SocketAddr>,
-    decode: Vec<SocketAddr>,
-    drain_seconds: u64,
-}
-
-#[derive(Serialize)]
-pub struct ServerFile {
-    id: String,
-    listen: SocketAddr,
-    /// `/health` and `/metrics`.
-    admin: SocketAddr,
-    model: PathBuf,
-    dtype: Dtype,
-    weights: Weights,
-    transport: Transport,
-    /// The decode servers that a prefill server writes to.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    decode: Vec<SocketAddr>,
-    drain_seconds: u64,
-}
-
-#[derive(Serialize)]
-pub struct OneProcessFile {
-    listen: SocketAddr,
-    model: PathBuf,
-    served_model_name: String,
-    dtype: Dtype,
-    weights: Weights,
+    pub settings: Table,
 }
 
 /// What `auto` prefers on one machine.
 const BEST: &str = "ucx";
 
 /// A drain ends before this command loses patience with it.
-const DRAIN_SECONDS: u64 = 8;
-
-/// A role's fields and the one that every role has.
-#[derive(Serialize)]
-struct ConfigFile<'a> {
-    #[serde(flatten)]
-    role: &'a Role,
-    key_file: &'a Path,
-}
+const DRAIN_SECONDS: i64 = 8;
 
 impl Server {
     /// The text of the config file.
@@ -93,47 +40,55 @@ impl Server {
     /// # Errors
     /// Where a path is not UTF-8, which TOML cannot hold.
     pub fn config(&self, key_file: &Path) -> anyhow::Result<String> {
-        let file = ConfigFile { role: &self.role, key_file };
-        toml::to_string(&file).with_context(|| format!("write the config of {}", self.name))
+        let mut settings = self.settings.clone();
+        settings.insert("key_file".into(), path(key_file)?);
+        toml::to_string(&settings).with_context(|| format!("write the config of {}", self.name))
+    }
+
+    fn says(&self, key: &str) -> &str {
+        self.settings.get(key).and_then(Value::as_str).unwrap_or_default()
     }
 }
 
 impl Fleet {
     /// # Errors
     /// Where the gateway's port is taken, or this program's folder cannot be found.
-    pub fn plan(options: &UpOptions, model: &Path) -> anyhow::Result<Self> {
-        let model = model.canonicalize().context("find the model")?;
+    pub fn plan(options: &UpOptions, ring: &RingFile, model: &Path) -> anyhow::Result<Self> {
+        let model = path(&model.canonicalize().context("find the model")?)?;
         let own = std::env::current_exe().context("find this program")?;
         let mut ports = Ports::default();
-        let listen = ports.take(options.port).with_context(|| {
-            format!("port {} is taken: give --port N, or --port 0 for any", options.port)
-        })?;
+        let listen = ring.listen()?;
+        let listen = ports
+            .take(listen)
+            .with_context(|| format!("{listen} is taken: give --port N, or --port 0 for any"))?;
         let servers = if options.one_process {
-            let served_model_name = options.served_model_name();
-            let (dtype, weights) = (options.dtype, options.weights);
-            let file = OneProcessFile { listen, model, served_model_name, dtype, weights };
+            let mut settings = table([
+                ("listen", listen.to_string().into()),
+                ("model", model),
+                ("served_model_name", ring.served_model_name().into()),
+            ]);
+            settings.insert("gateway".into(), without(&ring.gateway, "listen").into());
+            settings.insert("server".into(), ring.server.clone().into());
             let arguments = vec!["ring".to_owned()];
-            vec![Server { name: "ring".into(), program: own, arguments, role: file.into() }]
+            vec![Server { name: "ring".into(), program: own, arguments, settings }]
         } else {
-            three_roles(options, &model, &own, (listen, &mut ports))?
+            three_roles(ring, &model, &own, (listen, &mut ports))?
         };
-        let url = format!("http://{listen}");
-        let model_name = options.served_model_name();
-        Ok(Self { servers, url, model_name, transport: options.transport })
+        let url = format!("http://{}", reached(listen));
+        Ok(Self { servers, url, model_name: ring.served_model_name() })
     }
 
     /// How pages travel, a line for each pair of servers; once the ring is ready.
     pub fn pairs(&self) -> Vec<String> {
-        let prefill = self.servers.iter().filter_map(|server| match &server.role {
-            Role::Server(file) if !file.decode.is_empty() => Some((&server.name, file.admin)),
-            _ => None,
-        });
+        let prefill = self.servers.iter().filter(|server| server.name.starts_with("prefill-"));
         let mut lines = Vec::new();
-        for (name, admin) in prefill {
-            for pair in pairs::of(&admin.to_string()) {
-                let chosen = self.transport == Transport::Auto && pair.transport != BEST;
-                let why =
-                    if chosen { format!(" (why not {BEST}: {name}.log)") } else { String::new() };
+        for server in prefill {
+            let is_auto = matches!(server.says("transport"), "" | "auto");
+            for pair in pairs::of(server.says("admin")) {
+                let why = match is_auto && pair.transport != BEST {
+                    true => format!(" (why not {BEST}: {}.log)", server.name),
+                    false => String::new(),
+                };
                 lines.push(format!("{pair}{why}"));
             }
         }
@@ -142,52 +97,83 @@ impl Fleet {
 }
 
 fn three_roles(
-    options: &UpOptions,
-    model: &Path,
+    ring: &RingFile,
+    model: &Value,
     own: &Path,
     (listen, ports): (SocketAddr, &mut Ports),
 ) -> anyhow::Result<Vec<Server>> {
-    let prefill = ports.take_any(options.prefill)?;
-    let decode = ports.take_any(options.decode)?;
-    let mut servers = Vec::new();
-    let mut add = |name: String, program: &str, role: Role| {
-        let program = own.with_file_name(program);
-        servers.push(Server { name, program, arguments: Vec::new(), role });
+    let decode = ports.of("decode", &ring.decode)?;
+    let prefill = ports.of("prefill", &ring.prefill)?;
+    let (joins, all) = (addresses(&decode), addresses(&prefill));
+    let of_all = |id: &str| {
+        let drain = ("drain_seconds", DRAIN_SECONDS.into());
+        table([("id", id.into()), ("model", model.clone()), drain])
     };
-    let roles = [("decode", &decode, Vec::new()), ("prefill", &prefill, decode.clone())];
-    for (role, listens, peers) in roles {
-        for (index, listen) in listens.iter().enumerate() {
-            let file = ServerFile {
-                id: format!("{role}-{index}"),
-                listen: *listen,
-                admin: ports.take(0).context("find a free port")?,
-                model: model.to_owned(),
-                dtype: options.dtype,
-                weights: options.weights,
-                transport: options.transport,
-                decode: peers.clone(),
-                drain_seconds: DRAIN_SECONDS,
-            };
-            add(file.id.clone(), &format!("tandem-{role}"), Role::Server(file));
+    let mut servers = Vec::new();
+    let mut add = |name: &str, program: &str, settings: Table| {
+        let (name, program) = (name.to_owned(), own.with_file_name(program));
+        servers.push(Server { name, program, arguments: Vec::new(), settings });
+    };
+    let roles = [("decode", &ring.decode, &decode), ("prefill", &ring.prefill, &prefill)];
+    for (role, said, places) in roles {
+        for (index, (said, place)) in said.iter().zip(places).enumerate() {
+            let id = format!("{role}-{index}");
+            let mut settings = of_all(&id);
+            settings.extend(ring.server.clone());
+            settings.extend(said.clone());
+            settings.extend(table([
+                ("listen", place.listen.to_string().into()),
+                ("admin", place.admin.to_string().into()),
+            ]));
+            if role == "prefill" {
+                settings.insert("decode".into(), joins.clone());
+            }
+            add(&id, &format!("tandem-{role}"), settings);
         }
     }
-    let file = GatewayFile {
-        id: "gateway".to_owned(),
-        listen,
-        model: model.to_owned(),
-        served_model_name: options.served_model_name(),
-        prefill,
-        decode,
-        drain_seconds: DRAIN_SECONDS,
-    };
-    add(file.id.clone(), "tandem-gateway", Role::Gateway(file));
+    let mut settings = of_all("gateway");
+    settings.extend(ring.gateway.clone());
+    settings.extend(table([
+        ("listen", listen.to_string().into()),
+        ("prefill", all),
+        ("decode", joins),
+    ]));
+    add("gateway", "tandem-gateway", settings);
     Ok(servers)
 }
 
-impl From<OneProcessFile> for Role {
-    fn from(file: OneProcessFile) -> Self {
-        Self::OneProcess(file)
+fn table<const N: usize>(pairs: [(&str, Value); N]) -> Table {
+    pairs.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
+}
+
+fn without(table: &Table, key: &str) -> Table {
+    let mut table = table.clone();
+    table.remove(key);
+    table
+}
+
+fn path(path: &Path) -> anyhow::Result<Value> {
+    let text = path.to_str().with_context(|| format!("{} is not UTF-8", path.display()))?;
+    Ok(text.into())
+}
+
+/// Where this machine reaches what listens there.
+fn reached(listen: SocketAddr) -> SocketAddr {
+    match listen.ip().is_unspecified() {
+        true => SocketAddr::from((Ipv4Addr::LOCALHOST, listen.port())),
+        false => listen,
     }
+}
+
+/// Where a server is.
+struct Place {
+    listen: SocketAddr,
+    /// `/health` and `/metrics`.
+    admin: SocketAddr,
+}
+
+fn addresses(places: &[Place]) -> Value {
+    places.iter().map(|place| reached(place.listen).to_string()).collect::<Vec<_>>().into()
 }
 
 /// Free ports of the loopback address. All are held until the last is found, so that no two are
@@ -199,26 +185,26 @@ struct Ports {
 }
 
 impl Ports {
-    fn take(&mut self, port: u16) -> anyhow::Result<SocketAddr> {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port))?;
+    fn take(&mut self, wanted: SocketAddr) -> anyhow::Result<SocketAddr> {
+        let listener = TcpListener::bind(wanted)?;
         let address = listener.local_addr()?;
         self.held.push(listener);
         Ok(address)
     }
 
-    fn take_any(&mut self, count: u16) -> anyhow::Result<Vec<SocketAddr>> {
-        (0..count).map(|_| self.take(0).context("find a free port")).collect()
-    }
-}
-
-#[cfg(test)]
-impl Role {
-    /// A role whose config does not matter.
-    pub fn test() -> Self {
-        let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        let (model, served_model_name) = ("model".into(), "model".into());
-        let (dtype, weights) = (Dtype::F32, Weights::Auto);
-        Self::OneProcess(OneProcessFile { listen, model, served_model_name, dtype, weights })
+    /// The places of these servers: those that they say, and free ones.
+    fn of(&mut self, role: &str, servers: &[Table]) -> anyhow::Result<Vec<Place>> {
+        let free = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let mut place = |server: &Table, key: &str| {
+            let wanted = address(server, key).with_context(|| format!("[[{role}]]"))?;
+            let wanted = wanted.unwrap_or(free);
+            self.take(wanted)
+                .with_context(|| format!("[[{role}]]: `{key}`: {wanted} cannot be bound"))
+        };
+        let places = servers.iter().map(|server| {
+            Ok(Place { listen: place(server, "listen")?, admin: place(server, "admin")? })
+        });
+        places.collect()
     }
 }
 
@@ -234,20 +220,20 @@ mod tests {
         up: UpOptions,
     }
 
-    fn plan(arguments: &[&str]) -> anyhow::Result<Fleet> {
-        let arguments = ["up", "--port", "0"].iter().chain(arguments);
-        let options = Command::try_parse_from(arguments).unwrap().up;
-        Fleet::plan(&options, Path::new("."))
+    fn plan(text: &str, flags: &[&str]) -> anyhow::Result<Fleet> {
+        let options = Command::try_parse_from(["up"].iter().chain(flags)).unwrap().up;
+        let ring = RingFile::parse(text)?.under(&options)?;
+        Fleet::plan(&options, &ring, Path::new("."))
     }
 
     #[test]
     fn decode_starts_first_and_everyone_knows_everyone() {
-        let servers = ["--prefill", "2", "--decode", "3", "--transport", "ucx"];
-        let fleet = plan(&[&servers[..], &["--weights", "q8_0"]].concat()).unwrap();
+        let flags = ["--port", "0", "--prefill", "2", "--decode", "3", "--transport", "ucx"];
+        let fleet = plan("", &[&flags[..], &["--weights", "q8_0"]].concat()).unwrap();
         let names: Vec<&str> = fleet.servers.iter().map(|server| server.name.as_str()).collect();
         assert_eq!(names[..3], ["decode-0", "decode-1", "decode-2"]);
         assert_eq!(names[3..], ["prefill-0", "prefill-1", "gateway"]);
-        let config = |index: usize| -> toml::Table {
+        let config = |index: usize| -> Table {
             toml::from_str(&fleet.servers[index].config(Path::new("/k")).unwrap()).unwrap()
         };
         let list = |index: usize, key: &str| config(index)[key].as_array().unwrap().clone();
@@ -256,18 +242,33 @@ mod tests {
         assert_eq!(list(3, "decode"), decodes);
         assert_eq!(list(5, "prefill").len(), 2);
         assert_eq!(config(0)["transport"].as_str(), Some("ucx"));
-        assert_eq!(config(0)["dtype"].as_str(), Some("bf16"));
         assert_eq!(config(3)["weights"].as_str(), Some("q8_0"));
         assert_eq!(config(5)["key_file"].as_str(), Some("/k"));
+    }
+
+    #[test]
+    fn a_table_of_the_file_goes_to_its_process_alone() {
+        let text = "[gateway]\nlisten = \"0.0.0.0:0\"\nmax_queued = 7\n[server]\npage_size = 8\n\
+                    [[prefill]]\nchunked_prefill_size = 64\n[[decode]]\npage_size = 32\n\
+                    [[decode]]\nadmin = \"127.0.0.2:0\"\n";
+        let fleet = plan(text, &[]).unwrap();
+        let [first, second, prefill, gateway] = &*fleet.servers else { panic!("four processes") };
+        let number = |server: &Server, key| server.settings.get(key).and_then(Value::as_integer);
+        assert_eq!((number(first, "page_size"), number(second, "page_size")), (Some(32), Some(8)));
+        assert_eq!(number(prefill, "chunked_prefill_size"), Some(64));
+        assert_eq!(number(first, "chunked_prefill_size"), None);
+        assert_eq!((number(gateway, "max_queued"), number(gateway, "page_size")), (Some(7), None));
+        assert!(second.says("admin").starts_with("127.0.0.2:"), "{}", second.says("admin"));
+        assert!(fleet.url.starts_with("http://127.0.0.1:"), "{}", fleet.url);
     }
 
     /// The files are written here and read there: a key that only one side knows is found here.
     #[test]
     fn the_servers_read_what_is_written_for_them() {
-        for server in plan(&[]).unwrap().servers {
+        for server in plan("", &["--port", "0"]).unwrap().servers {
             let text = server.config(Path::new("/k")).unwrap();
-            match server.role {
-                Role::Gateway(_) => drop(gateway::config::Settings::from_toml_str(&text).unwrap()),
+            match &*server.name {
+                "gateway" => drop(gateway::config::Settings::from_toml_str(&text).unwrap()),
                 _ => drop(toml::from_str::<role::settings::Settings>(&text).unwrap()),
             }
         }
@@ -275,17 +276,19 @@ mod tests {
 
     #[test]
     fn one_process_is_one_process() {
-        let fleet = plan(&["--one-process"]).unwrap();
+        let text = "[gateway]\nmax_queued = 7\n[server]\npage_size = 8\n";
+        let fleet = plan(text, &["--one-process", "--port", "0"]).unwrap();
         assert_eq!(fleet.servers.len(), 1);
         assert_eq!(fleet.servers[0].arguments, ["ring"]);
+        let text = fleet.servers[0].config(Path::new("/k")).unwrap();
+        assert!(text.contains("[gateway]") && text.contains("page_size = 8"), "{text}");
     }
 
     #[test]
     fn a_taken_port_is_refused_with_a_cure() {
         let holder = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = holder.local_addr().unwrap().port().to_string();
-        let options = Command::try_parse_from(["up", "--port", &port]).unwrap().up;
-        let error = Fleet::plan(&options, Path::new(".")).err().unwrap();
+        let error = plan("", &["--port", &port]).err().unwrap();
         assert!(format!("{error:#}").contains("--port 0"), "{error:#}");
     }
 }

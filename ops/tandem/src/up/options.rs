@@ -1,6 +1,6 @@
 //! What the user may say to `tandem up`.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::Context;
 use clap::{Args, ValueEnum, value_parser};
@@ -9,40 +9,45 @@ use serde::Serialize;
 /// Start a ring on this machine: gateway, prefill and decode servers.
 #[derive(Debug, Clone, Args)]
 pub struct UpOptions {
-    /// Port of the gateway's HTTP; 0 picks a free one.
-    #[arg(long, default_value_t = 8000)]
-    pub port: u16,
+    /// TOML file of the whole ring: `model`; [gateway] and [server] with any setting of the
+    /// gateway and of all servers; a [[prefill]] and a [[decode]] for each server, with any setting
+    /// of its own. Flags go over it.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
 
-    /// The model: `smollm2`, a hub id (`org/name[@revision]`), a folder or a .gguf file.
-    #[arg(long, default_value = "smollm2")]
-    pub model: String,
+    /// Port of the gateway's HTTP; 0 picks a free one [8000].
+    #[arg(long)]
+    pub port: Option<u16>,
+
+    /// The model: `smollm2`, a hub id (`org/name[@revision]`), a folder or a .gguf file [smollm2].
+    #[arg(long)]
+    pub model: Option<String>,
 
     /// The name by which clients ask for the model [the id, or the file's name].
     #[arg(long, value_name = "NAME")]
-    served_model_name: Option<String>,
+    pub served_model_name: Option<String>,
 
-    /// Width of the keys and values in the pages, and of weights that a file has in f32.
-    #[arg(long, value_enum, default_value_t = Dtype::Bf16)]
-    pub dtype: Dtype,
+    /// Width of the keys and values in the pages, and of weights that a file has in f32 [bf16].
+    #[arg(long, value_enum)]
+    pub dtype: Option<Dtype>,
 
     /// How matrices are kept in memory: as the model's file has them where the device can (`auto`),
-    /// in bf16, or with those in full rounded to 8 bits. On a GPU all are bf16.
-    #[arg(long, value_enum, default_value_t = Weights::Auto)]
-    pub weights: Weights,
+    /// in bf16, or with those in full rounded to 8 bits. On a GPU all are bf16 [auto].
+    #[arg(long, value_enum)]
+    pub weights: Option<Weights>,
 
-    /// How pages travel from prefill to decode; `auto` picks the best that works and says why.
-    #[arg(long, value_enum, default_value_t = Transport::Auto)]
-    pub transport: Transport,
+    /// How pages travel from prefill to decode; `auto` picks the best that works and says why
+    /// [auto].
+    #[arg(long, value_enum)]
+    pub transport: Option<Transport>,
 
-    /// How many prefill servers.
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    #[arg(value_parser = value_parser!(u16).range(1..=16))]
-    pub prefill: u16,
+    /// How many prefill servers [1, or as many as the file has].
+    #[arg(long, value_name = "N", value_parser = value_parser!(u16).range(1..=16))]
+    pub prefill: Option<u16>,
 
-    /// How many decode servers.
-    #[arg(long, value_name = "M", default_value_t = 1)]
-    #[arg(value_parser = value_parser!(u16).range(1..=16))]
-    pub decode: u16,
+    /// How many decode servers [1, or as many as the file has].
+    #[arg(long, value_name = "M", value_parser = value_parser!(u16).range(1..=16))]
+    pub decode: Option<u16>,
 
     /// The whole ring in one process, pages handed over in memory.
     #[arg(long, conflicts_with_all = ["prefill", "decode", "transport"])]
@@ -80,20 +85,6 @@ pub struct UpOptions {
 }
 
 impl UpOptions {
-    /// What clients call the model: as the user says, or the id or file that was asked for.
-    pub fn served_model_name(&self) -> String {
-        if let Some(name) = &self.served_model_name {
-            return name.clone();
-        }
-        let path = Path::new(&self.model);
-        if path.exists() {
-            let name = path.file_stem().or_else(|| path.file_name());
-            return name.map_or_else(|| "model".into(), |name| name.to_string_lossy().into_owned());
-        }
-        let id = self.model.strip_prefix("hf:").unwrap_or(&self.model);
-        id.split('@').next().unwrap_or(id).to_owned()
-    }
-
     /// The folder of the run: named by the user, or one a user.
     ///
     /// # Errors
@@ -158,10 +149,10 @@ mod tests {
         let widths = ["--dtype", "f32", "--weights", "q8_0"];
         let rest = ["--port", "0", "--transport", "tcp", "--prefill", "2"];
         let up = parse(&[widths.as_slice(), &rest].concat()).unwrap();
-        assert_eq!((up.port, up.prefill, up.decode), (0, 2, 1));
-        let expected = (Dtype::F32, Weights::Q8, Transport::Tcp);
+        assert_eq!((up.port, up.prefill, up.decode), (Some(0), Some(2), None));
+        let expected = (Some(Dtype::F32), Some(Weights::Q8), Some(Transport::Tcp));
         assert_eq!((up.dtype, up.weights, up.transport), expected);
-        assert_eq!(parse(&[]).unwrap().weights, Weights::Auto);
+        assert_eq!(parse(&[]).unwrap().weights, None);
     }
 
     #[test]
@@ -176,17 +167,6 @@ mod tests {
         ] {
             assert!(parse(arguments).is_err(), "{arguments:?}");
         }
-    }
-
-    #[test]
-    fn a_model_is_called_what_it_was_asked_for_by() {
-        let name = |arguments: &[&str]| parse(arguments).unwrap().served_model_name();
-        assert_eq!(name(&[]), "smollm2");
-        assert_eq!(name(&["--model", "hf:Qwen/Qwen3-0.6B@main"]), "Qwen/Qwen3-0.6B");
-        let file = tempfile::Builder::new().suffix(".gguf").tempfile().unwrap();
-        let stem = file.path().file_stem().unwrap().to_str().unwrap();
-        assert_eq!(name(&["--model", file.path().to_str().unwrap()]), stem);
-        assert_eq!(name(&["--model", "smollm2", "--served-model-name", "x"]), "x");
     }
 
     #[test]

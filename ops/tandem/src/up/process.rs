@@ -155,7 +155,6 @@ mod tests {
     use std::path::PathBuf;
 
     use super::*;
-    use crate::up::fleet::Role;
 
     /// Any program stands for a server here: what is tested is how processes start and end.
     fn script(name: &str, script: &str) -> Server {
@@ -163,7 +162,7 @@ mod tests {
             name: name.to_owned(),
             program: PathBuf::from("/bin/sh"),
             arguments: vec!["-c".into(), script.into()],
-            role: Role::test(),
+            settings: toml::Table::new(),
         }
     }
 
