@@ -36,6 +36,8 @@ pub(crate) fn unpack(dtype: Dtype, block: &[u8], to: &mut Groups<'_>) {
         Dtype::Q5_0 => q5_0(block, to),
         Dtype::Q5_1 => q5_1(block, to),
         Dtype::Q8_0 => q8_0(block, to),
+        Dtype::Q2_K => q2_k(block, to),
+        Dtype::Q3_K => q3_k(block, to),
         Dtype::Q4_K => q4_k(block, to),
         Dtype::Q5_K => q5_k(block, to),
         Dtype::Q6_K => q6_k(block, to),
@@ -94,6 +96,47 @@ fn q5_1(block: &[u8], to: &mut Groups<'_>) {
 fn q8_0(block: &[u8], to: &mut Groups<'_>) {
     (to.scales[0], to.mins[0]) = (half_at(block, 0), -0.0);
     to.values.iter_mut().zip(&block[2..]).for_each(|(value, &q)| *value = q.cast_signed());
+}
+
+/// Of `Q2_K` and `Q3_K`: bit pairs, in two halves of four runs of 32 elements; pair `r` of a byte
+/// belongs to run `r`.
+fn pairs(bytes: &[u8], values: &mut [i8]) {
+    for (bytes, values) in bytes.chunks_exact(32).zip(values.chunks_exact_mut(128)) {
+        for (run, values) in values.chunks_exact_mut(32).enumerate() {
+            for (value, &bits) in values.iter_mut().zip(bytes) {
+                *value = (bits >> (2 * run) & 3).cast_signed();
+            }
+        }
+    }
+}
+
+/// 16 bytes with a scale in the low nibble and a minimum in the high one, 64 of [`pairs`], `d`, `m`.
+fn q2_k(block: &[u8], to: &mut Groups<'_>) {
+    let (d, m) = (half_at(block, 80), half_at(block, 82));
+    for ((scale, min), &bits) in to.scales.iter_mut().zip(to.mins.iter_mut()).zip(&block[..16]) {
+        (*scale, *min) = (d * f32::from(bits & 15), -(m * f32::from(bits >> 4)));
+    }
+    pairs(&block[16..80], to.values);
+}
+
+/// 32 bytes of third bits (bit `r` of byte `i` is of element `i` of run `r` of 32, and clear where 4
+/// is taken off), 64 of [`pairs`], 12 with a scale of six bits for each group, which counts from
+/// -32, `d`. Of scale `g` the low nibble is in byte `g % 8`, the low ones first, and the upper pair
+/// in byte `8 + g % 4`.
+fn q3_k(block: &[u8], to: &mut Groups<'_>) {
+    let (d, bits) = (half_at(block, 108), &block[96..108]);
+    for (group, (scale, min)) in to.scales.iter_mut().zip(to.mins.iter_mut()).enumerate() {
+        let low = bits[group % 8] >> (4 * (group / 8)) & 15;
+        let upper = bits[8 + group % 4] >> (2 * (group / 4)) & 3;
+        let count = (low | upper << 4).cast_signed() - 32;
+        (*scale, *min) = (d * f32::from(count), -0.0);
+    }
+    pairs(&block[32..96], to.values);
+    for (run, values) in to.values.chunks_exact_mut(32).enumerate() {
+        for (value, &third) in values.iter_mut().zip(&block[..32]) {
+            *value -= (!third >> run & 1).cast_signed() << 2;
+        }
+    }
 }
 
 /// Of `Q4_K` and `Q5_K`: `d`, `m`, and 12 bytes with a scale and a minimum of six bits for each of

@@ -25,6 +25,10 @@ pub enum Dtype {
     Q5_1,
     /// 34 bytes per 32 elements: a scale, values of 8 bits.
     Q8_0,
+    /// 84 bytes per 256 elements: a scale and a minimum for each 16, values of 2 bits.
+    Q2_K,
+    /// 110 bytes per 256 elements: a scale for each 16, values of 3 bits.
+    Q3_K,
     /// 144 bytes per 256 elements: a scale and a minimum for each 32, values of 4 bits.
     Q4_K,
     /// 176 bytes per 256 elements: a scale and a minimum for each 32, values of 5 bits.
@@ -42,7 +46,7 @@ impl fmt::Display for Dtype {
 impl Dtype {
     /// What a refusal lists.
     pub(crate) const KNOWN: &str =
-        "known are F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K and Q6_K";
+        "known are F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K and Q6_K";
 
     /// (elements, bytes) of the smallest unit that can be read alone.
     pub const fn block(self) -> (usize, usize) {
@@ -54,6 +58,8 @@ impl Dtype {
             Self::Q5_0 => (32, 22),
             Self::Q5_1 => (32, 24),
             Self::Q8_0 => (32, 34),
+            Self::Q2_K => (LONGEST, 84),
+            Self::Q3_K => (LONGEST, 110),
             Self::Q4_K => (LONGEST, 144),
             Self::Q5_K => (LONGEST, 176),
             Self::Q6_K => (LONGEST, 210),
@@ -64,7 +70,7 @@ impl Dtype {
     pub const fn group(self) -> Option<usize> {
         match self {
             Self::F32 | Self::F16 | Self::BF16 => None,
-            Self::Q6_K => Some(16),
+            Self::Q2_K | Self::Q3_K | Self::Q6_K => Some(16),
             _ => Some(32),
         }
     }
@@ -137,12 +143,14 @@ mod tests {
     use serde_json::Value;
     use std::path::Path;
 
-    const QUANTISED: [(Dtype, u32); 8] = [
+    const QUANTISED: [(Dtype, u32); 10] = [
         (Dtype::Q4_0, 2),
         (Dtype::Q4_1, 3),
         (Dtype::Q5_0, 6),
         (Dtype::Q5_1, 7),
         (Dtype::Q8_0, 8),
+        (Dtype::Q2_K, 10),
+        (Dtype::Q3_K, 11),
         (Dtype::Q4_K, 12),
         (Dtype::Q5_K, 13),
         (Dtype::Q6_K, 14),

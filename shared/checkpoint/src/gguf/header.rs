@@ -198,6 +198,8 @@ fn dtype(code: u32) -> Option<Dtype> {
         6 => Some(Dtype::Q5_0),
         7 => Some(Dtype::Q5_1),
         8 => Some(Dtype::Q8_0),
+        10 => Some(Dtype::Q2_K),
+        11 => Some(Dtype::Q3_K),
         12 => Some(Dtype::Q4_K),
         13 => Some(Dtype::Q5_K),
         14 => Some(Dtype::Q6_K),
@@ -209,8 +211,6 @@ fn dtype(code: u32) -> Option<Dtype> {
 /// ggml's names of the types one is most likely to bring, for the refusal.
 fn type_name(code: u32) -> String {
     let known = match code {
-        10 => "Q2_K",
-        11 => "Q3_K",
         15 => "Q8_K",
         20 => "IQ4_NL",
         23 => "IQ4_XS",

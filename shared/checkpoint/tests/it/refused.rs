@@ -151,8 +151,8 @@ fn tensors_are_refused_by_name() {
     }
     let error = refusal(|gguf| gguf.tensor("output_norm.weight").shape = vec![64]);
     assert!(error.contains("model.norm.weight") && error.contains("[64]"), "{error}");
-    let error = refusal(|gguf| gguf.tensor("blk.0.attn_q.weight").code = 11);
-    assert!(error.contains("blk.0.attn_q.weight") && error.contains("Q3_K"), "{error}");
+    let error = refusal(|gguf| gguf.tensor("blk.0.attn_q.weight").code = 20);
+    assert!(error.contains("blk.0.attn_q.weight") && error.contains("IQ4_NL"), "{error}");
     let error = refusal(|gguf| {
         let norm = gguf.tensor("output_norm.weight");
         (norm.code, norm.bytes) = (8, vec![0; 4 * 34]);
