@@ -271,14 +271,15 @@ impl Prefill {
     }
 }
 
-/// Whether an earlier job is on its way with pages of this one's. What decode holds of a common
-/// prefix it says to the first of those who have it in common; nobody waits for others' answers.
+/// Whether an earlier job is on its way with pages of this one's. What decode holds of them it says
+/// to each job; until one is answered, what it said to those who have a prefix in common is known.
 fn brought(earlier: &[Job], job: &Job) -> bool {
-    let related = earlier.iter().filter(|other| other.shares(job, 0));
-    related.enumerate().any(|(nth, other)| match other.route {
-        Route::Opened { held, .. } => other.shares(job, held as usize),
-        _ => nth == 0,
-    })
+    let related =
+        earlier.iter().filter(|other| other.ended.is_none() && other.decode == job.decode);
+    let related: Vec<_> = related.map(|other| (other.common(job), other.held())).collect();
+    let said = related.iter().filter_map(|(common, held)| Some((*common).min((*held)?)));
+    let known = said.max().unwrap_or(0);
+    related.iter().any(|(common, held)| *common > held.unwrap_or(known))
 }
 
 /// What a put holds: see [`hold`].
@@ -299,4 +300,76 @@ fn hold(job: &mut Job, range: Range<usize>) -> Box<dyn Any + Send> {
     let tail: Vec<Owned> = if range.end > full { job.tail.drain(..).collect() } else { vec![] };
     let held: Held = (sealed, tail);
     Box::new(held)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use shared::ids::{Attempt, RequestId, TokenId};
+    use shared::pool::{Owned, Pool};
+    use shared::request::{Reads, Request, RequestParts};
+    use std::time::Duration;
+
+    const DECODE: Epoch = Epoch::new(1);
+    const TICKET: TicketId = TicketId::new(1);
+    const UNOPENED: Route = Route::Unopened(TICKET);
+
+    fn opened(held: u32) -> Route {
+        Route::Opened { ticket: TICKET, held, pages: vec![] }
+    }
+
+    fn job(decode: Epoch, route: Route, full: &[Sealed]) -> Job {
+        let parts =
+            RequestParts::reading(vec![TokenId::new(0)], Reads::Next(vec![TokenId::new(0)]));
+        Job {
+            key: RequestKey { id: RequestId::new(DECODE, 1), attempt: Attempt::new(0) },
+            request: Request::try_from(parts).unwrap(),
+            guide: None,
+            decode: Some(decode),
+            route,
+            full: full.to_vec(),
+            tail: vec![],
+            cached_tokens: 0,
+            computed: 0,
+            done: false,
+            first: None,
+            states: vec![],
+            flying: false,
+            shipped: 0,
+            in_flight: 0,
+            flush_sent: false,
+            checksums: vec![],
+            arrived: Duration::ZERO,
+            admitted: Duration::ZERO,
+            finished: Duration::ZERO,
+            ended: None,
+        }
+    }
+
+    #[test]
+    fn a_job_waits_for_those_that_bring_its_pages_and_for_no_others() {
+        let pool = Pool::new(20);
+        let pages = pool.reserve(20).unwrap().draw(20);
+        let pages: Vec<_> = pages.into_iter().map(Owned::seal).collect();
+        let other_end = [&pages[..1], &pages[10..19]].concat();
+        let own = |earlier: &[Job]| brought(earlier, &job(DECODE, UNOPENED, &pages[..9]));
+        let check = |waits, earlier: &[Job]| assert_eq!(own(earlier), waits, "{earlier:#?}");
+        let asks = |route, full: &[Sealed]| job(DECODE, route, full);
+
+        check(false, &[]);
+        check(false, &[asks(UNOPENED, &pages[10..])]);
+        check(true, &[asks(UNOPENED, &pages[..9])]);
+        check(true, &[asks(Route::Opening(TICKET), &other_end)]);
+        check(false, &[job(Epoch::new(2), UNOPENED, &pages[..9])]);
+        let fault = Fault { kind: FaultKind::Revoked, message: String::new() };
+        check(false, &[Job { ended: Some(fault), ..asks(UNOPENED, &pages[..9]) }]);
+
+        check(true, &[asks(opened(8), &pages[..9])]);
+        check(false, &[asks(opened(9), &pages[..9])]);
+        // What decode said to one with a part of it is known of that part alone.
+        check(false, &[asks(opened(1), &other_end), asks(UNOPENED, &other_end)]);
+        check(true, &[asks(opened(1), &other_end), asks(UNOPENED, &pages[..2])]);
+        check(true, &[asks(opened(10), &other_end), asks(UNOPENED, &pages[..2])]);
+        check(false, &[asks(opened(9), &pages[..9]), asks(UNOPENED, &pages[..9])]);
+    }
 }

@@ -16,11 +16,13 @@ impl Prefill {
     pub(crate) fn hear_gateway(&mut self, gateway: Epoch, message: GatewayToPrefill) {
         match message {
             GatewayToPrefill::Prefill { key, request, target } => {
-                if let Err(refusal) = self.enqueue(key, request, target) {
-                    self.meter.refused(&refusal);
-                    self.outboxes.push(gateway, PrefillToGateway::Refused { key, refusal });
+                match self.enqueue(key, request, target) {
+                    Ok(()) => self.stops.reach(StopPoint::PrefillQueued),
+                    Err(refusal) => {
+                        self.meter.refused(&refusal);
+                        self.outboxes.push(gateway, PrefillToGateway::Refused { key, refusal });
+                    }
                 }
-                self.stops.reach(StopPoint::PrefillAccepted);
             }
             GatewayToPrefill::Cancel(key) => {
                 self.cancel(|other| *other == key);

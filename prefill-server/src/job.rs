@@ -103,11 +103,23 @@ impl Job {
         written && self.first.is_some() && self.ended.is_none()
     }
 
-    /// Whether it goes to the same decode server as `other`, and its page `at` is that one's too.
-    pub(crate) fn shares(&self, other: &Self, at: usize) -> bool {
-        let page = |job: &Self| job.full.get(at).map(Sealed::id);
-        let goes_there = self.ended.is_none() && self.decode == other.decode;
-        goes_there && page(self).is_some() && page(self) == page(other)
+    /// How many of its first pages `other` has, too: equal ones, out of the cache.
+    pub(crate) fn common(&self, other: &Self) -> u32 {
+        let (mut same, mut most) = (0, self.full.len().min(other.full.len()));
+        // A page is cached in one place, so where two prompts share one they share all before it.
+        while same < most {
+            let at = (same + most) / 2;
+            if self.full[at].id() == other.full[at].id() { same = at + 1 } else { most = at }
+        }
+        same as u32
+    }
+
+    /// How many of its pages decode holds, once it has said so.
+    pub(crate) fn held(&self) -> Option<u32> {
+        match self.route {
+            Route::Opened { held, .. } => Some(held),
+            _ => None,
+        }
     }
 
     /// Page table of the prompt.

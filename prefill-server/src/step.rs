@@ -379,9 +379,12 @@ impl Prefill {
         }
     }
 
+    /// Says what changed, a while after the last word or when nothing is left to compute.
     fn report(&mut self) {
         let (load, now) = (self.load(), self.now());
-        if load != self.reported.0 && now >= self.reported.1 + REPORT_EVERY {
+        let (said, at) = self.reported;
+        let due = now >= at + REPORT_EVERY || (load.tokens == 0 && said.tokens > 0);
+        if load != said && due {
             self.reported = (load, now);
             self.outboxes.push_all(&PrefillToGateway::Load(load));
             self.measure();
@@ -406,6 +409,11 @@ impl Turn for Prefill {
     }
 
     fn rest(&mut self) -> Result<(), EngineError> {
+        // What was launched within a while after the last report is in none yet.
+        if self.now() >= self.reported.1 + REPORT_EVERY {
+            self.report();
+            self.outboxes.flush();
+        }
         self.engine.rest()
     }
 

@@ -76,6 +76,10 @@ fn salts_keep_tenants_apart() {
 fn a_flush_empties_every_cache() {
     let ring = Plan::tiny("tiny-qwen3").of(2, 2).start();
     cached(&ring, &prompt(100), "");
+    let tokens = |load: &Value| load["num_tokens"] == 0;
+    let idle =
+        || ring.get("/v1/loads").json()["loads"].as_array().is_some_and(|l| l.iter().all(tokens));
+    crate::process::wait_for("a gateway that knows of idle servers", || idle().then_some(()));
     assert_eq!(cached(&ring, &prompt(100), ""), 96, "routed to where it is cached");
     ring.flush_cache();
     ring.wait_settled();

@@ -1,9 +1,10 @@
 //! A client that goes away in any phase, or has its request aborted, leaves nothing behind.
 
-use crate::ask::Ask;
+use crate::ask::{Ask, Outcome};
 use crate::plan::Plan;
 use crate::process::{Member, wait_for};
 use crate::ring::Ring;
+use rustix::process::Signal;
 use serde_json::json;
 use shared::metrics as names;
 
@@ -66,8 +67,7 @@ fn while_queued_for_a_ticket() {
 /// written, while the clients leave; then it goes on.
 #[test]
 fn in_prefill() {
-    for point in ["prefill-accepted", "prefill-computed:2", "prefill-writing:2", "prefill-written"]
-    {
+    for point in ["prefill-queued", "prefill-computed:2", "prefill-writing:2", "prefill-written"] {
         let mut ring = Ring::new(&Plan::tiny("tiny-qwen3").on_prefill("chunked_prefill_size", 16));
         ring.decode[0].start(&[]);
         ring.prefill[0].start(&["--stop-at", point]);
@@ -78,11 +78,45 @@ fn in_prefill() {
         ring.prefill[0].wait_stopped();
         drop(calls);
         wait_for("no call", || (ring.get("/server_info").json()["calls"] == 0).then_some(()));
-        ring.prefill[0].signal(rustix::process::Signal::CONT);
+        ring.prefill[0].signal(Signal::CONT);
         ring.wait_settled();
         let outcome = ring.generate(&Ask::greedy(&[1, 2, 3], 4));
         outcome.assert_done();
     }
+}
+
+/// The client of a request that brings a common prefix leaves while others wait behind it to ask
+/// for their pages, and decode is frozen.
+#[test]
+fn in_front_of_others_that_want_its_pages() {
+    let mut ring = Ring::new(&Plan::tiny("tiny-qwen3").on_prefill("chunked_prefill_size", 16));
+    ring.decode[0].start(&[]);
+    ring.prefill[0].start(&["--stop-at", "prefill-opening"]);
+    ring.gateway.start(&[]);
+    ring.wait_ready();
+    let first = ring.post("/generate", &long_ask(0).body());
+    ring.prefill[0].wait_stopped();
+    let ask = |tail: u32| {
+        let mut ask = Ask { max_tokens: 4, ..long_ask(0) };
+        ask.prompt.push(tail);
+        ring.post("/generate", &ask.body())
+    };
+    let others: Vec<_> = (1..5).map(ask).collect();
+    let info = || ring.get("/server_info").json();
+    let granted = |info: serde_json::Value| info["requests"] == 5 && info["queued"] == 0;
+    wait_for("tickets", || granted(info()).then_some(()));
+    ring.decode[0].signal(Signal::STOP);
+    ring.decode[0].wait_stopped();
+    ring.prefill[0].signal(Signal::CONT);
+    let admitted = || (count(&ring.prefill[0], names::RUNNING) == 5.0).then_some(());
+    wait_for("all of them admitted at prefill", admitted);
+    drop(first);
+    wait_for("four of them", || (info()["requests"] == 4).then_some(()));
+    ring.decode[0].signal(Signal::CONT);
+    for other in others {
+        Outcome::read(other.answer().unwrap()).unwrap().assert_done();
+    }
+    ring.wait_settled();
 }
 
 #[test]

@@ -109,7 +109,7 @@ macro_rules! kills {
 }
 
 kills! {
-    prefill_with_a_queued_request: Prefill "prefill-accepted" "ucx",
+    prefill_with_a_queued_request: Prefill "prefill-queued" "ucx",
     prefill_about_to_open: Prefill "prefill-opening" "ucx",
     prefill_with_a_computed_chunk: Prefill "prefill-computed:2" "ucx",
     prefill_in_mid_write: Prefill "prefill-writing:2" "ucx",

@@ -110,7 +110,8 @@ fn pairs(bytes: &[u8], values: &mut [i8]) {
     }
 }
 
-/// 16 bytes with a scale in the low nibble and a minimum in the high one, 64 of [`pairs`], `d`, `m`.
+/// 16 bytes with a scale in the low nibble and a minimum in the high one, 64 of [`pairs`], `d`,
+/// `m`.
 fn q2_k(block: &[u8], to: &mut Groups<'_>) {
     let (d, m) = (half_at(block, 80), half_at(block, 82));
     for ((scale, min), &bits) in to.scales.iter_mut().zip(to.mins.iter_mut()).zip(&block[..16]) {
@@ -119,8 +120,8 @@ fn q2_k(block: &[u8], to: &mut Groups<'_>) {
     pairs(&block[16..80], to.values);
 }
 
-/// 32 bytes of third bits (bit `r` of byte `i` is of element `i` of run `r` of 32, and clear where 4
-/// is taken off), 64 of [`pairs`], 12 with a scale of six bits for each group, which counts from
+/// 32 bytes of third bits (bit `r` of byte `i` is of element `i` of run `r` of 32, and clear where
+/// 4 is taken off), 64 of [`pairs`], 12 with a scale of six bits for each group, which counts from
 /// -32, `d`. Of scale `g` the low nibble is in byte `g % 8`, the low ones first, and the upper pair
 /// in byte `8 + g % 4`.
 fn q3_k(block: &[u8], to: &mut Groups<'_>) {

@@ -11,7 +11,7 @@ use std::str::FromStr;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StopPoint {
     /// Prefill: a request is queued.
-    PrefillAccepted,
+    PrefillQueued,
     /// Prefill: `Open` is about to be sent.
     PrefillOpening,
     /// Prefill: a chunk is computed.
@@ -35,7 +35,7 @@ pub enum StopPoint {
 impl StopPoint {
     /// Every point, with its name.
     pub const ALL: [(Self, &'static str); 10] = [
-        (Self::PrefillAccepted, "prefill-accepted"),
+        (Self::PrefillQueued, "prefill-queued"),
         (Self::PrefillOpening, "prefill-opening"),
         (Self::PrefillComputed, "prefill-computed"),
         (Self::PrefillWriting, "prefill-writing"),
