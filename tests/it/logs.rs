@@ -49,6 +49,11 @@ fn check(mut ring: Ring) {
         assert!(server.exited().success());
     }
     let gateway = lines(&ring.gateway);
+    let path = ring.folder().join("trace.jsonl");
+    std::fs::write(&path, ring.gateway.log()).unwrap();
+    let trace = plan::trace::read(&path).unwrap(); // as `tandem plan` has it
+    let lengths: Vec<_> = trace.iter().map(|entry| (entry.input, entry.output)).collect();
+    assert_eq!(lengths, [(5, 4); CALLS.len()]);
     let servers: Vec<Vec<Value>> = ring.servers().map(lines).collect();
     for call in CALLS {
         let tells = |line: &&Value| line["level"] == "INFO" && line["fields"]["call"] == call;

@@ -3,12 +3,14 @@
 //! | format | fields |
 //! |---|---|
 //! | Mooncake, JSON lines | `timestamp` ms, `input_length`, `output_length`, `hash_ids` |
+//! | Tandem's gateway's log, JSON lines | of a request's line: `timestamp`, and its `fields` |
 //! | Azure, CSV | `TIMESTAMP`, `ContextTokens`, `GeneratedTokens` |
 //! | ServeGen, CSV | `timestamp_s`, `input_length`, `output_length` |
 //! | ShareGPT's lengths, JSON lines | `turns`: pairs of tokens, the user's and the assistant's |
 
 use anyhow::{Context, ensure};
 use serde::Deserialize;
+use serde_json::Value;
 use std::path::Path;
 use std::time::Duration;
 
@@ -33,6 +35,34 @@ struct Mooncake {
     output_length: usize,
     #[serde(default)]
     hash_ids: Vec<u64>,
+}
+
+/// A line of a log. A request's comes at its end; its prompt is not in it.
+#[derive(Deserialize)]
+struct Logged {
+    timestamp: String,
+    fields: Fields,
+}
+
+#[derive(Deserialize)]
+struct Fields {
+    prompt_tokens: Option<usize>,
+    output_tokens: Option<usize>,
+    /// From its arrival.
+    ms: Option<f64>,
+}
+
+impl Logged {
+    /// The request that it tells of, if it made a token.
+    fn request(self) -> anyhow::Result<Option<Timed>> {
+        let Fields { prompt_tokens, output_tokens, ms } = self.fields;
+        let (Some(input), Some(output @ 1..), Some(ms)) = (prompt_tokens, output_tokens, ms) else {
+            return Ok(None);
+        };
+        let ended = seconds(self.timestamp.trim_end_matches('Z'))
+            .with_context(|| format!("`timestamp` is {:?}, no date and time", self.timestamp))?;
+        Ok(Some(timed(ended - ms / 1e3, input, output, vec![])))
+    }
 }
 
 #[derive(Deserialize)]
@@ -65,12 +95,19 @@ fn parse(text: &str) -> anyhow::Result<Vec<Entry>> {
 type Timed = (f64, Entry);
 
 fn json_lines(text: &str) -> anyhow::Result<Vec<Timed>> {
-    let line = |(number, line): (usize, &str)| {
-        let said: Mooncake =
-            serde_json::from_str(line).with_context(|| format!("line {}", number + 1))?;
-        Ok(timed(said.timestamp / 1e3, said.input_length, said.output_length, said.hash_ids))
+    let request = |line: &str| {
+        let line: Value = serde_json::from_str(line)?;
+        if line.get("fields").is_some() {
+            return serde_json::from_value::<Logged>(line)?.request();
+        }
+        let said: Mooncake = serde_json::from_value(line)?;
+        let Mooncake { timestamp, input_length, output_length, hash_ids } = said;
+        Ok(Some(timed(timestamp / 1e3, input_length, output_length, hash_ids)))
     };
-    text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()).map(line).collect()
+    let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
+    let line =
+        |(number, line)| request(line).with_context(|| format!("line {}", number + 1)).transpose();
+    lines.filter_map(line).collect()
 }
 
 fn csv(text: &str) -> anyhow::Result<Vec<Timed>> {
@@ -166,6 +203,27 @@ mod tests {
              2023-11-30 23:59:59.5000000,374,44\r\n2023-12-01 00:00:00.7500000,396,109\r\n",
             &[entry(0, 374, 44, &[]), entry(1250, 396, 109, &[])],
         );
+        let said = |at: &str, fields: &str| {
+            format!(
+                r#"{{"timestamp":"2026-11-29T23:59:{at}Z","level":"INFO","fields":{fields},"target":"t"}}"#
+            )
+        };
+        let log = [
+            said("00.000000", r#"{"message":"listening"}"#),
+            said(
+                "02.500000",
+                r#"{"message":"finished","prompt_tokens":9,"output_tokens":4,"ms":500.0}"#,
+            ),
+            said(
+                "02.600000",
+                r#"{"message":"failed","prompt_tokens":7,"output_tokens":0,"ms":1.0}"#,
+            ),
+            said(
+                "03.250000",
+                r#"{"message":"dropped","prompt_tokens":8,"output_tokens":2,"ms":2250.0}"#,
+            ),
+        ];
+        check(&log.join("\n"), &[entry(0, 8, 2, &[]), entry(1000, 9, 4, &[])]);
         check(
             "timestamp_s,input_length,output_length,client\n0.500,246,453,23\n",
             &[entry(0, 246, 453, &[])],
@@ -182,6 +240,11 @@ mod tests {
         check("a,b\n1,2\n", "no column TIMESTAMP");
         check("timestamp_s,input_length,output_length\n1,2,3\n1,x,3\n", "line 3");
         check("{\"timestamp\": 1}\n", "line 1");
+        check(
+            "{\"timestamp\":\"soon\",\"fields\":{\"prompt_tokens\":1,\"output_tokens\":1,\"ms\":1}}",
+            "`timestamp` is \"soon\"",
+        );
+        check("{\"timestamp\":\"2026-11-29T00:00:00Z\",\"fields\":{}}", "no request");
         check("timestamp_s,input_length,output_length\n", "no request");
     }
 
