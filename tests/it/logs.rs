@@ -87,6 +87,16 @@ fn what_ends_a_process_is_json_too() {
     check_refused(&mut Ring::one_process(&plan()).gateway);
 }
 
+/// Also where the filter names something else alone.
+#[test]
+fn what_ends_a_process_passes_every_filter() {
+    let plan = plan().everyone("log", "story=debug");
+    let mut ring = Ring::new(&plan);
+    ring.servers_mut().for_each(check_refused);
+    check_refused(&mut ring.gateway);
+    check_refused(&mut Ring::one_process(&plan).gateway);
+}
+
 #[test]
 fn three_processes_log_json_and_name_the_request() {
     check(plan().start());
