@@ -2,7 +2,8 @@
 
 use std::cell::RefCell;
 
-/// Drawn from the kernel at once, so that a request, which takes four, makes no system call for them.
+/// Drawn from the kernel at once, so that a request, which takes four, makes no system
+/// call for them.
 const WORDS: usize = 64;
 
 /// For ids and seeds.

@@ -1,8 +1,8 @@
 //! Logs to standard error, as text or as JSON, one object a line.
 //!
 //! What is written is said by `RUST_LOG`, else by the setting `log`, else it is `info`; a reload of
-//! the config changes it while the process runs. Errors are written, whatever it names, but where it
-//! gives their target or all of them a level.
+//! the config changes it while the process runs. Errors are written whatever it names, but where it
+//! gives all or their target a level.
 
 use std::str::FromStr;
 use tracing_subscriber::layer::SubscriberExt;

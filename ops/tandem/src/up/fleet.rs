@@ -60,8 +60,8 @@ impl Fleet {
     }
 
     /// # Errors
-    /// Where the gateway's address cannot be had, its clients' key cannot be read, or this program's
-    /// folder cannot be found.
+    /// Where the gateway's address cannot be had, the key of clients cannot be read, or the folder
+    /// of this program cannot be found.
     pub fn plan(options: &UpOptions, ring: &RingFile, model: &Path) -> anyhow::Result<Self> {
         let model = path(&model.canonicalize().context("find the model")?)?;
         let own = std::env::current_exe().context("find this program")?;
