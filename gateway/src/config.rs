@@ -217,6 +217,22 @@ impl Settings {
         }
         toml::from_str(text).map_err(toml)
     }
+
+    /// The key that clients must send, of `api_key` or else of `api_key_file`.
+    ///
+    /// # Errors
+    /// It is empty, or the file cannot be read.
+    pub fn client_key(&self) -> Result<Option<String>, ConfigError> {
+        let key = match (&self.api_key, &self.api_key_file) {
+            (Some(key), _) => key.clone(),
+            (None, Some(path)) => first_line("api_key_file", path)?,
+            (None, None) => return Ok(None),
+        };
+        if key.is_empty() {
+            return refuse("api_key", "empty".into(), "at least one character");
+        }
+        Ok(Some(key))
+    }
 }
 
 impl Config {
@@ -226,14 +242,7 @@ impl Config {
     /// The first value that is missing, out of range, or names a file that cannot be read.
     pub fn new(settings: Settings) -> Result<Self, ConfigError> {
         let timing = timing(&settings)?;
-        let api_key = match (settings.api_key, &settings.api_key_file) {
-            (Some(key), _) => Some(key),
-            (None, Some(path)) => Some(first_line("api_key_file", path)?),
-            (None, None) => None,
-        };
-        if api_key.as_ref().is_some_and(String::is_empty) {
-            return refuse("api_key", "empty".into(), "at least one character");
-        }
+        let api_key = settings.client_key()?;
         let name = settings.id.unwrap_or_else(|| "gateway".to_owned());
         let id = ServerId::new(name).map_err(|bad| ConfigError::Value {
             key: "id",

@@ -34,7 +34,8 @@ fn main() -> ExitCode {
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     let runtime = runtime.worker_threads(config.threads).enable_all().build();
     let served = runtime.map_err(Failure::from).and_then(|runtime| {
-        // On a worker: from this thread every connection would be handed over.
+        // This thread is no worker: what it accepts would be queued for one, and wake it by
+        // a futex.
         runtime.block_on(runtime.spawn(run((flags, file), (settings, config), logs)))?
     });
     match served {

@@ -2,8 +2,8 @@
 
 use std::cell::RefCell;
 
-/// Drawn from the kernel at once: a request takes four words, and each call of it costs as much as
-/// this many.
+/// Drawn from the kernel at once, so that a request, which takes four, makes no system
+/// call for them.
 const WORDS: usize = 64;
 
 /// For ids and seeds.

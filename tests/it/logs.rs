@@ -92,6 +92,27 @@ fn what_ends_a_process_is_json_too() {
     check_refused(&mut Ring::one_process(&plan()).gateway);
 }
 
+/// Also where the filter names something else alone.
+#[test]
+fn what_ends_a_process_passes_every_filter() {
+    let plan = plan().everyone("log", "story=debug");
+    let mut ring = Ring::new(&plan);
+    ring.servers_mut().for_each(check_refused);
+    check_refused(&mut ring.gateway);
+    check_refused(&mut Ring::one_process(&plan).gateway);
+}
+
+/// Two models would be read for nothing, and servers lose their runtime as they start.
+#[test]
+fn one_process_starts_no_role_where_a_value_of_another_is_wrong() {
+    let mut ring = Ring::one_process(&plan().on_gateway("max_connections", 0));
+    ring.gateway.start(&[]);
+    assert!(!ring.gateway.exited().success());
+    let [line] = &*lines(&ring.gateway) else { panic!("one line: {}", ring.gateway.log()) };
+    let error = line["fields"]["error"].as_str().unwrap();
+    assert!(error.contains("[gateway]: `max_connections` is 0"), "{error}");
+}
+
 #[test]
 fn three_processes_log_json_and_name_the_request() {
     check(plan().start());

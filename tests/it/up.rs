@@ -64,6 +64,31 @@ fn one_file_is_a_whole_ring() {
     }
 }
 
+/// Its own questions bring the key: whether the ring is whole, and the first one.
+#[test]
+fn a_ring_whose_clients_need_a_key_starts() {
+    let folder = tempfile::tempdir().unwrap();
+    let key_file = folder.path().join("clients.key");
+    fs::write(&key_file, "sesame\n").unwrap();
+    let port = Port::claim();
+    let text = format!(
+        "model = {model:?}\n\
+         [gateway]\nlisten = \"{listen}\"\napi_key_file = {key_file:?}\n\
+         [server]\ndtype = \"f32\"\nthreads = 1\nmax_total_tokens = 2048\n",
+        model = golden_path("tiny-qwen3"),
+        listen = port.address,
+    );
+    let file = folder.path().join("ring.toml");
+    fs::write(&file, text).unwrap();
+    for flags in [&[][..], &["--one-process"]] {
+        let flags = [&["--config", file.to_str().unwrap(), "--detach"], flags].concat();
+        let started = up(folder.path(), &flags);
+        let _stop = Stop(folder.path());
+        assert!(started.status.success(), "{started:?}");
+        assert_eq!(http::get(port.address, "/v1/models").unwrap().status, 401);
+    }
+}
+
 #[test]
 fn what_is_wrong_in_the_file_is_named_before_anything_starts() {
     let folder = tempfile::tempdir().unwrap();

@@ -60,6 +60,23 @@ def row(name, value, unit, bar, holds):
     return holds
 
 
+def violations(page, where):
+    """What axe finds."""
+    page.evaluate(AXE)
+    result = page.evaluate("() => axe.run(document, {resultTypes: ['violations']})")
+    return [f"{where}: {each['id']} {node['target']} {node['failureSummary']}"
+            for each in result["violations"] for node in each["nodes"]]
+
+
+def table_roles(page):
+    """How many tables, rows, headers and cells the browser tells a screen reader of."""
+    session = page.context.new_cdp_session(page)
+    nodes = session.send("Accessibility.getFullAXTree")["nodes"]
+    session.detach()
+    roles = [node["role"]["value"] for node in nodes if not node["ignored"]]
+    return {role: roles.count(role) for role in ("table", "row", "columnheader", "cell")}
+
+
 def kill(pid):
     """Ends a process by SIGKILL; its sockets are closed when this returns."""
     ended = os.pidfd_open(pid)
@@ -300,10 +317,8 @@ class Looks(Case):
             page.locator("#requests button").first.click()
             expect(page.locator("#requests .detail")).to_be_visible()
             page.screenshot(path=SCREENSHOTS / f"{scheme}.png")
-            page.evaluate(AXE)
-            result = page.evaluate("() => axe.run(document, {resultTypes: ['violations']})")
-            found += [f"{scheme}: {each['id']} {node['target']} {node['failureSummary']}"
-                      for each in result["violations"] for node in each["nodes"]]
+            found += violations(page, scheme)
+            wide_table = table_roles(page)
             contrast = page.evaluate(DRAWN_CONTRAST)
             if contrast < CONTRAST_MIN:
                 found.append(f"{scheme}: text in the drawing has a contrast of {contrast:.2f}")
@@ -316,6 +331,11 @@ class Looks(Case):
                 .every((card, at, all) => card.right <= innerWidth && card.width > innerWidth / 3
                     && (at === 0 || card.top >= all[at - 1].bottom))""")
             page.screenshot(path=SCREENSHOTS / f"{scheme}-narrow.png", full_page=True)
+            found += violations(page, f"{scheme}, narrow")
+            # It is laid out as a grid here and still told as a table, the same but for `.wide`.
+            for role, kind in (("columnheader", "th"), ("cell", "td")):
+                wide_table[role] -= page.locator(f"table {kind}.wide").count()
+            self.assertEqual(table_roles(page), wide_table)
             wide = "() => document.documentElement.scrollWidth - document.documentElement.clientWidth"
             self.assertLessEqual(page.evaluate(wide), 0, "nothing sticks out of a narrow window")
             self.assertEqual(page.evaluate(CUT_OFF), [], "nothing of the table is cut off")

@@ -6,11 +6,11 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use anyhow::{Context, anyhow};
+use anyhow::{Context, anyhow, bail};
 use clap::Args;
 use gateway::auth::Guard;
 use kv_transfer::loopback::Hub;
-use role::settings::{ConfigFile, Settings, StringList};
+use role::settings::Settings;
 use serde::Deserialize;
 use service::admin;
 use service::logs::{self, Format};
@@ -73,73 +73,110 @@ fn logging(file: &File) -> anyhow::Result<(Option<&str>, Format)> {
     Ok((log, format.unwrap_or_default()))
 }
 
-/// A server of this process.
+/// A role of this process.
 struct Running {
-    address: SocketAddr,
+    name: &'static str,
     drain: Trigger,
-    task: JoinHandle<anyhow::Result<()>>,
+    /// None once it is known how it ended.
+    task: Option<JoinHandle<anyhow::Result<()>>>,
+}
+
+impl Running {
+    /// Returns how it ended; where that was told before, nothing more. Cancel safe.
+    async fn ended(&mut self) -> anyhow::Result<()> {
+        let Some(task) = &mut self.task else { return Ok(()) };
+        let ended = task.await;
+        self.task = None;
+        ended.map_err(anyhow::Error::from).flatten().context(self.name)
+    }
+}
+
+/// What each role is to be. Who joins whom is known when they listen.
+struct Configs {
+    decode: role::settings::Config,
+    prefill: role::settings::Config,
+    gateway: gateway::config::Config,
+}
+
+impl Configs {
+    fn of(file: &File) -> anyhow::Result<Self> {
+        let gateway = gateway::config::Config::new(gateway_settings(file)).context("[gateway]")?;
+        let server = |id| server(file, id).check().context("[server]");
+        Ok(Self { decode: server("decode-0")?, prefill: server("prefill-0")?, gateway })
+    }
 }
 
 async fn run(file: File) -> anyhow::Result<()> {
+    let configs = Configs::of(&file)?;
+    let mut told = shutdown::on_signal()?;
     // Before the servers, whose counters begin when they start.
     let name = file.served_model_name.clone().unwrap_or_else(|| checkpoint::name(&file.model));
-    let compat = file.gateway.compat_metrics.unwrap_or(false);
-    admin::install(compat.then_some(&*name))?;
-    let hub = Hub::new();
-    let decode_config = server(&file, "decode-0").resolve(&ConfigFile::default())?;
-    let mut decode = start(|listening, shutdown| {
-        let hub = Some(Arc::clone(&hub));
-        async { Ok(decode_server::run(decode_config, hub, listening, shutdown).await?) }
-    })
-    .await?;
-    let joins = Some(StringList(vec![decode.address.to_string()]));
-    let prefill_config =
-        Settings { decode: joins, ..server(&file, "prefill-0") }.resolve(&ConfigFile::default())?;
-    let mut prefill = start(|listening, shutdown| {
-        let hub = Some(Arc::clone(&hub));
-        async { Ok(prefill_server::run(prefill_config, hub, listening, shutdown).await?) }
-    })
-    .await?;
-    let gateway = gateway_settings(&file, prefill.address, decode.address);
-    let gateway = gateway::config::Config::new(gateway)?;
-    let guard = Arc::new(Guard::new(gateway.api_key.as_deref()));
-    let (listening, shutdown) = (oneshot::channel().0, shutdown::on_signal()?);
-    let gateway = gateway::start::run(gateway, guard, listening, shutdown);
+    admin::install(configs.gateway.compat_metrics.then_some(&*name))?;
+    let mut roles = Vec::new();
     let mut outcome = tokio::select! {
-        served = gateway => served.map_err(|error| anyhow!(error)),
-        ended = &mut decode.task => ended.context("the decode server").flatten(),
-        ended = &mut prefill.task => ended.context("the prefill server").flatten(),
+        ended = serve(configs, &mut roles) => ended,
+        () = told.wait() => Ok(()),
     };
-    // Whoever ended first and why: the others may not lose their runtime while they work.
-    for role in [prefill, decode] {
+    // Whoever ended first and why: no other may lose its runtime while it works.
+    for role in roles.iter_mut().rev() {
         role.drain.pull();
-        if !role.task.is_finished() {
-            outcome = outcome.and(role.task.await?);
-        }
+        outcome = outcome.and(role.ended().await);
     }
     outcome
 }
 
-/// Starts a server and waits until it listens.
+/// Starts the roles, decode first, and returns how the first one ended. Cancel safe: those that run
+/// are in `roles`.
+async fn serve(
+    Configs { decode, mut prefill, mut gateway }: Configs,
+    roles: &mut Vec<Running>,
+) -> anyhow::Result<()> {
+    let hub = Hub::new();
+    let of_decode = Some(Arc::clone(&hub));
+    let decode = start(roles, "decode", |listening, shutdown| async {
+        Ok(decode_server::run(decode, of_decode, listening, shutdown).await?)
+    });
+    let decode = decode.await?.to_string();
+    prefill.decode = vec![decode.clone()];
+    let prefill = start(roles, "prefill", |listening, shutdown| async {
+        Ok(prefill_server::run(prefill, Some(hub), listening, shutdown).await?)
+    });
+    gateway.prefill = vec![prefill.await?.to_string()];
+    gateway.decode = vec![decode];
+    let guard = Arc::new(Guard::new(gateway.api_key.as_deref()));
+    let gateway = start(roles, "gateway", |listening, shutdown| async {
+        let served = gateway::start::run(gateway, guard, listening, shutdown).await;
+        served.map_err(|error| anyhow!(error))
+    });
+    gateway.await?;
+    let [decode, prefill, gateway] = &mut **roles else { unreachable!("three were started") };
+    tokio::select! {
+        ended = decode.ended() => ended,
+        ended = prefill.ended() => ended,
+        ended = gateway.ended() => ended,
+    }
+}
+
+/// Starts a role and waits until it listens.
 async fn start<F>(
+    roles: &mut Vec<Running>,
+    name: &'static str,
     serve: impl FnOnce(oneshot::Sender<SocketAddr>, Shutdown) -> F,
-) -> anyhow::Result<Running>
+) -> anyhow::Result<SocketAddr>
 where
     F: Future<Output = anyhow::Result<()>> + Send + 'static,
 {
-    let (trigger, shutdown) = shutdown::pair();
+    let (drain, shutdown) = shutdown::pair();
     let (listening, listens) = oneshot::channel();
-    let mut task = tokio::spawn(serve(listening, shutdown));
-    tokio::select! {
-        address = listens => {
-            let address = match address {
-                Ok(address) => address,
-                Err(_) => return Err(task.await?.err().unwrap_or_else(|| anyhow!("it ended"))),
-            };
-            Ok(Running { address, drain: trigger, task })
-        }
-        ended = &mut task => Err(ended?.err().unwrap_or_else(|| anyhow!("it ended"))),
-    }
+    let task = Some(tokio::spawn(serve(listening, shutdown)));
+    let at = roles.len();
+    roles.push(Running { name, drain, task });
+    let Ok(address) = listens.await else {
+        // Why is told by its end.
+        roles[at].ended().await?;
+        bail!("{name} ended before it listened");
+    };
+    Ok(address)
 }
 
 fn server(file: &File, id: &str) -> Settings {
@@ -155,18 +192,12 @@ fn server(file: &File, id: &str) -> Settings {
     }
 }
 
-fn gateway_settings(
-    file: &File,
-    prefill: SocketAddr,
-    decode: SocketAddr,
-) -> gateway::config::Settings {
+fn gateway_settings(file: &File) -> gateway::config::Settings {
     let below = gateway::config::Settings {
         listen: Some(file.listen),
         model: Some(file.model.clone()),
         served_model_name: file.served_model_name.clone(),
         key_file: Some(file.key_file.clone()),
-        prefill: vec![prefill.to_string()],
-        decode: vec![decode.to_string()],
         ..gateway::config::Settings::default()
     };
     file.gateway.clone().or(below)
@@ -184,9 +215,7 @@ mod tests {
         let settings = server(&file, "decode-0");
         assert_eq!((settings.page_size, settings.dtype.as_deref()), (Some(32), Some("f32")));
         assert_eq!(settings.weights.as_deref(), Some("bf16"));
-        let address = SocketAddr::from(([127, 0, 0, 1], 9));
-        let gateway = gateway_settings(&file, address, address);
-        assert_eq!((gateway.max_queued, gateway.decode), (Some(7), vec!["127.0.0.1:9".to_owned()]));
+        assert_eq!(gateway_settings(&file).max_queued, Some(7));
         assert!(toml::from_str::<File>("[server]\npage_sice = 1\n").is_err());
     }
 

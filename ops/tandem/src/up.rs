@@ -124,13 +124,13 @@ fn bring_up(
     for server in &fleet.servers {
         servers.start(server)?;
     }
-    if !ready::wait(&fleet.url, servers, interrupt)? {
+    if !ready::wait(fleet, servers, interrupt)? {
         return Ok(Up::Interrupted);
     }
     for pair in fleet.pairs() {
         println!("{pair}");
     }
-    let asked = ask::ask(&fleet.url, &fleet.model_name, &options.question);
+    let asked = ask::ask(fleet, &options.question);
     // A broken answer has a cause, and a dead server's log knows it better.
     asked.map_err(|error| match servers.death_within(DEATH_SHOWS_MAX) {
         Some(report) => error.context(report),
@@ -152,10 +152,13 @@ fn watch(servers: &mut Servers<'_>, interrupt: &Interrupt) -> Option<String> {
 }
 
 fn print_ready(options: &UpOptions, fleet: &Fleet, folder: &Path) {
-    let Fleet { url, model_name, .. } = fleet;
+    let Fleet { url, model_name, client_key, .. } = fleet;
     let messages = r#"[{"role": "user", "content": "Hello"}]"#;
     println!("\nTandem is ready at {url}");
     println!("  ask   curl {url}/v1/chat/completions -H 'content-type: application/json' \\");
+    if client_key.is_some() {
+        println!("          -H 'authorization: Bearer KEY' \\");
+    }
     println!("          -d '{{\"model\": \"{model_name}\", \"messages\": {messages}}}'");
     println!("  logs  {}", folder.join("*.log").display());
     let stop = format!("{} --stop", options.called_as);

@@ -45,7 +45,10 @@ where
     let reload = move || reload(&start, &settings, &logs);
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
-        Err(error) => return fail(&error),
+        Err(error) => {
+            tracing::error!(%error, "the server ends");
+            return ExitCode::FAILURE;
+        }
     };
     let served = runtime.block_on(async {
         if let Some(address) = config.admin {

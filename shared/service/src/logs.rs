@@ -1,7 +1,8 @@
 //! Logs to standard error, as text or as JSON, one object a line.
 //!
 //! What is written is said by `RUST_LOG`, else by the setting `log`, else it is `info`; a reload of
-//! the config changes it while the process runs.
+//! the config changes it while the process runs. Errors are written whatever it names, but where it
+//! gives all or their target a level.
 
 use std::str::FromStr;
 use tracing_subscriber::layer::SubscriberExt;
@@ -66,7 +67,10 @@ pub fn start(log: Option<&str>, format: Format) -> Result<Logs, LogError> {
     tracing_subscriber::registry().with(filter).with(lines).try_init()?;
     if format == Format::Json {
         // The hook that is there writes text.
-        std::panic::set_hook(Box::new(|panic| tracing::error!(%panic, "panicked")));
+        std::panic::set_hook(Box::new(|panic| {
+            let thread = std::thread::current();
+            tracing::error!(thread = thread.name(), %panic, "panicked");
+        }));
     }
     Ok(Logs(handle))
 }
@@ -87,8 +91,12 @@ impl Logs {
 fn filter(log: Option<&str>) -> Result<EnvFilter, LogError> {
     let named = std::env::var_os(EnvFilter::DEFAULT_ENV).filter(|value| !value.is_empty());
     let named = named.map(|value| value.to_string_lossy().into_owned());
-    let filter = named.as_deref().or(log).unwrap_or("info");
-    EnvFilter::try_new(filter)
+    parse(named.as_deref().or(log).unwrap_or("info"))
+}
+
+/// A process that ends says why: what comes later in a filter wins.
+fn parse(filter: &str) -> Result<EnvFilter, LogError> {
+    EnvFilter::try_new(format!("error,{filter}"))
         .map_err(|error| LogError::Filter { filter: filter.to_owned(), problem: error.to_string() })
 }
 
@@ -105,6 +113,20 @@ mod tests {
     }
 
     #[test]
+    fn errors_pass_a_filter_that_does_not_name_them() {
+        let passed = |filter: &str| {
+            let logs = tracing_subscriber::registry().with(parse(filter).unwrap());
+            tracing::subscriber::with_default(logs, || {
+                (tracing::enabled!(tracing::Level::ERROR), tracing::enabled!(tracing::Level::INFO))
+            })
+        };
+        assert_eq!(passed("link=debug"), (true, false));
+        assert_eq!(passed("info"), (true, true));
+        assert_eq!(passed("off"), (false, false));
+        assert_eq!(passed("info,service=off"), (false, false));
+    }
+
+    #[test]
     #[ignore = "for the next, which reads what it leaves"]
     fn it_panics() {
         start(None, Format::Json).unwrap();
@@ -115,9 +137,12 @@ mod tests {
     fn a_panic_is_a_line_of_json() {
         let own = std::env::current_exe().unwrap();
         let test = ["--exact", "logs::tests::it_panics", "--ignored", "--nocapture"];
-        let ran = std::process::Command::new(own).args(test).output().unwrap();
+        let mut command = std::process::Command::new(own);
+        let ran = command.args(test).env_remove(EnvFilter::DEFAULT_ENV).output().unwrap();
         let said = String::from_utf8(ran.stderr).unwrap();
         let line: serde_json::Value = serde_json::from_str(said.trim()).unwrap();
-        assert!(line["fields"]["panic"].as_str().unwrap().contains("on purpose"), "{said}");
+        let says = |key: &str| line["fields"][key].as_str().unwrap();
+        assert!(says("panic").contains("on purpose"), "{said}");
+        assert_eq!(says("thread"), "logs::tests::it_panics");
     }
 }

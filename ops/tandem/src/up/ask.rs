@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail, ensure};
 use serde_json::{Value, json};
 
+use super::fleet::Fleet;
 use super::ready::agent;
 
 const TOKENS_MAX: u32 = 64;
@@ -16,10 +17,10 @@ const LINE_BYTES_MAX: u64 = 1 << 20;
 
 /// # Errors
 /// Where the ring does not answer, answers with an error, or streams no text.
-pub fn ask(url: &str, model: &str, question: &str) -> anyhow::Result<()> {
+pub fn ask(fleet: &Fleet, question: &str) -> anyhow::Result<()> {
     println!("\n> {question}");
     let request = json!({
-        "model": model,
+        "model": fleet.model_name,
         "messages": [{ "role": "user", "content": question }],
         "max_tokens": TOKENS_MAX,
         "temperature": 0,
@@ -28,7 +29,8 @@ pub fn ask(url: &str, model: &str, question: &str) -> anyhow::Result<()> {
     });
     let start = Instant::now();
     let mut response = agent(FIRST_BYTE_MAX)
-        .post(format!("{url}/v1/chat/completions"))
+        .post(format!("{}/v1/chat/completions", fleet.url))
+        .header("authorization", fleet.authorization())
         .header("content-type", "application/json")
         .send(request.to_string())
         .context("send a chat request")?;

@@ -83,7 +83,8 @@ impl RingFile {
         }
         self.model = flags.model.clone().or(self.model);
         if let Some(port) = flags.port {
-            let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+            let mut listen = self.listen()?;
+            listen.set_port(port);
             self.gateway.insert("listen".into(), listen.to_string().into());
         }
         if let Some(name) = &flags.served_model_name {
@@ -124,10 +125,19 @@ impl RingFile {
         Ok(listen.unwrap_or(SocketAddr::from((Ipv4Addr::LOCALHOST, PORT))))
     }
 
-    /// What clients call the model.
-    pub fn served_model_name(&self) -> String {
+    /// What clients must send, of the gateway's settings.
+    ///
+    /// # Errors
+    /// It is empty, or its file cannot be read.
+    pub fn client_key(&self) -> anyhow::Result<Option<String>> {
+        let settings: gateway::config::Settings = self.gateway.clone().try_into()?;
+        settings.client_key().context("[gateway]")
+    }
+
+    /// What clients call the model, of a file that is under flags.
+    pub fn served_model_name(&self) -> &str {
         let name = self.gateway.get("served_model_name").and_then(Value::as_str);
-        name.map_or_else(|| self.name_of_the_model(), str::to_owned)
+        name.expect("`under` has set it, and `read` lets no other type pass")
     }
 
     /// The id or the file that was asked for.
@@ -213,8 +223,8 @@ mod tests {
         assert_eq!(file.served_model_name(), "Qwen/Qwen3-0.6B");
         assert_eq!(file.decode[1]["dtype"].as_str(), Some("bf16"));
         let file = ring(WHOLE, &["--port", "81", "--model", "m", "--dtype", "f32"]).unwrap();
-        assert_eq!(file.listen().unwrap().to_string(), "127.0.0.1:81");
-        assert_eq!((file.model(), &*file.served_model_name()), ("m", "m"));
+        assert_eq!(file.listen().unwrap().to_string(), "0.0.0.0:81");
+        assert_eq!((file.model(), file.served_model_name()), ("m", "m"));
         assert_eq!(file.decode[1].get("dtype"), None, "the flag is that of all");
         assert_eq!(file.server["dtype"].as_str(), Some("f32"));
     }
@@ -223,7 +233,7 @@ mod tests {
     fn without_a_file_flags_say_all() {
         let file = ring("", &["--decode", "3"]).unwrap();
         assert_eq!((file.prefill.len(), file.decode.len()), (1, 3));
-        assert_eq!((file.model(), &*file.served_model_name()), (MODEL, MODEL));
+        assert_eq!((file.model(), file.served_model_name()), (MODEL, MODEL));
         assert_eq!(file.listen().unwrap().port(), PORT);
     }
 
@@ -231,7 +241,7 @@ mod tests {
     fn a_model_is_called_what_it_was_asked_for_by() {
         let file = tempfile::Builder::new().suffix(".gguf").tempfile().unwrap();
         let stem = file.path().file_stem().unwrap().to_str().unwrap();
-        let name = |flags: &[&str]| ring("", flags).unwrap().served_model_name();
+        let name = |flags: &[&str]| ring("", flags).unwrap().served_model_name().to_owned();
         assert_eq!(name(&["--model", file.path().to_str().unwrap()]), stem);
         assert_eq!(name(&["--served-model-name", "x"]), "x");
     }
@@ -250,7 +260,6 @@ mod tests {
         refused("[server]\nlisten = \"[::1]:1\"", &[], &["[server]", "listen", "[[decode]]"]);
         refused(WHOLE, &["--decode", "3"], &["--decode 3", "2 [[decode]]"]);
         refused(WHOLE, &["--one-process"], &["--one-process", "[server]"]);
-        let listen = ring("[gateway]\nlisten = \"localhost:1\"", &[]);
-        assert!(listen.is_err(), "a name is no address");
+        refused("[gateway]\nlisten = \"localhost:1\"", &[], &["[gateway]", "listen"]);
     }
 }

@@ -1,5 +1,6 @@
 //! Which processes make the ring, where they listen and what each config file says.
 
+use std::io::{self, ErrorKind};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 
@@ -17,6 +18,8 @@ pub struct Fleet {
     pub url: String,
     /// What clients call the model.
     pub model_name: String,
+    /// What they must send, if anything.
+    pub client_key: Option<String>,
 }
 
 /// One process: its name in the run folder, its program and its config.
@@ -51,31 +54,44 @@ impl Server {
 }
 
 impl Fleet {
+    /// The header of that name, for every question to the gateway.
+    pub fn authorization(&self) -> String {
+        format!("Bearer {}", self.client_key.as_deref().unwrap_or_default())
+    }
+
     /// # Errors
-    /// Where the gateway's port is taken, or this program's folder cannot be found.
+    /// Where the gateway's address cannot be had, the key of clients cannot be read, or the folder
+    /// of this program cannot be found.
     pub fn plan(options: &UpOptions, ring: &RingFile, model: &Path) -> anyhow::Result<Self> {
         let model = path(&model.canonicalize().context("find the model")?)?;
         let own = std::env::current_exe().context("find this program")?;
         let mut ports = Ports::default();
-        let listen = ring.listen()?;
-        let listen = ports
-            .take(listen)
-            .with_context(|| format!("{listen} is taken: give --port N, or --port 0 for any"))?;
+        let wanted = ring.listen()?;
+        let listen = ports.take(wanted).map_err(|error| {
+            let what = match error.kind() {
+                ErrorKind::AddrInUse => {
+                    format!("{wanted} is taken: give --port N, or --port 0 for any")
+                }
+                _ => format!("[gateway]: `listen` is {wanted}; want an address that can be bound"),
+            };
+            anyhow::Error::from(error).context(what)
+        })?;
         let servers = if options.one_process {
             let mut settings = table([
                 ("listen", listen.to_string().into()),
                 ("model", model),
                 ("served_model_name", ring.served_model_name().into()),
             ]);
-            settings.insert("gateway".into(), without(&ring.gateway, "listen").into());
-            settings.insert("server".into(), ring.server.clone().into());
+            settings.insert("gateway".into(), drained(without(&ring.gateway, "listen")));
+            settings.insert("server".into(), drained(ring.server.clone()));
             let arguments = vec!["ring".to_owned()];
             vec![Server { name: "ring".into(), program: own, arguments, settings }]
         } else {
             three_roles(ring, &model, &own, (listen, &mut ports))?
         };
         let url = format!("http://{}", reached(listen));
-        Ok(Self { servers, url, model_name: ring.served_model_name() })
+        let model_name = ring.served_model_name().to_owned();
+        Ok(Self { servers, url, model_name, client_key: ring.client_key()? })
     }
 
     /// How pages travel, a line for each pair of servers; once the ring is ready.
@@ -152,6 +168,11 @@ fn without(table: &Table, key: &str) -> Table {
     table
 }
 
+fn drained(mut settings: Table) -> Value {
+    settings.insert("drain_seconds".into(), DRAIN_SECONDS.into());
+    settings.into()
+}
+
 fn path(path: &Path) -> anyhow::Result<Value> {
     let text = path.to_str().with_context(|| format!("{} is not UTF-8", path.display()))?;
     Ok(text.into())
@@ -185,7 +206,7 @@ struct Ports {
 }
 
 impl Ports {
-    fn take(&mut self, wanted: SocketAddr) -> anyhow::Result<SocketAddr> {
+    fn take(&mut self, wanted: SocketAddr) -> io::Result<SocketAddr> {
         let listener = TcpListener::bind(wanted)?;
         let address = listener.local_addr()?;
         self.held.push(listener);
@@ -281,7 +302,15 @@ mod tests {
         assert_eq!(fleet.servers.len(), 1);
         assert_eq!(fleet.servers[0].arguments, ["ring"]);
         let text = fleet.servers[0].config(Path::new("/k")).unwrap();
-        assert!(text.contains("[gateway]") && text.contains("page_size = 8"), "{text}");
+        let config: Table = toml::from_str(&text).unwrap();
+        let number = |table: &str, key: &str| config[table].get(key).and_then(Value::as_integer);
+        assert_eq!(
+            (number("gateway", "max_queued"), number("server", "page_size")),
+            (Some(7), Some(8))
+        );
+        for table in ["gateway", "server"] {
+            assert_eq!(number(table, "drain_seconds"), Some(DRAIN_SECONDS), "{text}");
+        }
     }
 
     #[test]
@@ -290,5 +319,21 @@ mod tests {
         let port = holder.local_addr().unwrap().port().to_string();
         let error = plan("", &["--port", &port]).err().unwrap();
         assert!(format!("{error:#}").contains("--port 0"), "{error:#}");
+    }
+
+    #[test]
+    fn an_address_that_is_not_this_machines_is_not_called_taken() {
+        // Of the block that documentation has.
+        let error = plan("[gateway]\nlisten = \"192.0.2.1:80\"", &[]).err().unwrap();
+        let error = format!("{error:#}");
+        assert!(error.contains("[gateway]: `listen` is 192.0.2.1:80"), "{error}");
+        assert!(error.contains("assign") && !error.contains("taken"), "{error}");
+    }
+
+    #[test]
+    fn a_key_that_cannot_be_read_is_named() {
+        let error = plan("[gateway]\napi_key_file = \"/no/key\"", &["--port", "0"]).err().unwrap();
+        let error = format!("{error:#}");
+        assert!(error.contains("[gateway]: `api_key_file`: /no/key"), "{error}");
     }
 }

@@ -6,6 +6,7 @@ use anyhow::bail;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::Value;
 
+use super::fleet::Fleet;
 use super::process::Servers;
 use crate::interrupt::Interrupt;
 
@@ -24,7 +25,11 @@ const LOADING: &str = "loading weights: ";
 ///
 /// # Errors
 /// Where a server dies, or the ring is not whole in time; both with the end of a log.
-pub fn wait(url: &str, servers: &mut Servers<'_>, interrupt: &Interrupt) -> anyhow::Result<bool> {
+pub fn wait(
+    fleet: &Fleet,
+    servers: &mut Servers<'_>,
+    interrupt: &Interrupt,
+) -> anyhow::Result<bool> {
     let style = ProgressStyle::with_template(
         "{spinner} starting the servers [{bar:24}] {elapsed} {wide_msg}",
     )?;
@@ -36,7 +41,7 @@ pub fn wait(url: &str, servers: &mut Servers<'_>, interrupt: &Interrupt) -> anyh
         if let Some(report) = servers.report_of_a_death() {
             bail!("{report}");
         }
-        match probe(&agent, url) {
+        match probe(&agent, fleet) {
             Ok(()) => break true,
             Err(reason) if start.elapsed() > READY_MAX => {
                 let seconds = READY_MAX.as_secs();
@@ -79,9 +84,11 @@ pub fn agent(reply_max: Duration) -> ureq::Agent {
 }
 
 /// Ok when ready and whole; else one line that says what is missing.
-fn probe(agent: &ureq::Agent, url: &str) -> Result<(), String> {
+fn probe(agent: &ureq::Agent, fleet: &Fleet) -> Result<(), String> {
     let get = |path: &str| -> Option<(bool, String)> {
-        let mut response = agent.get(format!("{url}{path}")).call().ok()?;
+        let request = agent.get(format!("{}{path}", fleet.url));
+        let request = request.header("authorization", fleet.authorization());
+        let mut response = request.call().ok()?;
         let body = response.body_mut().with_config().limit(REPLY_BYTES_MAX).read_to_string();
         Some((response.status().is_success(), body.unwrap_or_default()))
     };
@@ -90,7 +97,10 @@ fn probe(agent: &ureq::Agent, url: &str) -> Result<(), String> {
     if !is_ready {
         return Err(reason(&body));
     }
-    let (_, info) = get("/server_info").ok_or_else(String::new)?;
+    let (is_told, info) = get("/server_info").ok_or_else(String::new)?;
+    if !is_told {
+        return Err(reason(&info));
+    }
     let info: Value = serde_json::from_str(&info).map_err(|error| error.to_string())?;
     missing(&info).map_or(Ok(()), Err)
 }
