@@ -62,19 +62,19 @@ def healthy(ring, watch):
     say(f"{load.answered} answers under plain load")
 
 
-def queued(ring, watch):
-    """More long answers than rows, until Prometheus has seen that some wait; then none does. How
-    fast the engine is only says how long that takes."""
-    def seen(is_it):
-        found = watch.prometheus.samples("sum (tandem_queue_depth)", since, time.time())
-        return any(is_it(depth) for depths in found for depth in depths)
+def queued(ring, watch, start):
+    """More long answers than rows, until Prometheus has seen that some wait; then there are none. How
+    fast the engine is only says how long that takes. What is seen is what panels see that begin at
+    `start`: a range has a point a second, and its last may be older than the last scrape."""
+    def seen(metric):
+        found = watch.prometheus.samples(f"sum (tandem_{metric})", start, time.time())
+        return found[0] if found else []
 
-    since = time.time()
     with Load(ring.url, 2 * ROWS + 3, 600) as load:
-        wait_for("a request that waits", lambda: seen(lambda depth: depth > 0))
+        wait_for("a request that waits", lambda: any(seen("queue_depth")))
     assert load.refused == 0, vars(load)
-    since = time.time()
-    wait_for("an empty queue", lambda: seen(lambda depth: depth == 0))
+    for metric in ("queue_depth", "gateway_requests_in_flight"):
+        wait_for(f"no {metric}", lambda: seen(metric)[-1:] == [0])
 
 
 def dead(ring, watch):
@@ -218,7 +218,7 @@ def run(arguments, folder):
         prometheus.wait_scraped(ring)
         start = time.time()
         healthy(ring, watch)
-        queued(ring, watch)
+        queued(ring, watch, start + 2)
         window = (start + 2, time.time())
         others = compat_queries(prometheus, window)
         for provoke in (dead, quarantined):
