@@ -305,6 +305,7 @@ fn hold(job: &mut Job, range: Range<usize>) -> Box<dyn Any + Send> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::job::Queued;
     use shared::ids::{Attempt, RequestId, TokenId};
     use shared::pool::{Owned, Pool};
     use shared::request::{Reads, Request, RequestParts};
@@ -321,29 +322,17 @@ mod tests {
     fn job(decode: Epoch, route: Route, full: &[Sealed]) -> Job {
         let parts =
             RequestParts::reading(vec![TokenId::new(0)], Reads::Next(vec![TokenId::new(0)]));
-        Job {
+        let queued = Queued {
             key: RequestKey { id: RequestId::new(DECODE, 1), attempt: Attempt::new(0) },
             request: Request::try_from(parts).unwrap(),
             guide: None,
-            decode: Some(decode),
-            route,
-            full: full.to_vec(),
-            tail: vec![],
-            cached_tokens: 0,
-            computed: 0,
-            done: false,
-            first: None,
-            states: vec![],
-            flying: false,
-            shipped: 0,
-            in_flight: 0,
-            flush_sent: false,
-            checksums: vec![],
+            target: None,
+            arrival: 1,
             arrived: Duration::ZERO,
-            admitted: Duration::ZERO,
-            finished: Duration::ZERO,
-            ended: None,
-        }
+            passed: 0,
+        };
+        let job = queued.admitted(Duration::ZERO, (full.to_vec(), vec![]), 0);
+        Job { decode: Some(decode), route, ..job }
     }
 
     #[test]

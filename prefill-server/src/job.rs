@@ -75,6 +75,42 @@ pub(crate) struct Job {
     pub(crate) ended: Option<Fault>,
 }
 
+impl Queued {
+    /// It has its turn, with its pages: full ones that were cached, and those to fill. `computed`
+    /// tokens are in the full ones.
+    pub(crate) fn admitted(
+        &self,
+        now: Duration,
+        (full, tail): (Vec<Sealed>, Vec<Owned>),
+        computed: u32,
+    ) -> Job {
+        let target = self.target.as_ref();
+        Job {
+            key: self.key,
+            request: self.request.clone(),
+            guide: self.guide.clone(),
+            decode: target.map(|target| target.epoch),
+            route: target.map_or(Route::Gateway, |target| Route::Unopened(target.ticket)),
+            full,
+            tail,
+            cached_tokens: computed,
+            computed,
+            done: false,
+            first: None,
+            states: vec![],
+            flying: false,
+            shipped: 0,
+            in_flight: 0,
+            flush_sent: false,
+            checksums: vec![],
+            arrived: self.arrived,
+            admitted: now,
+            finished: now,
+            ended: None,
+        }
+    }
+}
+
 impl Job {
     /// Tokens of the prompt.
     pub(crate) fn len(&self) -> u32 {

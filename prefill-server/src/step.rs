@@ -5,7 +5,7 @@
 //! 3. Admit. 4. Cut chunks, launch, ship what will be complete. The inbox is heard while it runs.
 
 use crate::inbox::{Event, Peer};
-use crate::job::{Job, Queued, Route};
+use crate::job::{Job, Queued};
 use crate::metrics::Meter;
 use kv_transfer::OpId;
 use link::{StopPoint, Stops};
@@ -205,7 +205,8 @@ impl Prefill {
     /// Takes pages for all of a waiting request's prompt; `None` if there are too few.
     fn start(&mut self, slot: usize) -> Option<Job> {
         let now = self.now();
-        let Queued { key, request, guide, target, arrived, .. } = &self.queue[slot];
+        let queued = &self.queue[slot];
+        let request = &queued.request;
         let most = request.reusable();
         let pages = (request.tokens.len() as u32).div_ceil(self.page_tokens);
         if pages - self.cache.peek(&request.salt, most) > self.pool.available() {
@@ -215,29 +216,7 @@ impl Prefill {
         let missing = pages - full.len() as u32;
         let mut credit = self.cache.reserve(&self.pool, missing)?;
         let computed = full.len() as u32 * self.page_tokens;
-        let job = Job {
-            key: *key,
-            request: request.clone(),
-            guide: guide.clone(),
-            decode: target.as_ref().map(|target| target.epoch),
-            route: target.as_ref().map_or(Route::Gateway, |target| Route::Unopened(target.ticket)),
-            full,
-            tail: credit.draw(missing),
-            cached_tokens: computed,
-            computed,
-            done: false,
-            first: None,
-            states: vec![],
-            flying: false,
-            shipped: 0,
-            in_flight: 0,
-            flush_sent: false,
-            checksums: vec![],
-            arrived: *arrived,
-            admitted: now,
-            finished: now,
-            ended: None,
-        };
+        let job = queued.admitted(now, (full, credit.draw(missing)), computed);
         tracing::debug!(target: "story", request = %job.key, computed, "admitted");
         self.meter.admitted(computed, job.len() - computed);
         Some(job)

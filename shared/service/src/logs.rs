@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    #[ignore = "for the next, which reads what it leaves"]
+    #[ignore = "run by a_panic_is_a_line_of_json, as a process of its own"]
     fn it_panics() {
         start(None, Format::Json).unwrap();
         panic!("on purpose");

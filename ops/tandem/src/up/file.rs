@@ -196,23 +196,15 @@ fn check<T: for<'de> Deserialize<'de>>(
 
 #[cfg(test)]
 mod tests {
-    use clap::Parser;
-
     use super::*;
-
-    #[derive(Parser)]
-    struct Command {
-        #[command(flatten)]
-        up: UpOptions,
-    }
+    use crate::up::options::tests::parse;
 
     const WHOLE: &str = "model = \"hf:Qwen/Qwen3-0.6B@main\"\n[gateway]\nlisten = \"0.0.0.0:80\"\n\
                          [server]\ndtype = \"f32\"\n[[prefill]]\n[[decode]]\nthreads = 2\n\
                          [[decode]]\ndtype = \"bf16\"\n";
 
     fn ring(text: &str, flags: &[&str]) -> anyhow::Result<RingFile> {
-        let flags = ["up"].iter().chain(flags);
-        RingFile::parse(text)?.under(&Command::try_parse_from(flags).unwrap().up)
+        RingFile::parse(text)?.under(&parse(flags).unwrap())
     }
 
     #[test]

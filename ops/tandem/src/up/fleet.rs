@@ -231,18 +231,11 @@ impl Ports {
 
 #[cfg(test)]
 mod tests {
-    use clap::Parser;
-
     use super::*;
-
-    #[derive(Parser)]
-    struct Command {
-        #[command(flatten)]
-        up: UpOptions,
-    }
+    use crate::up::options::tests::parse;
 
     fn plan(text: &str, flags: &[&str]) -> anyhow::Result<Fleet> {
-        let options = Command::try_parse_from(["up"].iter().chain(flags)).unwrap().up;
+        let options = parse(flags).unwrap();
         let ring = RingFile::parse(text)?.under(&options)?;
         Fleet::plan(&options, &ring, Path::new("."))
     }

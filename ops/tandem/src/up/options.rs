@@ -128,7 +128,7 @@ pub enum Transport {
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use clap::Parser;
 
     use super::*;
@@ -139,7 +139,8 @@ mod tests {
         up: UpOptions,
     }
 
-    fn parse(arguments: &[&str]) -> Result<UpOptions, clap::Error> {
+    /// What `tandem up` makes of these.
+    pub fn parse(arguments: &[&str]) -> Result<UpOptions, clap::Error> {
         let arguments = std::iter::once("up").chain(arguments.iter().copied());
         Command::try_parse_from(arguments).map(|command| command.up)
     }
