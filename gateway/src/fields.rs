@@ -4,14 +4,17 @@
 //! element (`messages[1].content`). `null` is the same as absent, unknown fields are ignored.
 
 use crate::error::Invalid;
-use serde::de::DeserializeOwned;
-use serde_json::{Map, Value};
+use serde::de::{DeserializeOwned, Deserializer, MapAccess, Visitor};
+use serde_json::Value;
+use std::fmt;
 
 /// The fields of one JSON object.
 #[derive(Debug)]
 pub struct Fields {
     prefix: &'static str,
-    map: Map<String, Value>,
+    /// In [`order`] of their names, each once. A request has a handful, and far more are asked
+    /// for.
+    named: Vec<(String, Value)>,
 }
 
 impl Fields {
@@ -20,17 +23,37 @@ impl Fields {
     /// # Errors
     /// Not JSON (with line and column) or not an object.
     pub fn parse(body: &[u8]) -> Result<Self, Invalid> {
-        let value: Value = serde_json::from_slice(body)
-            .map_err(|err| Invalid::body(format!("The body is not valid JSON: {err}")))?;
-        match value {
-            Value::Object(map) => Ok(Self { prefix: "", map }),
-            _ => Err(Invalid::body("The body must be a JSON object".to_owned())),
-        }
+        let mut json = serde_json::Deserializer::from_slice(body);
+        let named = json.deserialize_map(Named).and_then(|named| json.end().map(|()| named));
+        let named = named.map_err(|err| match err.is_data() {
+            true => Invalid::body("The body must be a JSON object".to_owned()),
+            false => Invalid::body(format!("The body is not valid JSON: {err}")),
+        })?;
+        Ok(Self::new("", named))
+    }
+
+    /// Of a name that comes twice the last one counts.
+    fn new(prefix: &'static str, mut named: Vec<(String, Value)>) -> Self {
+        named.reverse();
+        named.sort_by(|a, b| order(&a.0).cmp(&order(&b.0)));
+        named.dedup_by(|later, first| later.0 == first.0);
+        Self { prefix, named }
+    }
+
+    fn find(&self, name: &str) -> Result<usize, usize> {
+        self.named.binary_search_by(|(known, _)| order(known).cmp(&order(name)))
+    }
+
+    fn remove(&mut self, name: &str) -> Option<Value> {
+        self.find(name).ok().map(|at| self.named.remove(at).1)
     }
 
     /// Sets field `name`.
     pub fn set(&mut self, name: &str, value: Value) {
-        self.map.insert(name.to_owned(), value);
+        match self.find(name) {
+            Ok(at) => self.named[at].1 = value,
+            Err(at) => self.named.insert(at, (name.to_owned(), value)),
+        }
     }
 
     /// The object in field `name`, whose own fields are reported as `name.field`; empty if absent.
@@ -38,9 +61,9 @@ impl Fields {
     /// # Errors
     /// The field is there and not an object.
     pub fn object(&mut self, name: &'static str) -> Result<Self, Invalid> {
-        match self.map.swap_remove(name) {
-            None | Some(Value::Null) => Ok(Self { prefix: name, map: Map::new() }),
-            Some(Value::Object(map)) => Ok(Self { prefix: name, map }),
+        match self.remove(name) {
+            None | Some(Value::Null) => Ok(Self::new(name, Vec::new())),
+            Some(Value::Object(map)) => Ok(Self::new(name, map.into_iter().collect())),
             Some(other) => {
                 Err(self.wrong(name, &format!("must be an object, got {}", kind(&other))))
             }
@@ -52,7 +75,7 @@ impl Fields {
     /// # Errors
     /// The field is there and does not fit `T`.
     pub fn take<T: DeserializeOwned>(&mut self, name: &str) -> Result<Option<T>, Invalid> {
-        match self.map.swap_remove(name) {
+        match self.remove(name) {
             None | Some(Value::Null) => Ok(None),
             Some(value) => serde_path_to_error::deserialize(value).map(Some).map_err(|err| {
                 let path = err.path().to_string();
@@ -76,12 +99,12 @@ impl Fields {
 
     /// Takes field `name` out as it stands.
     pub fn take_value(&mut self, name: &str) -> Option<Value> {
-        self.map.swap_remove(name).filter(|value| !value.is_null())
+        self.remove(name).filter(|value| !value.is_null())
     }
 
     /// Looks at field `name`.
     pub fn get(&self, name: &str) -> Option<&Value> {
-        self.map.get(name).filter(|value| !value.is_null())
+        self.find(name).ok().map(|at| &self.named[at].1).filter(|value| !value.is_null())
     }
 
     /// An error about field `name` of this object.
@@ -105,6 +128,30 @@ impl Fields {
             "" => name.to_owned(),
             prefix => format!("{prefix}.{name}"),
         }
+    }
+}
+
+/// Shorter names first: seldom are letters compared.
+fn order(name: &str) -> (usize, &str) {
+    (name.len(), name)
+}
+
+/// Reads an object as it stands.
+struct Named;
+
+impl<'de> Visitor<'de> for Named {
+    type Value = Vec<(String, Value)>;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("a JSON object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut named = Vec::with_capacity(16);
+        while let Some(field) = map.next_entry()? {
+            named.push(field);
+        }
+        Ok(named)
     }
 }
 
@@ -135,8 +182,20 @@ mod tests {
         assert_eq!(param, None);
         assert!(text.contains("line 2 column"), "{text}");
         assert!(message(Fields::parse(b"[1]")).1.contains("JSON object"));
-        let deep = "[".repeat(100_000);
+        assert!(message(Fields::parse(b"{} {}")).1.contains("trailing characters"));
+        let deep = format!("{{\"a\": {}", "[".repeat(100_000));
         assert!(message(Fields::parse(deep.as_bytes())).1.contains("recursion limit"));
+    }
+
+    #[test]
+    fn of_a_name_that_comes_twice_the_last_counts() {
+        let mut fields = Fields::parse(br#"{"n": 1, "a": 5, "n": 2, "n": 3}"#).unwrap();
+        assert_eq!(fields.take::<u32>("n").unwrap(), Some(3));
+        assert_eq!(fields.take::<u32>("n").unwrap(), None);
+        fields.set("n", 4.into());
+        fields.set("a", 6.into());
+        assert_eq!(fields.take::<u32>("n").unwrap(), Some(4));
+        assert_eq!(fields.get("a"), Some(&Value::from(6)));
     }
 
     #[test]

@@ -121,7 +121,7 @@ pub(crate) struct Fleet {
 type Prefills = Vec<Arc<Up<GatewayToPrefill>>>;
 type Decodes = Vec<Arc<Up<GatewayToDecode>>>;
 /// Requests in the ring, with what hears for them.
-type Journeys = HashMap<RequestId, Travelling>;
+type Journeys = HashMap<RequestId, Travelling, foldhash::fast::RandomState>;
 
 #[derive(Clone)]
 struct Travelling {

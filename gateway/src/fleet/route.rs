@@ -3,6 +3,7 @@
 //! Picks the (prefill, decode) pair of a request: the interface is a policy over what is known of
 //! every server; the one policy for now adds up the tokens that must be computed.
 
+use foldhash::fast::RandomState;
 use shared::ids::{Epoch, ServerId};
 use shared::page_hash::{PageHash, PageHasher};
 use shared::request::Request;
@@ -82,8 +83,8 @@ pub struct Seen {
 
 #[derive(Debug, Default)]
 struct Generations {
-    young: HashSet<PageHash>,
-    old: HashSet<PageHash>,
+    young: HashSet<PageHash, RandomState>,
+    old: HashSet<PageHash, RandomState>,
 }
 
 /// Hashes of one generation: with 16 bytes each and two generations, 8 MiB a server at most.

@@ -13,12 +13,11 @@ use aho_corasick::{AhoCorasick, MatchKind};
 use serde_json::Value;
 use shared::ids::TokenId;
 use std::collections::HashMap;
+use std::hash::{Hash, Hasher};
 use std::sync::Mutex;
 use tokenizers::{AddedToken, Model, Tokenizer};
 use unicode_normalization_alignments::{IsNormalized, is_nfc_quick};
 
-/// Longest word that is remembered, bytes.
-const WORD_MAX: usize = 32;
 /// Words remembered: with what is around them a few MB. A full table is emptied, for a language
 /// has fewer words in use.
 const WORDS_MAX: usize = 1 << 15;
@@ -39,7 +38,37 @@ pub struct Quick {
     known: Mutex<Known>,
 }
 
-type Known = HashMap<Box<str>, Box<[TokenId]>>;
+type Known = HashMap<Word, Ids, foldhash::fast::RandomState>;
+
+/// A short word, padded, and its length in the last byte: one cache line has it and its ids, and it
+/// is hashed and compared as four numbers.
+#[derive(Debug, PartialEq, Eq)]
+struct Word([u64; 4]);
+
+impl Word {
+    /// `None` if it is longer than what is remembered.
+    fn new(text: &str) -> Option<Self> {
+        let mut bytes = [0; 32];
+        let (letters, len) = bytes.split_at_mut(31);
+        letters.get_mut(..text.len())?.copy_from_slice(text.as_bytes());
+        len[0] = text.len() as u8;
+        let (numbers, _) = bytes.as_chunks();
+        Some(Self(std::array::from_fn(|at| u64::from_ne_bytes(numbers[at]))))
+    }
+}
+
+impl Hash for Word {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.iter().for_each(|&number| state.write_u64(number));
+    }
+}
+
+/// Most words are one token.
+#[derive(Debug)]
+enum Ids {
+    One(TokenId),
+    Some(Box<[TokenId]>),
+}
 
 impl Quick {
     /// For the tokenizer that was read from `file`, if its way is known.
@@ -121,21 +150,31 @@ impl Quick {
         known: Option<&mut Known>,
         ids: &mut Vec<TokenId>,
     ) -> Option<()> {
-        if let Some(found) = known.as_ref().and_then(|known| known.get(word)) {
-            ids.extend_from_slice(found);
-            return Some(());
+        let short = Word::new(word);
+        match short.as_ref().and_then(|short| known.as_ref()?.get(short)) {
+            Some(Ids::One(id)) => {
+                ids.push(*id);
+                return Some(());
+            }
+            Some(Ids::Some(found)) => {
+                ids.extend_from_slice(found);
+                return Some(());
+            }
+            None => {}
         }
         let spelled: String = word.bytes().map(|byte| self.letters[usize::from(byte)]).collect();
         let tokens = tokenizer.get_model().tokenize(&spelled).ok()?;
         let new = ids.len();
         ids.extend(tokens.iter().map(|token| TokenId::new(token.id)));
-        if let Some(known) = known
-            && word.len() <= WORD_MAX
-        {
+        if let (Some(known), Some(short)) = (known, short) {
             if known.len() >= WORDS_MAX {
                 known.clear();
             }
-            known.insert(word.into(), ids[new..].into());
+            let found = match &ids[new..] {
+                &[id] => Ids::One(id),
+                some => Ids::Some(some.into()),
+            };
+            known.insert(short, found);
         }
         Some(())
     }

@@ -67,10 +67,14 @@ impl Words {
 
     /// Length of what the pattern gets at a time, bytes: a digit or what is before the next.
     fn part(&self, text: &str) -> usize {
-        match (self.rule, text.find(char::is_numeric)) {
-            (Rule::Gpt2 { single_digits: true }, Some(0)) => first_len(text),
-            (Rule::Gpt2 { single_digits: true }, Some(at)) => at,
-            _ => text.len(),
+        if self.rule != (Rule::Gpt2 { single_digits: true }) {
+            return text.len();
+        }
+        let plain = plain_len(text);
+        match find(&text[plain..], char::is_numeric).map(|at| plain + at) {
+            Some(0) => first_len(text),
+            Some(at) => at,
+            None => text.len(),
         }
     }
 
@@ -133,8 +137,7 @@ impl Words {
 
     /// Length of what begins the text with this class, bytes.
     fn run(&self, text: &str, class: Class) -> usize {
-        let end = text.char_indices().find(|&(_, c)| self.classes.of(c) != class);
-        end.map_or(text.len(), |(at, _)| at)
+        find(text, |c| self.classes.of(c) != class).unwrap_or(text.len())
     }
 
     /// Of the first character.
@@ -161,6 +164,22 @@ fn cl100k(split: &Value) -> Option<Rule> {
         "{1,3}" => Some(Rule::Cl100k { digits: 3 }),
         _ => None,
     }
+}
+
+/// Where the first character is that `is` one. ASCII, the most of most texts, is not decoded.
+fn find(text: &str, is: impl Fn(char) -> bool) -> Option<usize> {
+    let ascii = text.bytes().position(|byte| !byte.is_ascii() || is(char::from(byte)))?;
+    let (_, rest) = text.split_at(ascii);
+    rest.char_indices().find(|&(_, c)| is(c)).map(|(at, _)| ascii + at)
+}
+
+/// Bytes that begin the text, a vector at a time, and are ASCII without a digit.
+fn plain_len(text: &str) -> usize {
+    const VECTOR: usize = 32;
+    let is_plain = |byte: &u8| byte.is_ascii() & !byte.is_ascii_digit();
+    // Without a branch for each byte, so that a vector is compared at once.
+    let all = |bytes: &&[u8]| bytes.iter().fold(true, |all, byte| all & is_plain(byte));
+    VECTOR * text.as_bytes().chunks_exact(VECTOR).take_while(all).count()
 }
 
 fn first_len(text: &str) -> usize {
