@@ -20,6 +20,7 @@ pub mod metrics;
 pub mod fleet;
 pub mod pieces;
 pub mod detokenize;
+pub mod sse;
 pub mod stop;
 pub mod parts;
 pub mod blocks;

@@ -7,7 +7,8 @@ use crate::openai::knobs::{logit_bias, strings};
 use crate::openai::{finish_reason, finite, text};
 use crate::pieces::Pieces;
 use crate::ring::Limits;
-use crate::stream::{Sent, Shape};
+use crate::sse::Events;
+use crate::stream::Shape;
 use crate::structured;
 use crate::transcript::{Delta, Ending, Matched, Output, Usage};
 use crate::validate::{Dialect, Knobs, Neutral, Prompt, PromptLogprobs, refuse_unless_neutral};
@@ -254,14 +255,14 @@ impl Shape for GenerateShape {
         self.opening[index] = self.start.and_then(|start| ids.get(start as usize).copied());
     }
 
-    fn chunks(&mut self, delta: Delta) -> Vec<Sent> {
+    fn chunks(&mut self, delta: Delta, events: &mut Events) {
         let index = delta.index;
         self.outputs[index].add(delta);
         let mut chunk = self.result(index, &self.outputs[index]);
         if self.batch {
             chunk["index"] = json!(index);
         }
-        vec![chunk.to_string().into()]
+        events.add_json(None, &chunk);
     }
 
     fn whole(&mut self, outputs: Vec<Output>, _usage: Usage) -> String {

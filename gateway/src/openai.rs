@@ -14,6 +14,7 @@ pub mod tools;
 pub use logprobs::{finite, text};
 
 use crate::model::Model;
+use crate::sse::Data;
 use crate::transcript::{Ending, Matched, Usage};
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -39,27 +40,49 @@ impl Head {
     }
 }
 
-/// `usage`.
-#[derive(Debug, Clone, Copy, Serialize)]
-pub struct UsageJson {
-    prompt_tokens: u32,
-    total_tokens: u32,
-    completion_tokens: u32,
-    prompt_tokens_details: PromptDetails,
+/// What opens every chunk of a stream, and a completion, as JSON up to its choices: written once.
+#[derive(Debug)]
+struct Opening(String);
+
+#[derive(Serialize)]
+struct Repeated<'a> {
+    id: &'a str,
+    object: &'static str,
+    created: u64,
+    model: &'a str,
 }
 
-#[derive(Debug, Clone, Copy, Serialize)]
-struct PromptDetails {
-    cached_tokens: u32,
-}
+impl Opening {
+    fn new(head: &Head, object: &'static str) -> Self {
+        let (id, created, model) = (&head.id, head.created, &head.model.served_name);
+        let mut text = json_text(&Repeated { id, object, created, model });
+        text.pop(); // the brace
+        text.push_str(",\"choices\":[");
+        Self(text)
+    }
 
-impl From<Usage> for UsageJson {
-    fn from(usage: Usage) -> Self {
-        Self {
-            prompt_tokens: usage.prompt,
-            total_tokens: usage.prompt + usage.completion,
-            completion_tokens: usage.completion,
-            prompt_tokens_details: PromptDetails { cached_tokens: usage.cached },
+    /// A chunk with what `choices` writes.
+    fn chunk(
+        &self,
+        data: &mut Data<'_>,
+        usage: Option<Usage>,
+        choices: impl FnOnce(&mut Data<'_>),
+    ) {
+        self.open(data, usage, choices);
+        data.text("}");
+    }
+
+    /// One that goes on.
+    fn open(&self, data: &mut Data<'_>, usage: Option<Usage>, choices: impl FnOnce(&mut Data<'_>)) {
+        data.text(&self.0);
+        choices(data);
+        data.text("]");
+        if let Some(usage) = usage {
+            data.field(",\"usage\":{\"prompt_tokens\":", &usage.prompt);
+            data.field(",\"total_tokens\":", &(usage.prompt + usage.completion));
+            data.field(",\"completion_tokens\":", &usage.completion);
+            data.field(",\"prompt_tokens_details\":{\"cached_tokens\":", &usage.cached);
+            data.text("}}");
         }
     }
 }
@@ -81,13 +104,7 @@ fn stop_reason(ending: &Ending, model: &Model) -> Value {
     }
 }
 
-/// A chunk of a stream is seldom longer.
-const CHUNK_BYTES: usize = 512;
-
 /// A JSON text of one of our own types.
 fn json_text(value: &impl Serialize) -> String {
-    let mut text = Vec::with_capacity(CHUNK_BYTES);
-    serde_json::to_writer(&mut text, value)
-        .expect("our own types have string keys and finite numbers");
-    String::from_utf8(text).expect("serde_json writes UTF-8")
+    Data::text_of(|data| data.json(value))
 }

@@ -33,11 +33,11 @@ impl StopMatcher {
     }
 
     /// Takes the next piece of text.
-    pub fn push(&mut self, piece: &str) -> Passed {
+    pub fn push(&mut self, piece: String) -> Passed {
         if self.stops.is_empty() {
-            return Passed { text: piece.to_owned(), stop: None };
+            return Passed { text: piece, stop: None };
         }
-        self.held.push_str(piece);
+        self.held.push_str(&piece);
         if let Some((start, end, stop)) = self.first_match() {
             self.held.truncate(if self.include { end } else { start });
             return Passed { text: std::mem::take(&mut self.held), stop: Some(stop) };
@@ -106,7 +106,7 @@ mod tests {
         let mut matcher = StopMatcher::new(stops.to_vec(), include);
         let mut out = String::new();
         for piece in pieces {
-            let passed = matcher.push(piece);
+            let passed = matcher.push((*piece).to_owned());
             out.push_str(&passed.text);
             if passed.stop.is_some() {
                 return (out, true);
@@ -138,10 +138,13 @@ mod tests {
     #[test]
     fn holds_back_only_what_may_become_a_stop() {
         let mut matcher = StopMatcher::new(vec!["</end>".into()], false);
-        assert_eq!(matcher.push("one <").text, "one ");
-        assert_eq!(matcher.push("/e").text, "");
-        assert_eq!(matcher.push("m> two").text, "</em> two");
-        assert_eq!(matcher.push("x</").text, "x");
-        assert_eq!(matcher.push("end> never"), Passed { text: String::new(), stop: Some(0) });
+        assert_eq!(matcher.push("one <".into()).text, "one ");
+        assert_eq!(matcher.push("/e".into()).text, "");
+        assert_eq!(matcher.push("m> two".into()).text, "</em> two");
+        assert_eq!(matcher.push("x</".into()).text, "x");
+        assert_eq!(
+            matcher.push("end> never".into()),
+            Passed { text: String::new(), stop: Some(0) }
+        );
     }
 }

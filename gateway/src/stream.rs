@@ -12,6 +12,7 @@
 use crate::error::ApiError;
 use crate::metrics::Timing;
 use crate::ring::{Answer, Event, Failure, FailureKind};
+use crate::sse::Events;
 use crate::transcript::{Delta, Output, Transcript, Usage};
 use axum::body::{Body, Bytes};
 use axum::http::{HeaderValue, header};
@@ -30,38 +31,21 @@ pub type Deltas = BoxStream<'static, Result<Delta, Failure>>;
 /// An API's JSON for deltas and whole answers.
 pub trait Shape: Send + 'static {
     /// Events for a delta; none if there is nothing to show.
-    fn chunks(&mut self, delta: Delta) -> Vec<Sent>;
+    fn chunks(&mut self, delta: Delta, events: &mut Events);
     /// OpenAI's event after the last delta, if usage was asked for.
-    fn last(&mut self, _usage: Usage) -> Option<String> {
-        None
-    }
+    fn last(&mut self, _usage: Usage, _events: &mut Events) {}
     /// Events after the last delta, or after the failure that cut the answer: OpenAI's.
-    fn end(&mut self, ended: Result<Usage, ApiError>) -> Vec<Sent> {
-        let last = match ended {
-            Ok(usage) => self.last(usage),
-            Err(error) => Some(error.body().to_string()),
-        };
-        last.into_iter().chain([DONE.to_owned()]).map(Sent::from).collect()
+    fn end(&mut self, ended: Result<Usage, ApiError>, events: &mut Events) {
+        match ended {
+            Ok(usage) => self.last(usage, events),
+            Err(error) => events.add_json(None, &error.body()),
+        }
+        events.add(None, |data| data.text("[DONE]"));
     }
     /// The prompt of an output, said before any delta of it.
     fn prompt(&mut self, _index: usize, _ids: &[TokenId]) {}
     /// The body of a whole answer; `usage` counts outputs too that were made and are not answered.
     fn whole(&mut self, outputs: Vec<Output>, usage: Usage) -> String;
-}
-
-/// A server-sent event.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Sent {
-    /// `event:`, where the API names its events.
-    pub name: Option<&'static str>,
-    /// `data:`, one line.
-    pub data: String,
-}
-
-impl From<String> for Sent {
-    fn from(data: String) -> Self {
-        Self { name: None, data }
-    }
 }
 
 /// An answer with what follows its text and its time.
@@ -197,24 +181,26 @@ pub async fn events(
         (header::HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no")),
     ];
     let (first, usages) = (Some(first), vec![Usage::default(); count]);
-    let events = Events { first, deltas, shape, usages, ended: false };
-    Ok((headers, Body::from_stream(events)).into_response())
+    let events = Events::default();
+    let body = Told { first, deltas, shape, events, usages, ended: false };
+    Ok((headers, Body::from_stream(body)).into_response())
 }
 
 /// The body of an event stream: one item a delta that shows something, so that each leaves in one
 /// write.
-struct Events<S> {
+struct Told<S> {
     first: Option<Delta>,
     deltas: Deltas,
     shape: S,
+    events: Events,
     usages: Vec<Usage>,
     ended: bool,
 }
 
 /// Nothing in it is pinned but the deltas, and those are boxed.
-impl<S> Unpin for Events<S> {}
+impl<S> Unpin for Told<S> {}
 
-impl<S: Shape> Stream for Events<S> {
+impl<S: Shape> Stream for Told<S> {
     type Item = Result<Bytes, Infallible>;
 
     fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
@@ -227,45 +213,25 @@ impl<S: Shape> Stream for Events<S> {
                 Some(first) => Some(Ok(first)),
                 None => ready!(this.deltas.poll_next_unpin(context)),
             };
-            let events = match next {
+            match next {
                 Some(Ok(delta)) => {
                     this.usages[delta.index] = delta.usage;
-                    this.shape.chunks(delta)
+                    this.shape.chunks(delta, &mut this.events);
                 }
                 Some(Err(failure)) => {
                     this.ended = true;
-                    this.shape.end(Err(failure.into()))
+                    this.shape.end(Err(failure.into()), &mut this.events);
                 }
                 None => {
                     this.ended = true;
-                    this.shape.end(Ok(total(&this.usages)))
+                    this.shape.end(Ok(total(&this.usages)), &mut this.events);
                 }
-            };
-            if this.ended || !events.is_empty() {
-                return Poll::Ready(Some(Ok(framed(&events))));
+            }
+            if this.ended || !this.events.is_empty() {
+                return Poll::Ready(Some(Ok(this.events.take())));
             }
         }
     }
-}
-
-/// What ends a stream of OpenAI's.
-const DONE: &str = "[DONE]";
-
-fn framed(events: &[Sent]) -> Bytes {
-    let name_len = |event: &Sent| event.name.map_or(0, |name| name.len() + 8);
-    let len = |event: &Sent| event.data.len() + 8 + name_len(event);
-    let mut frame = String::with_capacity(events.iter().map(len).sum());
-    for event in events {
-        if let Some(name) = event.name {
-            frame.push_str("event: ");
-            frame.push_str(name);
-            frame.push('\n');
-        }
-        frame.push_str("data: ");
-        frame.push_str(&event.data);
-        frame.push_str("\n\n");
-    }
-    Bytes::from(frame)
 }
 
 /// Usage of a call: the sum over its outputs.

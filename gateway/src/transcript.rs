@@ -119,8 +119,11 @@ impl Transcript {
                 text.push_str(&self.stops.pass(&piece));
                 continue;
             }
-            let passed = self.stops.push(&piece);
-            text.push_str(&passed.text);
+            let passed = self.stops.push(piece);
+            match text.is_empty() {
+                true => text = passed.text,
+                false => text.push_str(&passed.text),
+            }
             if let Some(stop) = passed.stop {
                 let matched = Some(Matched::Text(self.stops.stop(stop).to_owned()));
                 let ending = Some(Ending { finish: Finish::Stop, matched });

@@ -5,7 +5,8 @@ use crate::blocks::{Block, Blocks, Kind, Step};
 use crate::error::ApiError;
 use crate::openai::Head;
 use crate::reply::Reply;
-use crate::stream::{Sent, Shape};
+use crate::sse::Events;
+use crate::stream::Shape;
 use crate::transcript::{Delta, Ending, Matched, Output, Usage};
 use serde_json::{Map, Value, json};
 use shared::request::Finish;
@@ -50,11 +51,12 @@ impl MessageShape {
         }
     }
 
-    fn told(&self, step: Step) -> Sent {
+    fn told(&self, step: Step, events: &mut Events) {
         match step {
             Step::Opened(index) => {
                 let block = opened(self.blocks.get(index));
-                event("content_block_start", json!({"index": index, "content_block": block}))
+                let data = json!({"index": index, "content_block": block});
+                event(events, "content_block_start", data);
             }
             Step::Grew(index, text) => {
                 let delta = match self.blocks.get(index).kind {
@@ -62,39 +64,39 @@ impl MessageShape {
                     Kind::Text => json!({"type": "text_delta", "text": text}),
                     Kind::Call { .. } => json!({"type": "input_json_delta", "partial_json": text}),
                 };
-                event("content_block_delta", json!({"index": index, "delta": delta}))
+                let data = json!({"index": index, "delta": delta});
+                event(events, "content_block_delta", data);
             }
-            Step::Closed(index) => event("content_block_stop", json!({"index": index})),
+            Step::Closed(index) => event(events, "content_block_stop", json!({"index": index})),
         }
     }
 }
 
 impl Shape for MessageShape {
-    fn chunks(&mut self, delta: Delta) -> Vec<Sent> {
-        let mut events = Vec::new();
+    fn chunks(&mut self, delta: Delta, events: &mut Events) {
         if !std::mem::replace(&mut self.opened, true) {
             let usage = Usage { completion: 0, ..delta.usage };
             let message = self.message(&[], None, usage);
-            events.push(event("message_start", json!({"message": message})));
+            event(events, "message_start", json!({"message": message}));
         }
         let mut steps = self.blocks.take(self.reply.parts(&delta.text, delta.ending.is_some()));
         if delta.ending.is_some() {
             steps.extend(self.blocks.close());
         }
-        events.extend(steps.into_iter().map(|step| self.told(step)));
+        steps.into_iter().for_each(|step| self.told(step, events));
         if let Some(ending) = &delta.ending {
             let (reason, sequence) = self.stop(Some(ending));
             let stop = json!({"stop_reason": reason, "stop_sequence": sequence});
             let last = json!({"delta": stop, "usage": tokens(delta.usage)});
-            events.push(event("message_delta", last));
-            events.push(event("message_stop", json!({})));
+            event(events, "message_delta", last);
+            event(events, "message_stop", json!({}));
         }
-        events
     }
 
-    fn end(&mut self, ended: Result<Usage, ApiError>) -> Vec<Sent> {
-        let failed = ended.err().map(|err| error::body(&err, None).to_string());
-        failed.map(|data| Sent { name: Some("error"), data }).into_iter().collect()
+    fn end(&mut self, ended: Result<Usage, ApiError>, events: &mut Events) {
+        if let Err(err) = ended {
+            events.add_json(Some("error"), &error::body(&err, None));
+        }
     }
 
     fn whole(&mut self, outputs: Vec<Output>, _usage: Usage) -> String {
@@ -105,10 +107,10 @@ impl Shape for MessageShape {
     }
 }
 
-/// An event, whose data repeats its name.
-fn event(name: &'static str, mut data: Value) -> Sent {
+/// Adds an event, whose data repeats its name.
+fn event(events: &mut Events, name: &str, mut data: Value) {
     data["type"] = json!(name);
-    Sent { name: Some(name), data: data.to_string() }
+    events.add_json(Some(name), &data);
 }
 
 /// `usage`; Anthropic counts the cached tokens of the prompt apart.

@@ -4,13 +4,14 @@ use super::knobs::{self, Delivery};
 use super::logprobs::{ChatLogprobs, prompt_logprobs};
 use super::reply::{Message, MessageDelta};
 use super::tools::{self, Tools};
-use super::{Head, UsageJson, finish_reason, json_text, messages, stop_reason};
+use super::{Head, Opening, finish_reason, messages, stop_reason};
 use crate::error::Invalid;
 use crate::fields::Fields;
 use crate::model::Model;
 use crate::reasoning::Thoughts;
 use crate::reply::{Reader, Reply};
-use crate::stream::{Sent, Shape};
+use crate::sse::{Data, Events};
+use crate::stream::Shape;
 use crate::structured;
 use crate::template::Conversation;
 use crate::tools::{CallParser, Format};
@@ -125,6 +126,7 @@ impl ChatRequest {
 #[derive(Debug)]
 pub struct ChatShape {
     head: Head,
+    opening: Opening,
     delivery: Delivery,
     logprobs: bool,
     /// Report the prompt's, with this many alternatives.
@@ -141,37 +143,25 @@ struct Spoken {
     reply: Reply,
 }
 
-#[derive(Serialize)]
-struct Chunk<'a> {
-    id: &'a str,
-    object: &'static str,
-    created: u64,
-    model: &'a str,
-    choices: Vec<ChunkChoice>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    usage: Option<UsageJson>,
-}
-
-#[derive(Serialize)]
 struct ChunkChoice {
     index: usize,
     delta: MessageDelta,
     logprobs: Option<ChatLogprobs>,
     finish_reason: Option<&'static str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     stop_reason: Option<Value>,
 }
 
-#[derive(Serialize)]
-struct Whole<'a> {
-    id: &'a str,
-    object: &'static str,
-    created: u64,
-    model: &'a str,
-    choices: Vec<WholeChoice>,
-    usage: UsageJson,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    prompt_logprobs: Option<Value>,
+impl ChunkChoice {
+    fn write(&self, data: &mut Data<'_>) {
+        data.field("{\"index\":", &self.index);
+        data.field(",\"delta\":", &self.delta);
+        data.field(",\"logprobs\":", &self.logprobs);
+        data.field(",\"finish_reason\":", &self.finish_reason);
+        if let Some(reason) = &self.stop_reason {
+            data.field(",\"stop_reason\":", reason);
+        }
+        data.text("}");
+    }
 }
 
 #[derive(Serialize)]
@@ -187,7 +177,8 @@ impl ChatShape {
     /// For one call.
     pub fn new(head: Head, delivery: Delivery, logprobs: bool) -> Self {
         let (reply, outputs) = (Reply::default(), Vec::new());
-        Self { head, delivery, logprobs, prompt_logprobs: None, reply, outputs }
+        let opening = Opening::new(&head, "chat.completion.chunk");
+        Self { head, opening, delivery, logprobs, prompt_logprobs: None, reply, outputs }
     }
 
     /// Reports the prompt's log-probabilities too.
@@ -212,20 +203,14 @@ impl ChatShape {
         &mut self.outputs[index]
     }
 
-    fn chunk(&self, choices: Vec<ChunkChoice>, usage: Option<Usage>) -> String {
-        json_text(&Chunk {
-            id: &self.head.id,
-            object: "chat.completion.chunk",
-            created: self.head.created,
-            model: &self.head.model.served_name,
-            choices,
-            usage: usage.map(UsageJson::from),
-        })
+    fn chunk(&self, choices: &[ChunkChoice], usage: Option<Usage>, events: &mut Events) {
+        let items = |data: &mut Data<'_>| data.items(choices, |data, choice| choice.write(data));
+        events.add(None, |data| self.opening.chunk(data, usage, items));
     }
 }
 
 impl Shape for ChatShape {
-    fn chunks(&mut self, delta: Delta) -> Vec<Sent> {
+    fn chunks(&mut self, delta: Delta, events: &mut Events) {
         let usage = self.delivery.continuous_usage.then_some(delta.usage);
         let shows = self.logprobs && !delta.tokens.is_empty();
         let mut logprobs =
@@ -256,11 +241,13 @@ impl Shape for ChatShape {
             choice(delta, logprobs.take(), ending.clone().filter(|_| at == last))
         });
         let choices: Vec<ChunkChoice> = opening.into_iter().chain(deltas).collect();
-        choices.into_iter().map(|choice| self.chunk(vec![choice], usage).into()).collect()
+        choices.chunks(1).for_each(|choice| self.chunk(choice, usage, events));
     }
 
-    fn last(&mut self, usage: Usage) -> Option<String> {
-        self.delivery.include_usage.then(|| self.chunk(Vec::new(), Some(usage)))
+    fn last(&mut self, usage: Usage, events: &mut Events) {
+        if self.delivery.include_usage {
+            self.chunk(&[], Some(usage), events);
+        }
     }
 
     fn whole(&mut self, outputs: Vec<Output>, usage: Usage) -> String {
@@ -280,14 +267,15 @@ impl Shape for ChatShape {
                 stop_reason: ending.map_or(Value::Null, |ending| stop_reason(ending, model)),
             }
         });
-        json_text(&Whole {
-            id: &self.head.id,
-            object: "chat.completion",
-            created: self.head.created,
-            model: &self.head.model.served_name,
-            choices: choices.collect(),
-            usage: usage.into(),
-            prompt_logprobs,
+        let choices: Vec<WholeChoice> = choices.collect();
+        let items = |data: &mut Data<'_>| data.items(&choices, |data, choice| data.json(choice));
+        let opening = Opening::new(&self.head, "chat.completion");
+        Data::text_of(|data| {
+            opening.open(data, Some(usage), items);
+            if let Some(prompt) = &prompt_logprobs {
+                data.field(",\"prompt_logprobs\":", prompt);
+            }
+            data.text("}");
         })
     }
 }

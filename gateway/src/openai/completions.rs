@@ -2,19 +2,21 @@
 
 use super::knobs::{self, Delivery};
 use super::logprobs::{CompletionLogprobs, Names, prompt_logprobs};
-use super::{Head, UsageJson, finish_reason, json_text, stop_reason};
+use super::{Head, Opening, finish_reason, stop_reason};
 use crate::detokenize::decode_all;
 use crate::error::Invalid;
 use crate::fields::{Fields, kind};
+use crate::model::Model;
 use crate::ring::Limits;
-use crate::stream::{Sent, Shape};
+use crate::sse::{Data, Events};
+use crate::stream::Shape;
 use crate::transcript::{Delta, Output, Usage};
 use crate::validate::{
     Content, Dialect, Knobs, MAX_PROMPTS, Prompt, PromptLogprobs, vocabulary_id,
 };
-use serde::Serialize;
 use serde_json::Value;
 use shared::ids::TokenId;
+use std::sync::Arc;
 
 /// Completions' words; 16 tokens is OpenAI's default.
 pub const DIALECT: Dialect = Dialect {
@@ -148,7 +150,8 @@ pub fn ids(
 /// Completions' answers.
 #[derive(Debug)]
 pub struct CompletionShape {
-    head: Head,
+    model: Arc<Model>,
+    opening: Opening,
     delivery: Delivery,
     report: Report,
     outputs: Vec<Told>,
@@ -163,32 +166,35 @@ struct Told {
     prompt: Vec<TokenId>,
 }
 
-#[derive(Serialize)]
-struct Body<'a> {
-    id: &'a str,
-    object: &'static str,
-    created: u64,
-    model: &'a str,
-    choices: Vec<Choice>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    usage: Option<UsageJson>,
-}
-
-#[derive(Serialize)]
 struct Choice {
     index: usize,
     text: String,
     logprobs: Option<CompletionLogprobs>,
     finish_reason: Option<&'static str>,
     stop_reason: Value,
-    #[serde(skip_serializing_if = "Option::is_none")]
     prompt_logprobs: Option<Value>,
+}
+
+impl Choice {
+    fn write(&self, data: &mut Data<'_>) {
+        data.field("{\"index\":", &self.index);
+        data.field(",\"text\":", &self.text);
+        data.field(",\"logprobs\":", &self.logprobs);
+        data.field(",\"finish_reason\":", &self.finish_reason);
+        data.field(",\"stop_reason\":", &self.stop_reason);
+        if let Some(prompt) = &self.prompt_logprobs {
+            data.field(",\"prompt_logprobs\":", prompt);
+        }
+        data.text("}");
+    }
 }
 
 impl CompletionShape {
     /// For one call with `count` outputs.
     pub fn new(head: Head, delivery: Delivery, count: usize) -> Self {
-        Self { head, delivery, report: Report::default(), outputs: vec![Told::default(); count] }
+        let opening = Opening::new(&head, "text_completion");
+        let (report, outputs) = (Report::default(), vec![Told::default(); count]);
+        Self { model: head.model, opening, delivery, report, outputs }
     }
 
     /// Reports more than text.
@@ -198,19 +204,8 @@ impl CompletionShape {
         self
     }
 
-    fn body(&self, choices: Vec<Choice>, usage: Option<Usage>) -> String {
-        json_text(&Body {
-            id: &self.head.id,
-            object: "text_completion",
-            created: self.head.created,
-            model: &self.head.model.served_name,
-            choices,
-            usage: usage.map(UsageJson::from),
-        })
-    }
-
     fn choice(&mut self, delta: Delta) -> Choice {
-        let (model, report) = (&self.head.model, self.report);
+        let (model, report) = (&self.model, self.report);
         let pieces = model.tokenizer.pieces();
         let told = &mut self.outputs[delta.index];
         let prompt = std::mem::take(&mut told.prompt);
@@ -225,10 +220,14 @@ impl CompletionShape {
             logprobs.extend(&delta.tokens, names, top, &mut told.offset);
             logprobs
         });
+        let text = match echoed {
+            [] => delta.text,
+            prompt => decode_all(pieces, prompt, report.skip_special) + &delta.text,
+        };
         let asked = report.prompt_logprobs.filter(|_| !prompt.is_empty());
         Choice {
             index: delta.index,
-            text: decode_all(pieces, echoed, report.skip_special) + &delta.text,
+            text,
             logprobs,
             finish_reason: delta.ending.as_ref().map(finish_reason),
             stop_reason: delta.ending.map_or(Value::Null, |ending| stop_reason(&ending, model)),
@@ -244,27 +243,33 @@ impl Shape for CompletionShape {
         }
     }
 
-    fn chunks(&mut self, delta: Delta) -> Vec<Sent> {
+    fn chunks(&mut self, delta: Delta, events: &mut Events) {
         // Whoever follows the usage sees every token come, also those that complete no text.
         let follows = self.report.logprobs.is_some() || self.delivery.continuous_usage;
         let opens = !self.outputs[delta.index].prompt.is_empty();
         let shows = opens || (follows && !delta.tokens.is_empty());
         if delta.text.is_empty() && !shows && delta.ending.is_none() {
-            return Vec::new();
+            return;
         }
         let usage = self.delivery.continuous_usage.then_some(delta.usage);
         let choice = self.choice(delta);
-        vec![self.body(vec![choice], usage).into()]
+        events.add(None, |data| self.opening.chunk(data, usage, |data| choice.write(data)));
     }
 
-    fn last(&mut self, usage: Usage) -> Option<String> {
-        self.delivery.include_usage.then(|| self.body(Vec::new(), Some(usage)))
+    fn last(&mut self, usage: Usage, events: &mut Events) {
+        if self.delivery.include_usage {
+            events.add(None, |data| self.opening.chunk(data, Some(usage), |_| {}));
+        }
     }
 
     fn whole(&mut self, outputs: Vec<Output>, usage: Usage) -> String {
         let deltas =
             outputs.into_iter().enumerate().map(|(index, output)| output.into_delta(index));
-        let choices = deltas.map(|delta| self.choice(delta)).collect();
-        self.body(choices, Some(usage))
+        let choices: Vec<Choice> = deltas.map(|delta| self.choice(delta)).collect();
+        Data::text_of(|data| {
+            let items =
+                |data: &mut Data<'_>| data.items(&choices, |data, choice| choice.write(data));
+            self.opening.chunk(data, Some(usage), items);
+        })
     }
 }

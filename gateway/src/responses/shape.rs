@@ -4,7 +4,8 @@ use crate::blocks::{Block, Blocks, Kind, Step};
 use crate::error::ApiError;
 use crate::openai::Head;
 use crate::reply::Reply;
-use crate::stream::{Sent, Shape};
+use crate::sse::Events;
+use crate::stream::Shape;
 use crate::transcript::{Delta, Output, Usage};
 use serde_json::{Map, Value, json};
 use shared::request::Finish;
@@ -106,16 +107,16 @@ impl ResponseShape {
         })
     }
 
-    fn event(&mut self, name: &'static str, mut data: Value) -> Sent {
+    fn event(&mut self, events: &mut Events, name: &str, mut data: Value) {
         data["type"] = json!(name);
         data["sequence_number"] = json!(self.sent);
         self.sent += 1;
-        Sent { name: Some(name), data: data.to_string() }
+        events.add_json(Some(name), &data);
     }
 
-    fn told(&mut self, step: Step, status: Status) -> Vec<Sent> {
+    fn told(&mut self, step: Step, status: Status, events: &mut Events) {
         match step {
-            Step::Opened(at) => self.opened(at),
+            Step::Opened(at) => self.opened(at, events),
             Step::Grew(at, text) => {
                 let block = self.blocks.get(at);
                 let name = match block.kind {
@@ -125,13 +126,13 @@ impl ResponseShape {
                 };
                 let mut data = place(block, at);
                 data["delta"] = json!(text);
-                vec![self.event(name, data)]
+                self.event(events, name, data);
             }
-            Step::Closed(at) => self.closed(at, status),
+            Step::Closed(at) => self.closed(at, status, events),
         }
     }
 
-    fn opened(&mut self, at: usize) -> Vec<Sent> {
+    fn opened(&mut self, at: usize, events: &mut Events) {
         let block = Block { text: String::new(), ..self.blocks.get(at).clone() };
         let mut added = item(&block, Status::InProgress);
         let part = added.get_mut("content").map(|content| content[0].take());
@@ -139,24 +140,22 @@ impl ResponseShape {
             added["content"] = json!([]);
         }
         let data = json!({"output_index": at, "item": added});
-        let mut events = vec![self.event("response.output_item.added", data)];
+        self.event(events, "response.output_item.added", data);
         if let Some(part) = part {
             let mut data = place(&block, at);
             data["part"] = part;
-            events.push(self.event("response.content_part.added", data));
+            self.event(events, "response.content_part.added", data);
         }
-        events
     }
 
-    fn closed(&mut self, at: usize, status: Status) -> Vec<Sent> {
+    fn closed(&mut self, at: usize, status: Status, events: &mut Events) {
         let block = self.blocks.get(at).clone();
         let done = item(&block, status);
         let mut data = place(&block, at);
-        let mut events = Vec::new();
         if let Kind::Call { name } = &block.kind {
             data["name"] = json!(name);
             data["arguments"] = json!(block.text);
-            events.push(self.event("response.function_call_arguments.done", data));
+            self.event(events, "response.function_call_arguments.done", data);
         } else {
             let name = match block.kind {
                 Kind::Thought => "response.reasoning_text.done",
@@ -165,52 +164,49 @@ impl ResponseShape {
             let mut part = data.clone();
             part["part"] = done["content"][0].clone();
             data["text"] = json!(block.text);
-            events.push(self.event(name, data));
-            events.push(self.event("response.content_part.done", part));
+            self.event(events, name, data);
+            self.event(events, "response.content_part.done", part);
         }
         let data = json!({"output_index": at, "item": done});
-        events.push(self.event("response.output_item.done", data));
-        events
+        self.event(events, "response.output_item.done", data);
     }
 }
 
 impl Shape for ResponseShape {
-    fn chunks(&mut self, delta: Delta) -> Vec<Sent> {
-        let mut events = Vec::new();
+    fn chunks(&mut self, delta: Delta, events: &mut Events) {
         if self.sent == 0 {
             for name in ["response.created", "response.in_progress"] {
                 let response = self.response(Status::InProgress, None);
-                events.push(self.event(name, json!({"response": response})));
+                self.event(events, name, json!({"response": response}));
             }
         }
         let ended = delta.ending.as_ref().map(|ending| ending.finish);
         for step in self.blocks.take(self.reply.parts(&delta.text, ended.is_some())) {
-            events.extend(self.told(step, Status::Completed));
+            self.told(step, Status::Completed, events);
         }
         if let Some(finish) = ended {
             let status = Status::of(Some(finish));
             if let Some(step) = self.blocks.close() {
-                events.extend(self.told(step, status));
+                self.told(step, status, events);
             }
             let name = match finish {
                 Finish::Stop => "response.completed",
                 Finish::Length => "response.incomplete",
             };
             let response = self.response(status, Some(delta.usage));
-            events.push(self.event(name, json!({"response": response})));
+            self.event(events, name, json!({"response": response}));
         }
-        events
     }
 
-    fn end(&mut self, ended: Result<Usage, ApiError>) -> Vec<Sent> {
-        let Err(error) = ended else { return Vec::new() };
+    fn end(&mut self, ended: Result<Usage, ApiError>, events: &mut Events) {
+        let Err(error) = ended else { return };
         let mut response = self.response(Status::Failed, None);
         let code = match error.status().as_u16() {
             429 => "rate_limit_exceeded",
             _ => "server_error",
         };
         response["error"] = json!({"code": code, "message": error.message()});
-        vec![self.event("response.failed", json!({"response": response}))]
+        self.event(events, "response.failed", json!({"response": response}));
     }
 
     fn whole(&mut self, outputs: Vec<Output>, _usage: Usage) -> String {
