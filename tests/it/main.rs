@@ -23,6 +23,7 @@ mod convert;
 mod reads;
 mod grammar;
 mod stops;
+mod lists;
 mod equal;
 mod gpu;
 mod killed;
