@@ -199,7 +199,9 @@ impl Schemas<'_> {
             "return_logprob": each(json!({"type": "boolean"})),
             "logprob_start_len": each(json!({"type": "integer", "minimum": -1})),
             "top_logprobs_num": each(json!({"type": "integer", "minimum": 0})),
-            "token_ids_logprob": each(at_most(MAX_NEXT, self.id())),
+            "token_ids_logprob": each(json!({
+                "type": "array", "items": self.id(), "maxItems": MAX_NEXT,
+            })),
             "return_text_in_logprobs": kind("boolean"),
             "cache_salt": each(json!({"type": "string", "maxLength": MAX_SALT})),
             "priority": priority(),
