@@ -6,7 +6,7 @@ use crate::fields::Fields;
 use crate::http::{App, Arrival, fields};
 use crate::metrics::Timing;
 use crate::model::Model;
-use crate::native::{self, GenerateShape};
+use crate::native::{self, GenerateRequest, GenerateShape, Lists};
 use crate::openai::Head;
 use crate::openai::chat::{self, ChatShape};
 use crate::openai::completions::{self, CompletionShape};
@@ -23,6 +23,7 @@ use crate::validate::{Ask, Dialect, Prompt};
 use axum::body::Body;
 use axum::extract::{Extension, State};
 use axum::response::Response;
+use shared::request::Request;
 use std::sync::Arc;
 
 type Answered = Result<Response, ApiError>;
@@ -95,7 +96,7 @@ pub async fn completions(
     let count = request.prompts.len() * ask.outputs() as usize;
     let shape = CompletionShape::new(head, request.delivery, count).reporting(request.report);
     let stream = request.delivery.stream;
-    Call { app: &app, arrival: &arrival, ask, stream }.answer(request.prompts, shape).await
+    Call::new(&app, &arrival, ask, stream).answer(request.prompts, shape).await
 }
 
 /// `POST /generate`
@@ -109,16 +110,20 @@ pub async fn generate(
 ) -> Answered {
     let (mut fields, limits) = open(&app, body).await?;
     let mut request = native::read(&mut fields, limits)?;
+    let ask = |(prompt, knobs)| {
+        let ask = Ask::new(knobs, native::DIALECT, &app.model, limits, random);
+        ask.map_err(|invalid| request.lists.at(prompt, invalid))
+    };
     let knobs = std::mem::take(&mut request.knobs);
-    let ask = Ask::new(knobs, native::DIALECT, &app.model, limits, random)?;
+    let asks: Vec<_> = knobs.into_iter().enumerate().map(ask).collect::<Result<_, _>>()?;
     if let Some(rid) = request.rid.take() {
         arrival.name = rid;
     }
     let pieces = Arc::clone(app.model.tokenizer.pieces());
-    let count = request.prompts.len() * ask.outputs() as usize;
-    let shape = GenerateShape::new(arrival.name.clone(), arrival.at, pieces, count).of(&request);
-    let stream = request.stream;
-    Call { app: &app, arrival: &arrival, ask, stream }.answer(request.prompts, shape).await
+    let call = (&arrival.name[..], arrival.at);
+    let shape = GenerateShape::new(&request, call, pieces, asks[0].outputs() as usize);
+    let GenerateRequest { prompts, lists, stream, .. } = request;
+    Call { app: &app, arrival: &arrival, asks, lists, stream }.answer(prompts, shape).await
 }
 
 /// The body's fields, once the model is the one served, and what fits.
@@ -196,7 +201,7 @@ impl Talk {
         shape: impl FnOnce(Reply) -> S,
     ) -> Answered {
         let Self { ask, prompt, delivery, reply } = self;
-        let call = Call { app, arrival, ask, stream: delivery.stream };
+        let call = Call::new(app, arrival, ask, delivery.stream);
         call.answer(vec![prompt], shape(reply)).await
     }
 }
@@ -205,23 +210,55 @@ impl Talk {
 struct Call<'a> {
     app: &'a App,
     arrival: &'a Arrival,
-    ask: Ask,
+    /// Of all prompts, or of each.
+    asks: Vec<Ask>,
+    lists: Lists,
     stream: bool,
 }
 
-impl Call<'_> {
+impl<'a> Call<'a> {
+    /// One whose prompts are all asked the same.
+    fn new(app: &'a App, arrival: &'a Arrival, ask: Ask, stream: bool) -> Self {
+        Self { app, arrival, asks: vec![ask], lists: Lists::default(), stream }
+    }
+
+    fn ask(&self, prompt: usize) -> &Ask {
+        &self.asks[prompt.min(self.asks.len() - 1)]
+    }
+
+    /// Compiles each grammar that differs from the one before.
+    async fn check(&self, prompts: usize) -> Result<(), Invalid> {
+        let mut before = None;
+        for (prompt, wanted) in self.asks.iter().map(Ask::wanted).enumerate() {
+            if wanted != before {
+                let checked = structured::check(&self.app.model.grammars, wanted).await;
+                checked.map_err(|invalid| self.lists.at(prompt, invalid))?;
+                before = wanted;
+            }
+        }
+        self.asks[0].check_outputs(prompts)
+    }
+
+    /// The requests for the prompts, one an output.
+    async fn requests(&self, prompts: Vec<Prompt>) -> Result<Vec<Request>, Invalid> {
+        let mut requests = Vec::with_capacity(prompts.len() * self.asks[0].candidates() as usize);
+        for (at, prompt) in prompts.into_iter().enumerate() {
+            let ask = self.ask(at);
+            let ids = tokenize(&self.app.model, prompt, ask.prompt_max()).await?;
+            let made = ask.requests(&ids).map_err(|invalid| self.lists.at(at, invalid))?;
+            requests.extend(made);
+        }
+        Ok(requests)
+    }
+
     /// Sends every prompt to the fleet and answers in `shape`.
     async fn answer(self, prompts: Vec<Prompt>, mut shape: impl Shape) -> Answered {
         let app = self.app;
-        structured::check(&app.model.grammars, self.ask.wanted()).await?;
-        let (made, answered) = (self.ask.candidates() as usize, self.ask.outputs() as usize);
+        self.check(prompts.len()).await?;
+        let (made, answered) =
+            (self.asks[0].candidates() as usize, self.asks[0].outputs() as usize);
         let counts = Counts { prompts: prompts.len(), made, answered };
-        self.ask.check_outputs(prompts.len())?;
-        let mut requests = Vec::with_capacity(prompts.len() * made);
-        for prompt in prompts {
-            let ids = tokenize(&app.model, prompt, self.ask.prompt_max()).await?;
-            requests.extend(self.ask.requests(&ids)?);
-        }
+        let requests = self.requests(prompts).await?;
         let mut answers = Vec::with_capacity(requests.len());
         let origin = self.arrival.origin();
         for (index, request) in requests.into_iter().enumerate() {
@@ -231,18 +268,20 @@ impl Call<'_> {
                 shape.prompt(prompt * answered + number, &request.tokens);
             }
             let first = number == 0;
-            let transcript = Transcript::new((index, first), &self.ask, &request, pieces);
+            let transcript = Transcript::new((index, first), self.ask(prompt), &request, pieces);
             let timing = Timing::new(self.arrival.at, request.prompt_len, request.max_tokens);
-            let answer = app.ring.submit(request, origin.of(index))?;
+            let origin = origin.of(index, self.lists.name(prompt));
+            let answer = app.ring.submit(request, origin)?;
             answers.push(Speaking { answer, transcript, timing });
         }
         let ids: Vec<_> = answers.iter().map(|speaking| speaking.answer.id()).collect();
         let arrived_us = self.arrival.at.elapsed().as_micros();
-        for request in &ids {
-            let name = &self.arrival.name;
+        for (index, request) in ids.iter().enumerate() {
+            let name = self.lists.name(index / made).unwrap_or(&self.arrival.name);
             tracing::debug!(target: "story", %request, name, arrived_us, "submitted");
         }
-        let held = app.in_flight.hold(self.arrival.name.clone(), ids);
+        let names = [&self.arrival.name].into_iter().chain(self.lists.names());
+        let held = app.in_flight.hold(names.cloned().collect(), ids);
         let count = answers.len();
         let deltas = stream::outputs(answers, held);
         match self.stream {

@@ -17,7 +17,7 @@ pub struct InFlight(Arc<Mutex<Calls>>);
 #[derive(Debug, Default)]
 struct Calls {
     next: u64,
-    by_number: HashMap<u64, (String, Vec<RequestId>)>,
+    by_number: HashMap<u64, (Vec<String>, Vec<RequestId>)>,
 }
 
 /// A call's entry.
@@ -28,12 +28,12 @@ pub struct Held {
 }
 
 impl InFlight {
-    /// Enters a call.
-    pub fn hold(&self, name: String, ids: Vec<RequestId>) -> Held {
+    /// Enters a call by all its names: its own, and those of its requests.
+    pub fn hold(&self, names: Vec<String>, ids: Vec<RequestId>) -> Held {
         let mut calls = self.lock();
         calls.next += 1;
         let number = calls.next;
-        calls.by_number.insert(number, (name, ids));
+        calls.by_number.insert(number, (names, ids));
         Held { calls: self.clone(), number }
     }
 
@@ -41,7 +41,8 @@ impl InFlight {
     pub fn requests(&self, name: &str) -> Vec<RequestId> {
         let bare = bare_name(name);
         let calls = self.lock();
-        let named = calls.by_number.values().filter(|(own, _)| own == name || own == bare);
+        let is_it = |own: &String| own == name || own == bare;
+        let named = calls.by_number.values().filter(|(names, _)| names.iter().any(is_it));
         named.flat_map(|(_, ids)| ids.iter().copied()).collect()
     }
 
@@ -69,12 +70,13 @@ mod tests {
     #[test]
     fn a_call_is_known_by_its_name_until_it_is_dropped() {
         let (calls, id) = (InFlight::default(), |n| RequestId::new(Epoch::new(1), n));
-        let first = calls.hold("abc".into(), vec![id(1), id(2)]);
-        let _second = calls.hold("abc".into(), vec![id(3)]);
+        let first = calls.hold(vec!["abc".into(), "d".into()], vec![id(1), id(2)]);
+        let _second = calls.hold(vec!["abc".into()], vec![id(3)]);
         let mut all = calls.requests("chatcmpl-abc");
         all.sort_unstable();
         assert_eq!(all, [id(1), id(2), id(3)]);
         assert!(calls.requests("ab").is_empty());
+        assert_eq!(calls.requests("d").len(), 2);
         drop(first);
         assert_eq!(calls.requests("abc"), [id(3)]);
         assert_eq!(calls.count(), 1);

@@ -12,6 +12,7 @@ pub mod config;
 pub mod command;
 pub mod error;
 pub mod fields;
+pub mod schema;
 pub mod structured;
 pub mod random;
 pub mod trace;

@@ -1,5 +1,9 @@
 //! `/generate`, SGLang's own shape: `text` is cumulative in a stream, ids are reported.
 
+mod lists;
+
+pub use lists::Lists;
+
 use crate::error::Invalid;
 use crate::fields::Fields;
 use crate::openai::completions::prompts;
@@ -54,23 +58,30 @@ pub struct GenerateRequest {
     pub prompts: Vec<Prompt>,
     /// Whether the client sent a list or asked for several outputs, so that the answer is a list.
     pub batch: bool,
-    /// Sampling and output.
-    pub knobs: Knobs,
+    /// Sampling and output: of all prompts, or of each.
+    pub knobs: Vec<Knobs>,
+    /// What is told of tokens, likewise.
+    pub tellings: Vec<Telling>,
+    /// Whether log-probabilities carry the tokens' texts.
+    pub with_text: bool,
     /// As server-sent events.
     pub stream: bool,
-    /// The client's own name for the request.
+    /// The client's own name for the call.
     pub rid: Option<String>,
-    /// Report `output_token_logprobs`, their texts too.
-    pub logprobs: Option<WithText>,
-    /// The prompt's too, from this position on.
-    pub start: Option<u32>,
-    /// Report those of so many tokens by id.
-    pub named: usize,
+    /// What the prompts have of their own.
+    pub lists: Lists,
 }
 
-/// Whether logprobs carry the tokens' texts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct WithText(pub bool);
+/// What is told of an output's tokens.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Telling {
+    /// `output_token_logprobs` and what belongs to them.
+    pub logprobs: bool,
+    /// The prompt's too, from this position on.
+    pub start: Option<u32>,
+    /// Those of so many tokens by id.
+    pub named: usize,
+}
 
 /// Reads the fields.
 ///
@@ -86,45 +97,65 @@ pub fn read(fields: &mut Fields, limits: Limits) -> Result<GenerateRequest, Inva
     };
     let list = value.as_array();
     let batch = list.is_some_and(|list| list.first().is_some_and(|first| !first.is_number()));
-    let wants_logprobs = fields.take_or("return_logprob", false)?;
-    let start: i64 = fields.take_or("logprob_start_len", -1)?;
-    let start = match u32::try_from(start) {
-        Ok(start) => wants_logprobs.then_some(start),
-        Err(_) if start == -1 => None,
-        Err(_) => {
-            let what = format!("must be a position in the prompt, or -1 for none, got {start}");
-            return Err(fields.wrong("logprob_start_len", &what));
-        }
-    };
-    let top: u32 = fields.take_or("top_logprobs_num", 0)?;
-    let mut sampling = fields.object("sampling_params")?;
-    let mut knobs = sampling_knobs(&mut sampling)?;
-    knobs.logprobs = wants_logprobs.then_some(top);
-    knobs.logprob_ids = fields.take_or("token_ids_logprob", Vec::new())?;
-    let named = if wants_logprobs { knobs.logprob_ids.len() } else { 0 };
-    // The token at `start` is given without a log-probability.
-    knobs.prompt_logprobs =
-        start.map(|start| PromptLogprobs { from: start.saturating_add(1), top });
-    knobs.may_make_none = true;
-    knobs.cache_salt = fields.take_or("cache_salt", String::new())?;
-    knobs.priority = fields.take_or("priority", 0)?;
-    let batch = batch || knobs.n.is_some_and(|n| n > 1);
-    let with_text = WithText(fields.take_or("return_text_in_logprobs", false)?);
+    let prompts = prompts(field, value, true, limits)?;
+    let mut lists = Lists::new(prompts.len());
+    let (knobs, tellings): (Vec<_>, Vec<_>) = each(fields, &mut lists)?.into_iter().unzip();
+    let rid = lists.take_rid(fields)?;
     Ok(GenerateRequest {
-        prompts: prompts(field, value, true, limits)?,
-        batch,
+        batch: batch || knobs.iter().any(|knobs| knobs.n.is_some_and(|n| n > 1)),
+        prompts,
         knobs,
+        tellings,
+        with_text: fields.take_or("return_text_in_logprobs", false)?,
         stream: fields.take_or("stream", false)?,
-        rid: rid(fields)?,
-        logprobs: wants_logprobs.then_some(with_text),
-        start,
-        named,
+        rid,
+        lists,
     })
 }
 
-/// One name for the call, or one a prompt, of which the first names the call.
-fn rid(fields: &mut Fields) -> Result<Option<String>, Invalid> {
-    Ok(strings(fields, "rid")?.into_iter().next())
+/// What all prompts are to make and to tell, or what each of them is.
+fn each(fields: &mut Fields, lists: &mut Lists) -> Result<Vec<(Knobs, Telling)>, Invalid> {
+    let sampling = lists.take_objects(fields, "sampling_params", sampling_knobs)?;
+    let wants = lists.take(fields, "return_logprob", false)?;
+    let starts = lists.take(fields, "logprob_start_len", -1_i64)?;
+    let tops = lists.take(fields, "top_logprobs_num", 0_u32)?;
+    let named = lists.take_lists::<u32>(fields, "token_ids_logprob")?;
+    let salts = lists.take(fields, "cache_salt", String::new())?;
+    let priority = fields.take_or("priority", 0)?;
+    let outputs = sampling.of(0).n.unwrap_or(1);
+    let one = |at| {
+        let (logprobs, top, ids) = (*wants.of(at), *tops.of(at), named.of(at));
+        let start = start(*starts.of(at));
+        let start = start.map_err(|what| lists.at(at, fields.wrong("logprob_start_len", &what)))?;
+        let start = start.filter(|_| logprobs);
+        let sampling = sampling.of(at).clone();
+        if sampling.n.unwrap_or(1) != outputs {
+            let what = format!("must be the same for all prompts, {outputs} as the first");
+            return Err(lists.at(at, Invalid::field("sampling_params.n", &what)));
+        }
+        let knobs = Knobs {
+            logprobs: logprobs.then_some(top),
+            logprob_ids: ids.clone(),
+            // The token at `start` is given without a log-probability.
+            prompt_logprobs: start
+                .map(|start| PromptLogprobs { from: start.saturating_add(1), top }),
+            may_make_none: true,
+            cache_salt: salts.of(at).clone(),
+            priority,
+            ..sampling
+        };
+        Ok((knobs, Telling { logprobs, start, named: if logprobs { ids.len() } else { 0 } }))
+    };
+    (0..lists.rows()).map(one).collect()
+}
+
+/// A position in the prompt, or -1 for none.
+fn start(asked: i64) -> Result<Option<u32>, String> {
+    match u32::try_from(asked) {
+        Ok(start) => Ok(Some(start)),
+        Err(_) if asked == -1 => Ok(None),
+        Err(_) => Err(format!("must be a position in the prompt, or -1 for none, got {asked}")),
+    }
 }
 
 fn sampling_knobs(sampling: &mut Fields) -> Result<Knobs, Invalid> {
@@ -155,69 +186,74 @@ fn sampling_knobs(sampling: &mut Fields) -> Result<Knobs, Invalid> {
 /// `/generate`'s answers.
 #[derive(Debug)]
 pub struct GenerateShape {
-    id: String,
     started: Instant,
     pieces: Arc<Pieces>,
     batch: bool,
-    logprobs: Option<WithText>,
-    /// The prompt's log-probabilities begin here.
-    start: Option<u32>,
-    /// So many of each token's alternatives, the last, were asked for by id.
-    named: usize,
-    /// The tokens there, by output.
-    opening: Vec<Option<TokenId>>,
-    /// Lengths of the prompts, by output: each tells of its own.
-    prompts: Vec<usize>,
-    outputs: Vec<Output>,
+    with_text: bool,
+    outputs: Vec<Told>,
+}
+
+/// What is told of an output.
+#[derive(Debug, Clone)]
+struct Told {
+    id: String,
+    telling: Telling,
+    /// Length of its prompt.
+    prompt: usize,
+    /// The token where the prompt's log-probabilities begin.
+    opening: Option<TokenId>,
+    output: Output,
 }
 
 impl GenerateShape {
-    /// For a call that arrived at `started` and has `count` outputs.
-    pub fn new(id: String, started: Instant, pieces: Arc<Pieces>, count: usize) -> Self {
-        let (outputs, opening) = (vec![Output::default(); count], vec![None; count]);
-        let prompts = vec![0; count];
-        let (batch, logprobs, start, named) = (false, None, None, 0);
-        Self { id, started, pieces, batch, logprobs, start, named, opening, prompts, outputs }
-    }
-
-    /// Answers in a list, or with logprobs, as `request` asks.
-    #[must_use]
-    pub fn of(mut self, request: &GenerateRequest) -> Self {
-        (self.batch, self.logprobs, self.start) = (request.batch, request.logprobs, request.start);
-        self.named = request.named;
-        self
-    }
-
-    fn result(&self, index: usize, output: &Output) -> Value {
-        let id = match self.batch {
-            true => format!("{}-{index}", self.id),
-            false => self.id.clone(),
+    /// For a `call` that arrived at `started` and has `made` outputs of each prompt.
+    pub fn new(
+        request: &GenerateRequest,
+        (call, started): (&str, Instant),
+        pieces: Arc<Pieces>,
+        made: usize,
+    ) -> Self {
+        let told = |index| {
+            let (prompt, number) = (index / made, index % made);
+            let id = match request.lists.name(prompt) {
+                Some(name) if made == 1 => name.to_owned(),
+                Some(name) => format!("{name}_{number}"),
+                None if request.batch => format!("{call}_{index}"),
+                None => call.to_owned(),
+            };
+            let telling = request.tellings[prompt.min(request.tellings.len() - 1)];
+            Told { id, telling, prompt: 0, opening: None, output: Output::default() }
         };
+        let outputs = (0..request.prompts.len() * made).map(told).collect();
+        let (batch, with_text) = (request.batch, request.with_text);
+        Self { started, pieces, batch, with_text, outputs }
+    }
+
+    fn result(&self, Told { id, telling, prompt, opening, output }: &Told) -> Value {
         let mut meta = json!({
             "id": id,
             "finish_reason": output.ending.as_ref().map(|end| finish(end, output.usage)),
-            "prompt_tokens": self.prompts[index],
+            "prompt_tokens": prompt,
             "completion_tokens": output.usage.completion,
             "cached_tokens": output.usage.cached,
         });
-        if let Some(with_text) = self.logprobs {
-            let rows = |token: &Token| self.row(token.id, token.logprob, with_text);
+        if telling.logprobs {
+            let rows = |token: &Token| self.row(token.id, token.logprob);
             let list = |some: &[(TokenId, f32)]| -> Value {
-                some.iter().map(|&(id, logprob)| self.row(id, logprob, with_text)).collect()
+                some.iter().map(|&(id, logprob)| self.row(id, logprob)).collect()
             };
-            let named_from = |token: &Token| token.top.len().saturating_sub(self.named);
+            let named_from = |token: &Token| token.top.len().saturating_sub(telling.named);
             let best = |token: &Token| list(&token.top[..named_from(token)]);
             let named = |token: &Token| list(&token.top[named_from(token)..]);
-            let opening = self.opening[index].into_iter();
-            let none = || self.opening[index].map(|_| Value::Null).into_iter();
-            let unknown = |id: TokenId| json!([null, id.get(), self.text(id, with_text)]);
+            let none = || opening.map(|_| Value::Null).into_iter();
+            let unknown = |id: TokenId| json!([null, id.get(), self.text(id)]);
             let (prompt, made) = (&output.prompt, &output.tokens);
             meta["input_token_logprobs"] =
-                opening.map(unknown).chain(prompt.iter().map(rows)).collect();
+                opening.map(unknown).into_iter().chain(prompt.iter().map(rows)).collect();
             meta["input_top_logprobs"] = none().chain(prompt.iter().map(best)).collect();
             meta["output_token_logprobs"] = made.iter().map(rows).collect();
             meta["output_top_logprobs"] = made.iter().map(best).collect();
-            if self.named > 0 {
+            if telling.named > 0 {
                 meta["input_token_ids_logprobs"] = none().chain(prompt.iter().map(named)).collect();
                 meta["output_token_ids_logprobs"] = made.iter().map(named).collect();
             }
@@ -230,12 +266,12 @@ impl GenerateShape {
     }
 
     /// `[logprob, id, text]`, as SGLang has it.
-    fn row(&self, id: TokenId, logprob: f32, with_text: WithText) -> Value {
-        json!([finite(logprob), id.get(), self.text(id, with_text)])
+    fn row(&self, id: TokenId, logprob: f32) -> Value {
+        json!([finite(logprob), id.get(), self.text(id)])
     }
 
-    fn text(&self, id: TokenId, with_text: WithText) -> Option<String> {
-        with_text.0.then(|| text(id, &self.pieces))
+    fn text(&self, id: TokenId) -> Option<String> {
+        self.with_text.then(|| text(id, &self.pieces))
     }
 }
 
@@ -251,14 +287,15 @@ fn finish(ending: &Ending, usage: Usage) -> Value {
 
 impl Shape for GenerateShape {
     fn prompt(&mut self, index: usize, ids: &[TokenId]) {
-        self.prompts[index] = ids.len();
-        self.opening[index] = self.start.and_then(|start| ids.get(start as usize).copied());
+        let told = &mut self.outputs[index];
+        told.prompt = ids.len();
+        told.opening = told.telling.start.and_then(|start| ids.get(start as usize).copied());
     }
 
     fn chunks(&mut self, delta: Delta, events: &mut Events) {
         let index = delta.index;
-        self.outputs[index].add(delta);
-        let mut chunk = self.result(index, &self.outputs[index]);
+        self.outputs[index].output.add(delta);
+        let mut chunk = self.result(&self.outputs[index]);
         if self.batch {
             chunk["index"] = json!(index);
         }
@@ -266,11 +303,12 @@ impl Shape for GenerateShape {
     }
 
     fn whole(&mut self, outputs: Vec<Output>, _usage: Usage) -> String {
-        let results: Vec<Value> =
-            outputs.iter().enumerate().map(|(index, output)| self.result(index, output)).collect();
-        match (self.batch, results.as_slice()) {
-            (false, [one]) => one.to_string(),
-            _ => Value::Array(results).to_string(),
+        for (told, output) in self.outputs.iter_mut().zip(outputs) {
+            told.output = output;
+        }
+        match (self.batch, &self.outputs[..]) {
+            (false, [one]) => self.result(one).to_string(),
+            (_, all) => all.iter().map(|told| self.result(told)).collect::<Value>().to_string(),
         }
     }
 }

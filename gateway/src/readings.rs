@@ -108,10 +108,10 @@ impl<'a> Reading<'a> {
         for (index, request) in requests.into_iter().enumerate() {
             let timing = Timing::new(self.arrival.at, request.prompt_len, request.max_tokens);
             let prompt = request.prompt_len;
-            answers.push((prompt, timing, app.ring.submit(request, origin.of(index))?));
+            answers.push((prompt, timing, app.ring.submit(request, origin.of(index, None))?));
         }
         let ids = answers.iter().map(|(_, _, answer)| answer.id()).collect();
-        let _held = app.in_flight.hold(self.arrival.name.clone(), ids);
+        let _held = app.in_flight.hold(vec![self.arrival.name.clone()], ids);
         let (mut vectors, mut usages) = (vec![], vec![]);
         for (prompt, timing, answer) in answers {
             let (vector, cached) = vector(answer).await?;

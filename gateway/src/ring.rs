@@ -36,12 +36,13 @@ pub struct Origin {
 }
 
 impl Origin {
-    /// Of the call's request of this index: each has a span of its own, and the first the one that
-    /// the client is told.
+    /// Of the call's request of this index, and of the client's own name for it if it has one: each
+    /// has a span of its own, and the first the one that the client is told.
     #[must_use]
-    pub fn of(&self, index: usize) -> Self {
+    pub fn of(&self, index: usize, name: Option<&str>) -> Self {
         let trace = if index == 0 { self.trace } else { self.trace.sibling() };
-        Self { trace, ..self.clone() }
+        let name = name.map_or_else(|| Arc::clone(&self.name), Arc::from);
+        Self { name, trace, ..*self }
     }
 
     /// Whether it is known by this name, with or without the prefix of an API's ids.

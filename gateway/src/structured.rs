@@ -11,6 +11,7 @@
 
 use crate::error::Invalid;
 use crate::fields::{Fields, kind};
+use crate::schema::closed;
 use grammar::{Compiler, lark_of_ebnf};
 use serde_json::{Value, json};
 use shared::request::{Grammar, MAX_GRAMMAR};
@@ -140,7 +141,7 @@ fn any_object() -> Grammar {
     Grammar::JsonSchema(json!({"type": "object"}).to_string())
 }
 
-/// OpenAI's field. A schema is followed whether it is `strict` or not.
+/// OpenAI's field. A schema is followed whether it is `strict` or not; a strict one is [`closed`].
 fn response_format(fields: &mut Fields) -> Result<Option<Wanted>, Invalid> {
     const FIELD: &str = "response_format";
     let Some(format) = fields.take_value(FIELD) else { return Ok(None) };
@@ -153,8 +154,16 @@ fn response_format(fields: &mut Fields) -> Result<Option<Wanted>, Invalid> {
                 let what = format!("must be a JSON schema object, got {}", kind(schema));
                 return Err(fields.wrong("response_format.json_schema.schema", &what));
             }
+            let text = match &format["json_schema"]["strict"] {
+                Value::Bool(true) => closed(schema).to_string(),
+                Value::Bool(false) | Value::Null => schema.to_string(),
+                other => {
+                    let what = format!("must be a boolean, got {}", kind(other));
+                    return Err(fields.wrong("response_format.json_schema.strict", &what));
+                }
+            };
             let field = fields.full_name("response_format.json_schema.schema");
-            return Ok(Some(Wanted { field, grammar: Grammar::JsonSchema(schema.to_string()) }));
+            return Ok(Some(Wanted { field, grammar: Grammar::JsonSchema(text) }));
         }
         (Value::Object(_), _) => {
             let got = &format["type"];
@@ -238,6 +247,23 @@ mod tests {
     }
 
     #[test]
+    fn a_strict_schema_is_closed_at_every_depth() {
+        let object = |properties: &Value, closed: bool| match closed {
+            true => json!({"properties": properties, "additionalProperties": false}),
+            false => json!({"properties": properties}),
+        };
+        let schema = |closed| object(&json!({"in": object(&json!({"n": {}}), closed)}), closed);
+        for (strict, closed) in [(json!(true), true), (json!(false), false), (json!(null), false)] {
+            let named = json!({"name": "a", "strict": strict, "schema": schema(false)});
+            let format = json!({"type": "json_schema", "json_schema": named});
+            let found = wanted(&json!({"response_format": format})).unwrap().unwrap();
+            assert_eq!(found.grammar, Grammar::JsonSchema(schema(closed).to_string()));
+        }
+        let plain = wanted(&json!({"json_schema": schema(false)})).unwrap().unwrap();
+        assert_eq!(plain.grammar, Grammar::JsonSchema(schema(false).to_string()));
+    }
+
+    #[test]
     fn what_is_wrong_is_named() {
         let check = |body: Value, param: &str, part: &str| {
             let error = wanted(&body).unwrap_err();
@@ -251,6 +277,10 @@ mod tests {
         let format = json!({"type": "json_schema", "json_schema": {"name": "a"}});
         let field = "response_format.json_schema.schema";
         check(json!({"response_format": format}), field, "null");
+        let named = json!({"name": "a", "strict": "yes", "schema": {}});
+        let format = json!({"type": "json_schema", "json_schema": named});
+        let field = "response_format.json_schema.strict";
+        check(json!({"response_format": format}), field, "a string");
         check(json!({"ebnf": "root ::= \"a"}), "ebnf", "line 1");
         check(json!({"guided_choice": ["a", 3]}), "guided_choice[1]", "a number");
         check(json!({"guided_choice": []}), "guided_choice", "at least one");

@@ -51,7 +51,7 @@ pub fn conversation(mut fields: Fields) -> Result<Fields, Invalid> {
     thinking(&mut fields)?;
     let format = fields.object("output_config")?.take_value("format");
     if let Some(format) = fields.take_value("output_format").or(format) {
-        let wrapped = json!({"name": "output", "schema": format["schema"]});
+        let wrapped = json!({"name": "output", "strict": true, "schema": format["schema"]});
         fields.set("response_format", json!({"type": format["type"], "json_schema": wrapped}));
     }
     Ok(fields)

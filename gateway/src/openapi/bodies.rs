@@ -6,7 +6,7 @@
 use crate::model::Model;
 use crate::openai::tools::NAME_MAX;
 use crate::ring::Limits;
-use crate::validate::{MAX_OUTPUTS, MAX_STOP_LEN, MAX_STOPS};
+use crate::validate::{MAX_OUTPUTS, MAX_PROMPTS, MAX_STOP_LEN, MAX_STOPS};
 use serde_json::{Map, Value, json};
 use shared::request::{MAX_LOGIT_BIAS, MAX_NEXT, MAX_SALT, MAX_STOP_IDS, MAX_TOP_LOGPROBS};
 
@@ -193,15 +193,17 @@ impl Schemas<'_> {
         let fields = object(json!({
             "text": or_null(self.prompts()),
             "input_ids": or_null(self.prompts()),
-            "sampling_params": nested(Value::Object(sampling)),
+            "sampling_params": each_object(Value::Object(sampling)),
             "stream": kind("boolean"),
-            "rid": strings(json!({"type": "string"})),
-            "return_logprob": kind("boolean"),
-            "logprob_start_len": at_least("integer", -1),
-            "top_logprobs_num": at_least("integer", 0),
-            "token_ids_logprob": at_most(MAX_NEXT, self.id()),
+            "rid": each(json!({"type": "string"})),
+            "return_logprob": each(json!({"type": "boolean"})),
+            "logprob_start_len": each(json!({"type": "integer", "minimum": -1})),
+            "top_logprobs_num": each(json!({"type": "integer", "minimum": 0})),
+            "token_ids_logprob": each(json!({
+                "type": "array", "items": self.id(), "maxItems": MAX_NEXT,
+            })),
             "return_text_in_logprobs": kind("boolean"),
-            "cache_salt": salt(),
+            "cache_salt": each(json!({"type": "string", "maxLength": MAX_SALT})),
             "priority": priority(),
         }));
         let mut schema = body(fields, &[], json!({"text": "Once"}));
@@ -427,9 +429,17 @@ fn strings_or(items: Value) -> Value {
     json!({"anyOf": [{"type": "string"}, {"type": "array", "items": items}]})
 }
 
-/// A string or a list of them.
-fn strings(one: Value) -> Value {
-    json!({"anyOf": [one, list(one.clone())]})
+/// One for all prompts, or a list with one for each.
+fn each(one: Value) -> Value {
+    let list = json!({"type": "array", "items": one, "minItems": 1, "maxItems": MAX_PROMPTS});
+    or_null(json!({"anyOf": [one, list]}))
+}
+
+/// The same of an object whose own fields may be left out.
+fn each_object(properties: Value) -> Value {
+    let one = nested(properties.clone());
+    json!({"type": ["object", "array", "null"], "properties": properties,
+           "items": one, "minItems": 1, "maxItems": MAX_PROMPTS})
 }
 
 fn object(properties: Value) -> Map<String, Value> {

@@ -4,6 +4,7 @@
 //! [`super::CallParser`] reads is always a call.
 
 use super::Format;
+use crate::schema::closed;
 use serde_json::{Value, json};
 use std::fmt::Write;
 
@@ -47,31 +48,15 @@ impl Format {
     }
 }
 
-/// What says of a schema's `properties` that there may be others, or whether.
-const OPENING: [&str; 7] = [
-    "additionalProperties",
-    "patternProperties",
-    "unevaluatedProperties",
-    "allOf",
-    "anyOf",
-    "oneOf",
-    "$ref",
-];
-
-/// A tool's schema as the grammar has it; a tool without one takes no arguments, and one that lists
-/// its arguments takes no others unless it says so: vLLM and SGLang have it so, and clients that
-/// know them leave it out.
+/// A tool's schema as the grammar has it, [`closed`]; a tool without one takes no arguments.
 fn styled(schema: &Value) -> Value {
     let mut schema = match schema {
-        Value::Object(_) => schema.clone(),
+        Value::Object(_) => closed(schema),
         _ => json!({"type": "object", "properties": {}, "additionalProperties": false}),
     };
     if let Value::Object(map) = &mut schema {
         map.entry("type").or_insert_with(|| json!("object"));
         map.entry(STYLE).or_insert_with(grammar::json_style);
-        if map.contains_key("properties") && !OPENING.iter().any(|key| map.contains_key(*key)) {
-            map.insert("additionalProperties".to_owned(), Value::Bool(false));
-        }
     }
     schema
 }
@@ -124,9 +109,14 @@ mod tests {
             (with("additionalProperties", json!({"type": "string"})), false),
             (json!({"type": "object"}), true),
         ] {
-            let tools = [("f".to_owned(), schema)];
+            let tools = [("f".to_owned(), schema.clone())];
             let lark = Format::HERMES.enforcing(&tools, false);
             assert_eq!(follow(&lark, more), (may, may), "{lark}");
+            // And so within another object.
+            let outer = json!({"properties": {"o": schema}, "required": ["o"]});
+            let lark = Format::HERMES.enforcing(&[("f".to_owned(), outer)], false);
+            let within = more.replace("{\"n\"", "{\"o\": {\"n\"").replace("2}}", "2}}}");
+            assert_eq!(follow(&lark, &within), (may, may), "{lark}");
         }
     }
 

@@ -287,3 +287,50 @@ async fn what_cannot_be_told_of_a_prompt_is_named() {
     let body = json!({"text": "a", "return_logprob": true, "logprob_start_len": -2});
     check(&gateway, "/generate", &body, 400, json!("logprob_start_len")).await;
 }
+
+#[tokio::test]
+async fn lists_of_generate_name_the_field_and_the_place() {
+    let gateway = Gateway::start(|_| {}).await;
+    let cases = [
+        (json!({"sampling_params": [{}]}), "sampling_params", "1 values, and there are 2 prompts"),
+        (json!({"sampling_params": [{}, 3]}), "sampling_params[1]", "a number"),
+        (
+            json!({"sampling_params": [{}, {"temperature": "x"}]}),
+            "sampling_params[1].temperature",
+            "\"x\"",
+        ),
+        (json!({"sampling_params": [{}, {"top_k": -2}]}), "sampling_params[1].top_k", "-2"),
+        (
+            json!({"sampling_params": [{}, {"stop": ["a", ""]}]}),
+            "sampling_params[1].stop[1]",
+            "got 0",
+        ),
+        (json!({"sampling_params": [{}, {"regex": "["}]}), "sampling_params[1].regex", "unclosed"),
+        (
+            json!({"sampling_params": [{}, {"max_new_tokens": 9999}]}),
+            "sampling_params[1].max_new_tokens",
+            "9999",
+        ),
+        (json!({"sampling_params": [{"n": 2}, {}]}), "sampling_params[1].n", "2 as the first"),
+        (json!({"return_logprob": [true, false, true]}), "return_logprob", "3 values"),
+        (json!({"return_logprob": [true, 1]}), "return_logprob[1]", "boolean"),
+        (json!({"logprob_start_len": [0, -2]}), "logprob_start_len[1]", "-2"),
+        (json!({"top_logprobs_num": []}), "top_logprobs_num", "0 values"),
+        (json!({"top_logprobs_num": [1, -1]}), "top_logprobs_num[1]", "-1"),
+        (json!({"top_logprobs_num": [1, 21], "return_logprob": true}), "top_logprobs_num[1]", "21"),
+        (json!({"token_ids_logprob": [[1]]}), "token_ids_logprob", "1 values"),
+        (json!({"token_ids_logprob": [[1], [2, 512]]}), "token_ids_logprob[1][1]", "512"),
+        (json!({"token_ids_logprob": [[1], 2]}), "token_ids_logprob[1]", "sequence"),
+        (json!({"cache_salt": ["a", "x".repeat(257)]}), "cache_salt[1]", "257"),
+        (json!({"rid": ["a"]}), "rid", "one for each"),
+        (json!({"rid": ["a", "a"]}), "rid[1]", "\"a\" is `rid[0]` too"),
+        (json!({"rid": ["a", null]}), "rid[1]", "must be a name"),
+    ];
+    for (mut body, param, part) in cases {
+        body["text"] = json!(["a", "b"]);
+        check(&gateway, "/generate", &body, 400, json!(param)).await;
+        let answer = gateway.post("/generate", &body.to_string()).await;
+        let message = answer.error()["message"].as_str().unwrap().to_owned();
+        assert!(message.starts_with(param) && message.contains(part), "{param} {part}: {message}");
+    }
+}

@@ -6,7 +6,7 @@ use axum::response::Response;
 use gateway::error::ApiError;
 use gateway::metrics::Timing;
 use gateway::model::Model;
-use gateway::native::{GenerateRequest, GenerateShape, WithText};
+use gateway::native::{GenerateRequest, GenerateShape, Lists, Telling};
 use gateway::openai::Head;
 use gateway::openai::chat::ChatShape;
 use gateway::openai::completions::{CompletionShape, Report};
@@ -14,7 +14,7 @@ use gateway::openai::knobs::Delivery;
 use gateway::ring::{Answer, Event, Failure, FailureKind, Limits, Line};
 use gateway::stream::{Counts, Shape, Speaking, events, outputs, whole};
 use gateway::transcript::Transcript;
-use gateway::validate::{Ask, Dialect, Knobs};
+use gateway::validate::{Ask, Content, Dialect, Knobs, Prompt};
 use shared::ids::{Epoch, RequestId, TokenId};
 use shared::request::{Finish, Read, Token};
 use std::sync::Arc;
@@ -216,17 +216,18 @@ async fn generate_is_cumulative_and_reports_ids() {
     let knobs = Knobs { logprobs: Some(2), ..Knobs::default() };
     let (one, _line) = speaking(&model, knobs, 0, said);
     let pieces = Arc::clone(model.tokenizer.pieces());
+    let content = Content::Ids(vec![]);
     let request = GenerateRequest {
-        prompts: vec![],
+        prompts: vec![Prompt { field: "input_ids".into(), content }],
         batch: false,
-        knobs: Knobs::default(),
+        knobs: vec![Knobs::default()],
+        tellings: vec![Telling { logprobs: true, start: Some(1), named: 1 }],
+        with_text: true,
         stream: true,
         rid: None,
-        logprobs: Some(WithText(true)),
-        start: Some(1),
-        named: 1,
+        lists: Lists::default(),
     };
-    let mut shape = GenerateShape::new("rid".into(), Instant::now(), pieces, 1).of(&request);
+    let mut shape = GenerateShape::new(&request, ("rid", Instant::now()), pieces, 1);
     shape.prompt(0, &[1, 2, 3].map(TokenId::new));
     let body = streamed(vec![one], shape).await;
     let latency = body.split("\"e2e_latency\":").nth(1).unwrap();
