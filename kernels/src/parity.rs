@@ -44,7 +44,8 @@ impl Random {
 /// Backends under test: what this CPU can do, and the portable code, on one thread and on several.
 fn backends() -> Vec<Cpu> {
     let levels = Level::all().into_iter().map(|level| Cpu::with_level(2, level));
-    [Cpu::new(1), Cpu::new(3)].into_iter().chain(levels).collect()
+    let tiles = Cpu::with_level(2, Level::PlainTiles);
+    [Cpu::new(1), Cpu::new(3), tiles].into_iter().chain(levels).collect()
 }
 
 /// A tensor with the given rows: an embedding of them.

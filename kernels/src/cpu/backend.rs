@@ -9,10 +9,12 @@ use super::linear::{Product, linear};
 use super::memory::PageMemory;
 use super::norm::Norm;
 use super::packed::Packed;
+use super::paired::{Paired, tiled};
 use super::pool::Pool;
 use super::quantised::Quantised;
 use super::rope::{Gains, Run};
 use super::simd::Level;
+use super::simd::tiles::Tiles;
 use super::tile::Tile;
 use crate::ops::{
     Attention, Embed, Gather, HostBatch, HostMatrix, KvShape, Linear, OpError, Ops, RmsNorm,
@@ -41,6 +43,8 @@ pub enum Matrix {
     F32(Packed<f32>),
     /// bfloat16.
     Bf16(Packed<bf16>),
+    /// bfloat16, for tiles.
+    Paired(Paired, Tiles),
     /// As a file has it, in 4 or 8 bits.
     Quantised(Quantised),
 }
@@ -135,7 +139,10 @@ impl Ops for Cpu {
         let at = (&self.pool, &self.arena);
         Ok(match weights {
             Weights::F32(w) => Matrix::F32(Packed::pack(at, (rows, cols), &w)?),
-            Weights::Bf16(w) => Matrix::Bf16(Packed::pack(at, (rows, cols), &w)?),
+            Weights::Bf16(w) => match self.level.tiles() {
+                Some(tiles) => Matrix::Paired(Paired::pack(at, (rows, cols), &w)?, tiles),
+                None => Matrix::Bf16(Packed::pack(at, (rows, cols), &w)?),
+            },
             Weights::Blocks(w) => Matrix::Quantised(Quantised::pack(at, (rows, cols), &w)?),
         })
     }
@@ -166,6 +173,7 @@ impl Ops for Cpu {
         self.pool.for_each(out, |(out, &token)| match args.table {
             Matrix::F32(table) => table.row(token as usize, out),
             Matrix::Bf16(table) => table.row(token as usize, out),
+            Matrix::Paired(table, _) => table.row(token as usize, out),
             Matrix::Quantised(table) => table.row(token as usize, out),
         });
         Ok(())
@@ -190,6 +198,9 @@ impl Ops for Cpu {
         match args.weight {
             Matrix::F32(weight) => linear(pool, level, &Product { x, weight, bias, add }, out),
             Matrix::Bf16(weight) => linear(pool, level, &Product { x, weight, bias, add }, out),
+            Matrix::Paired(weight, tiles) => {
+                tiled((pool, level, *tiles), &Product { x, weight, bias, add }, out);
+            }
             Matrix::Quantised(weight) => {
                 linear(pool, level, &Product { x, weight, bias, add }, out);
             }

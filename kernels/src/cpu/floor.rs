@@ -79,6 +79,7 @@ impl Matrix {
         match self {
             Self::F32(m) => size_of_val(m.groups(0..m.rows.div_ceil(GROUP))),
             Self::Bf16(m) => size_of_val(m.groups(0..m.rows.div_ceil(GROUP))),
+            Self::Paired(m, _) => size_of_val(m.lines()),
             Self::Quantised(m) => size_of_val(m.lines()),
         }
     }
@@ -88,6 +89,7 @@ impl Matrix {
         match self {
             Self::F32(m) => sum(at, m.groups(0..m.rows.div_ceil(GROUP)), Sum),
             Self::Bf16(m) => sum(at, m.groups(0..m.rows.div_ceil(GROUP)), Sum),
+            Self::Paired(m, _) => sum(at, m.lines(), SumLines),
             Self::Quantised(m) => sum(at, m.lines(), SumLines),
         }
     }

@@ -6,7 +6,7 @@
 //! many it computes from cache. Runs shrink towards the end, so that the threads end together.
 
 use super::element::GROUP;
-use super::gemm::{Panels, Sums, block_rows};
+use super::gemm::{Panels, block_rows};
 use super::pool::Pool;
 use super::simd::{Kernel, Level, ROWS_MOST, Simd, Wide};
 use super::tile::Tile;
@@ -37,14 +37,14 @@ pub fn linear<W: Panels>(pool: &Pool, level: Level, product: &Product<'_, W>, ou
     let block = block_rows(out.rows(), level.rows_most());
     let rows = &weight.rows((pool, level), x, block);
     let most = (ITEM_BYTES / weight.panel_bytes()).max(1);
-    let items = Runs { out, next: 0, most, shares: 4 * pool.threads() };
+    let items = Runs::new(out, most, 4 * pool.threads());
     pool.for_each(items, |(first, out)| {
         level.run(Item { weight, bias, add, rows, block, first, out });
     });
 }
 
 /// Deals columns of `out` in runs of whole panels, with the number of each run's first panel.
-struct Runs<'a> {
+pub struct Runs<'a> {
     out: Tile<'a>,
     /// First panel not dealt yet.
     next: usize,
@@ -52,6 +52,13 @@ struct Runs<'a> {
     most: usize,
     /// A run is this part of what is left.
     shares: usize,
+}
+
+impl<'a> Runs<'a> {
+    /// Deals `out` in runs of `most` panels at most, else of one in `shares` of what is left.
+    pub fn new(out: Tile<'a>, most: usize, shares: usize) -> Self {
+        Self { out, next: 0, most, shares }
+    }
 }
 
 impl<'a> Iterator for Runs<'a> {
@@ -108,16 +115,24 @@ impl<W: Panels> Kernel for Item<'_, '_, W> {
 
 /// Where a block's sums go.
 #[derive(Clone, Copy)]
-struct Place<'a> {
-    row: usize,
-    column: usize,
-    bias: Option<&'a [f32]>,
-    add: bool,
+pub struct Place<'a> {
+    pub row: usize,
+    pub column: usize,
+    /// Of all columns.
+    pub bias: Option<&'a [f32]>,
+    /// Whether they are added.
+    pub add: bool,
 }
 
 impl Place<'_> {
+    /// Puts sums of consecutive rows.
     #[inline(always)]
-    fn put<S: Simd, const M: usize>(self, simd: S, sums: Sums<S, M>, out: &mut Tile<'_>) {
+    pub fn put<S: Simd>(
+        self,
+        simd: S,
+        sums: impl IntoIterator<Item = <S::Wide as Wide>::V>,
+        out: &mut Tile<'_>,
+    ) {
         let width = (out.width() - self.column).min(GROUP);
         for (m, sums) in sums.into_iter().enumerate() {
             let to = &mut out.row(self.row + m)[self.column..][..width];

@@ -2,8 +2,8 @@
 //! f32 or bf16.
 //!
 //! One file an op; what they share: [`simd`] (eight lanes, chosen at run time), [`pool`]
-//! (fork-join), [`memory`] (pages), `packed` and `quantised` (weights in panels), `gemm` (the inner
-//! product). Calls return when the work is done.
+//! (fork-join), [`memory`] (pages), `packed`, `paired` and `quantised` (weights in panels), `gemm`
+//! (the inner product). Calls return when the work is done.
 
 pub mod memory;
 pub mod pool;
@@ -21,6 +21,7 @@ mod gemm;
 mod linear;
 mod norm;
 mod packed;
+mod paired;
 mod quantised;
 mod rope;
 mod softmax;

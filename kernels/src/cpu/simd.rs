@@ -9,9 +9,13 @@
 //! saw these and AVX-512. Every intrinsic here rests on such a proof.
 #![expect(unsafe_code, reason = "the SIMD fence: intrinsics behind a proof of their features")]
 
+pub mod tiles;
 mod wide;
 
 use half::bf16;
+#[cfg(target_arch = "x86_64")]
+use tiles::Amx;
+use tiles::Tiles;
 pub use wide::{Arrays, ROWS_MOST, Wide};
 #[cfg(target_arch = "x86_64")]
 pub use wide::{Avx2, Avx512};
@@ -104,6 +108,11 @@ pub enum Level {
     /// These and AVX-512 F, BW, VL and VNNI.
     #[cfg(target_arch = "x86_64")]
     Avx512(X86<Avx512>),
+    /// These and AMX.
+    #[cfg(target_arch = "x86_64")]
+    Amx(X86<Avx512>, Amx),
+    /// Nothing assumed, with tiles in plain loops: for tests.
+    PlainTiles,
 }
 
 impl Level {
@@ -124,9 +133,41 @@ impl Level {
                 && is_x86_feature_detected!("avx512vnni")
             {
                 all.push(Self::Avx512(X86(Avx512(()))));
+                all.extend(Amx::detect().map(|amx| Self::Amx(X86(Avx512(())), amx)));
             }
         }
         all
+    }
+
+    /// The level of that name, if this CPU can do it.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::all().into_iter().find(|level| level.name() == name)
+    }
+
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Portable => "portable",
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2(_) => "avx2",
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512(_) => "avx512",
+            #[cfg(target_arch = "x86_64")]
+            Self::Amx(..) => "amx",
+            Self::PlainTiles => "plain tiles",
+        }
+    }
+
+    /// Its tiles, if it has any.
+    pub fn tiles(self) -> Option<Tiles> {
+        match self {
+            Self::Portable => None,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2(_) | Self::Avx512(_) => None,
+            #[cfg(target_arch = "x86_64")]
+            Self::Amx(_, amx) => Some(Tiles::Amx(amx)),
+            Self::PlainTiles => Some(Tiles::Plain),
+        }
     }
 
     /// Runs `kernel` compiled for this level.
@@ -134,12 +175,13 @@ impl Level {
     pub fn run<K: Kernel>(self, kernel: K) -> K::Output {
         match self {
             Self::Portable => kernel.run(Portable),
+            Self::PlainTiles => kernel.run(Portable),
             #[cfg(target_arch = "x86_64")]
             // SAFETY: `proof` exists, so the CPU has AVX2 and FMA.
             Self::Avx2(proof) => unsafe { run_avx2(proof, kernel) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: `proof` exists, so the CPU has these and AVX-512 F, BW, VL and VNNI.
-            Self::Avx512(proof) => unsafe { run_avx512(proof, kernel) },
+            Self::Avx512(proof) | Self::Amx(proof, _) => unsafe { run_avx512(proof, kernel) },
         }
     }
 
@@ -147,10 +189,11 @@ impl Level {
     pub fn rows_most(self) -> usize {
         match self {
             Self::Portable => Arrays::ROWS,
+            Self::PlainTiles => Arrays::ROWS,
             #[cfg(target_arch = "x86_64")]
             Self::Avx2(_) => Avx2::ROWS,
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512(_) => Avx512::ROWS,
+            Self::Avx512(_) | Self::Amx(..) => Avx512::ROWS,
         }
     }
 }

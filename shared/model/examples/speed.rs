@@ -1,13 +1,15 @@
 //! Speed of the bare engine beside the machine's floor, for some weight formats in one run.
 //!
-//! `cargo run --release -p model --example speed -- MODEL [ROUNDS] [WEIGHTS,..]`
+//! `cargo run --release -p model --example speed -- MODEL [ROUNDS] [WEIGHTS[@LEVEL],..] [THREADS]`
 //!
-//! Each round times, for each format in alternation: one plain parallel sum of all weight bytes
-//! (the floor), decode steps of one sequence, decode steps of eight, and the prefill of 256 tokens.
-//! Medians of rounds; other load on the machine moves both sides, so read the ratio.
+//! A format may name what of the CPU to use at most: `portable`, `avx2`, `avx512`, `amx`. Each
+//! round times, for each format in alternation: one plain parallel sum of all weight bytes (the
+//! floor), decode steps of one sequence, decode steps of eight, and prefills. Medians of rounds;
+//! other load on the machine moves both sides, so read the ratio.
 #![expect(clippy::print_stdout, reason = "a measurement prints")]
 
 use checkpoint::Checkpoint;
+use kernels::cpu::simd::Level;
 use model::engine::{Batch, Engine, Input, Row, Sample};
 use model::{CpuEngine, EngineConfig};
 use shared::ids::{PageId, TokenId};
@@ -17,7 +19,7 @@ use std::error::Error;
 use std::hint::black_box;
 use std::time::Instant;
 
-const PREFILL: usize = 256;
+const PREFILLS: [usize; 2] = [256, 1500];
 const PAGE_TOKENS: u32 = 16;
 const STEPS: u32 = 8;
 const SHORT: u32 = 64;
@@ -28,8 +30,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     let model = args.next().ok_or("usage: speed MODEL [ROUNDS] [WEIGHTS,..]")?;
     let rounds = args.next().map_or(Ok(15), |n| n.parse())?;
     let formats = args.next().unwrap_or_else(|| "bf16,auto".to_owned());
+    let threads = args.next().map(|n| n.parse()).transpose()?;
     let checkpoint = Checkpoint::open(&model)?;
-    let sides = formats.split(',').map(|name| Side::load(&checkpoint, name));
+    let sides = formats.split(',').map(|name| Side::load(&checkpoint, name, threads));
     let mut sides = sides.collect::<Result<Vec<_>, _>>()?;
     for round in 0..=rounds {
         for side in &mut sides {
@@ -44,30 +47,39 @@ fn main() -> Result<(), Box<dyn Error>> {
 }
 
 /// An engine, and the seconds that its rounds took: floor, batch 1, batch 1 after a long text,
-/// batch 8, prefill.
+/// batch 8, prefills.
 struct Side {
     name: String,
     engine: CpuEngine,
-    times: [Vec<f64>; 5],
+    times: [Vec<f64>; 6],
 }
 
 impl Side {
-    fn load(checkpoint: &Checkpoint, name: &str) -> Result<Self, Box<dyn Error>> {
+    fn load(
+        checkpoint: &Checkpoint,
+        name: &str,
+        threads: Option<usize>,
+    ) -> Result<Self, Box<dyn Error>> {
+        let (weights, level) = name.split_once('@').unwrap_or((name, ""));
+        let level = match level {
+            "" => Level::detect(),
+            name => Level::named(name).ok_or_else(|| format!("{name}: not on this CPU"))?,
+        };
         let config = EngineConfig {
             dtype: KvDtype::Bf16,
-            weights: name.parse()?,
+            weights: weights.parse()?,
             pages: 1024,
             page_tokens: PAGE_TOKENS,
-            threads: None,
+            threads,
             memory: None,
         };
         let begun = Instant::now();
-        let engine = CpuEngine::load(checkpoint, config, &mut |_, _| {})?;
+        let engine = CpuEngine::load_at(checkpoint, config, level, &mut |_, _| {})?;
         println!("{name}: loaded in {:.2} s", begun.elapsed().as_secs_f64());
         Ok(Self { name: name.to_owned(), engine, times: Default::default() })
     }
 
-    fn round(&mut self) -> Result<[f64; 5], Box<dyn Error>> {
+    fn round(&mut self) -> Result<[f64; 6], Box<dyn Error>> {
         let engine = &mut self.engine;
         Ok([
             timed(1, || {
@@ -77,20 +89,23 @@ impl Side {
             timed(STEPS, || step(engine, 1, (SHORT, 1)))?,
             timed(STEPS, || step(engine, 1, (LONG, 1)))?,
             timed(STEPS, || step(engine, 8, (SHORT, 1)))?,
-            timed(1, || step(engine, 1, (0, PREFILL)))?,
+            timed(1, || step(engine, 1, (0, PREFILLS[0])))?,
+            timed(1, || step(engine, 1, (0, PREFILLS[1])))?,
         ])
     }
 
     fn report(self) {
         let bytes = self.engine.weight_bytes() as f64;
-        let [floor, one, long, eight, prefill] = self.times.map(median);
+        let [floor, one, long, eight, prefills @ ..] = self.times.map(median);
         println!("{}: {:.1} MB of weights a token", self.name, bytes / 1e6);
         println!("  floor: {:.2} GB/s, {:.2} ms", bytes / floor / 1e9, floor * 1e3);
         println!("  decode, batch 1: {:.1} tok/s, {:.2} of the floor", 1.0 / one, floor / one);
         println!("  decode after {LONG} tokens: {:.1} tok/s", 1.0 / long);
         let rate = 8.0 / eight;
         println!("  decode, batch 8: {rate:.1} tok/s, {:.2} x batch 1", 8.0 * one / eight);
-        println!("  prefill, {PREFILL} tokens: {:.0} tok/s", PREFILL as f64 / prefill);
+        for (tokens, time) in PREFILLS.into_iter().zip(prefills) {
+            println!("  prefill, {tokens} tokens: {:.0} tok/s", tokens as f64 / time);
+        }
     }
 }
 

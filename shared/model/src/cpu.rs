@@ -11,6 +11,7 @@ use crate::reference::Observed;
 use crate::sample::{Drawn, draw};
 use checkpoint::{Checkpoint, ModelConfig};
 use kernels::cpu::memory::HostMemory;
+use kernels::cpu::simd::Level;
 use kernels::cpu::{Cpu, CpuPages, Matrix, Softmax};
 use kernels::ops::{OpError, Ops};
 use shared::kv::{KvDtype, KvGeometry, PageStore};
@@ -92,6 +93,19 @@ impl CpuEngine {
         config: EngineConfig,
         progress: Progress<'_>,
     ) -> Result<Self, LoadError> {
+        Self::load_at(checkpoint, config, Level::detect(), progress)
+    }
+
+    /// As [`Self::load`], to use no more of this CPU than `level`.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn load_at(
+        checkpoint: &Checkpoint,
+        config: EngineConfig,
+        level: Level,
+        progress: Progress<'_>,
+    ) -> Result<Self, LoadError> {
         let EngineConfig { dtype, weights, pages, page_tokens, threads, memory } = config;
         let model_config = checkpoint.config();
         let geometry = geometry(model_config, page_tokens, dtype)?;
@@ -102,17 +116,18 @@ impl CpuEngine {
         let threads = threads
             .or_else(|| std::thread::available_parallelism().ok().map(usize::from))
             .unwrap_or(1);
-        let cpu = Cpu::new(threads);
+        let cpu = Cpu::with_level(threads, level);
         let room = pages as usize * page_tokens as usize;
         let positions = model_config.max_positions.min(room);
         let plan = LoadPlan { ops: &cpu, dtype, weights, positions, threads };
         let loaded = load(checkpoint, plan, progress)?;
-        tracing::info!(threads, pages, page_tokens, ?dtype, ?weights, "model loaded");
+        let name = level.name();
+        tracing::info!(threads, level = name, pages, page_tokens, ?dtype, ?weights, "model loaded");
         let vocab = model_config.vocab as u32;
         let scratch = Scratch::new(&cpu, &loaded.model.sizes, 1, 1)?;
         Ok(Self {
             cpu,
-            softmax: Softmax::detect(),
+            softmax: Softmax::with_level(level),
             model: loaded.model,
             fingerprint: loaded.fingerprint,
             context_length: model_config.max_positions as u32,
