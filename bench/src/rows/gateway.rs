@@ -3,7 +3,8 @@
 //! Behind it stands the echo, a process that computes nothing and speaks the ring's wire. Requests
 //! come at 300 a second, Poisson, each with a text of 64 tokens, from one client of this process.
 //! Two loads in alternation, of few and of many tokens a request: their difference is the tokens',
-//! what is left is the request's. The floor is the same client at the echo's HTTP server, with
+//! what is left is the request's, once more at 2,000 a second, where a request does not find the
+//! process asleep and its caches with others. The floor is the same client at the echo's HTTP server, with
 //! nothing between; what the gateway adds is what a rank of the latencies has above the floor's.
 //!
 //! `--peer-router` names routers of others to measure beside it, in front of the echo's HTTP
@@ -40,6 +41,12 @@ pub const GROUP: Group = Group {
             bar: Bar::AtMost(100.0),
         },
         Row {
+            name: "gateway-request-busy",
+            what: "the same at 2,000 requests/s",
+            unit: "µs",
+            bar: Bar::AtMost(100.0),
+        },
+        Row {
             name: "gateway-token",
             what: "CPU of the gateway a streamed token, median of rounds",
             unit: "µs",
@@ -62,8 +69,8 @@ pub const GROUP: Group = Group {
     slow: false,
 };
 
-const RATE: f64 = 300.0;
-const REQUESTS: usize = 1_500;
+const USUAL: Pace = Pace { rate: 300.0, requests: 1_500 };
+const BUSY: Pace = Pace { rate: 2_000.0, requests: 4_000 };
 const FEW: usize = 2;
 const MANY: usize = 66;
 const STEP_MS: u64 = 5;
@@ -106,35 +113,35 @@ const WORDS: [&str; 32] = [
     "point",
 ];
 
+/// How requests come.
+#[derive(Clone, Copy)]
+struct Pace {
+    /// A second, Poisson.
+    rate: f64,
+    requests: usize,
+}
+
 fn measure(place: &Place) -> anyhow::Result<Findings> {
     let stand = Stand::start(place)?;
     let peers = stand.peers(place)?;
-    let mut found = Findings::new("target,tokens,cpu_us_a_request,ttft_p50_ms,ttft_p99_ms");
+    let mut found = Findings::new("target,rate,tokens,cpu_us_a_request,ttft_p50_ms,ttft_p99_ms");
     let mut rounds = vec![vec![]; 1 + peers.len()];
     let mut floors = vec![];
     for round in 0..=place.rounds(ROUNDS) {
-        let few = stand.load(&stand.echo, stand.http, FEW)?;
-        let floor = stand.load(&stand.echo, stand.http, MANY)?;
+        let echo = stand.loads(&stand.echo, stand.http)?;
+        let floor = echo.many.ttft;
         let gateway = (&stand.gateway, stand.listen);
         let targets = [gateway].into_iter().chain(peers.iter().map(|peer| (&peer.0, peer.1)));
         for ((process, address), rounds) in targets.zip(&mut rounds) {
-            let few = stand.load(process, address, FEW)?;
-            let many = stand.load(process, address, MANY)?;
+            let loads = stand.loads(process, address)?;
             // The first round finds caches cold and lets buffers grow.
             if round > 0 {
-                for (tokens, seen) in [(FEW, &few), (MANY, &many)] {
-                    let Seen { cpu_us, ttft } = seen;
-                    let name = &process.name;
-                    found.raw.push(format!(
-                        "{name},{tokens},{cpu_us:.1},{:.3},{:.3}",
-                        ttft.p50, ttft.p99
-                    ));
-                }
-                rounds.push(Round::new(&few, &many, &floor));
+                found.raw.extend(loads.lines(&process.name));
+                rounds.push(Round::new(&loads, &floor));
             }
         }
         if round > 0 {
-            floors.push((Round::new(&few, &floor, &floor), floor.ttft));
+            floors.push((Round::new(&echo, &floor), floor));
         }
     }
     let of = |rounds: &[Round], pick: fn(&Round) -> f64| median(rounds.iter().map(pick).collect());
@@ -145,21 +152,25 @@ fn measure(place: &Place) -> anyhow::Result<Findings> {
     let cpu = |pick: fn(&Round) -> f64| {
         short(median(floors.iter().map(|(round, _)| pick(round)).collect()))
     };
-    let (request, token) = (cpu(|round| round.request_us), cpu(|round| round.token_us));
+    let (request, busy) = (cpu(|round| round.request_us), cpu(|round| round.busy_us));
+    let token = cpu(|round| round.token_us);
     found.note(format!("floor, the echo's HTTP server: first token p50 {p50} ms, p99 {p99} ms"));
-    found
-        .note(format!("floor of CPU, the same server: {request} µs a request, {token} µs a token"));
+    found.note(format!(
+        "floor of CPU, the same server: {request} µs a request, {busy} busy, {token} µs a token"
+    ));
     for ((peer, _), rounds) in peers.iter().zip(&rounds[1..]) {
         found.note(format!(
-            "{}: {} µs a request, {} µs a token, adds p50 {} ms, p99 {} ms",
+            "{}: {} µs a request, {} busy, {} µs a token, adds p50 {} ms, p99 {} ms",
             peer.name,
             short(of(rounds, |round| round.request_us)),
+            short(of(rounds, |round| round.busy_us)),
             short(of(rounds, |round| round.token_us)),
             short(of(rounds, |round| round.added.0)),
             short(of(rounds, |round| round.added.1)),
         ));
     }
     found.set("gateway-request", of(&rounds[0], |round| round.request_us));
+    found.set("gateway-request-busy", of(&rounds[0], |round| round.busy_us));
     found.set("gateway-token", of(&rounds[0], |round| round.token_us));
     found.set("gateway-added-p50", of(&rounds[0], |round| round.added.0));
     found.set("gateway-added-p99", of(&rounds[0], |round| round.added.1));
@@ -173,19 +184,41 @@ struct Seen {
     ttft: Ranks,
 }
 
+/// What the loads of a round found.
+struct Loads {
+    few: Seen,
+    many: Seen,
+    /// Few tokens a request, and many requests.
+    busy: Seen,
+}
+
+impl Loads {
+    fn lines(&self, name: &str) -> [String; 3] {
+        [(USUAL, FEW, &self.few), (USUAL, MANY, &self.many), (BUSY, FEW, &self.busy)].map(
+            |(pace, tokens, Seen { cpu_us, ttft })| {
+                let (rate, p50, p99) = (pace.rate, ttft.p50, ttft.p99);
+                format!("{name},{rate},{tokens},{cpu_us:.1},{p50:.3},{p99:.3}")
+            },
+        )
+    }
+}
+
 #[derive(Clone)]
 struct Round {
     request_us: f64,
+    /// The same under the busy load.
+    busy_us: f64,
     token_us: f64,
     /// At p50 and p99, ms.
     added: (f64, f64),
 }
 
 impl Round {
-    fn new(few: &Seen, many: &Seen, floor: &Seen) -> Self {
+    fn new(Loads { few, many, busy }: &Loads, floor: &Ranks) -> Self {
         let token_us = (many.cpu_us - few.cpu_us) / (MANY - FEW) as f64;
-        let added = (many.ttft.p50 - floor.ttft.p50, many.ttft.p99 - floor.ttft.p99);
-        Self { request_us: few.cpu_us - FEW as f64 * token_us, token_us, added }
+        let added = (many.ttft.p50 - floor.p50, many.ttft.p99 - floor.p99);
+        let request_us = |seen: &Seen| seen.cpu_us - FEW as f64 * token_us;
+        Self { request_us: request_us(few), busy_us: request_us(busy), token_us, added }
     }
 }
 
@@ -266,16 +299,27 @@ impl Stand {
         Ok(peers)
     }
 
-    /// Sends the load and says what it took of `process`.
-    fn load(&self, process: &Process, address: SocketAddr, tokens: usize) -> anyhow::Result<Seen> {
+    /// All loads on `process`.
+    fn loads(&self, process: &Process, address: SocketAddr) -> anyhow::Result<Loads> {
+        let load = |tokens, pace| self.load((process, address), tokens, pace);
+        Ok(Loads { few: load(FEW, USUAL)?, many: load(MANY, USUAL)?, busy: load(FEW, BUSY)? })
+    }
+
+    /// Sends a load and says what it took of the process.
+    fn load(
+        &self,
+        (process, address): (&Process, SocketAddr),
+        tokens: usize,
+        Pace { rate, requests }: Pace,
+    ) -> anyhow::Result<Seen> {
         let mut random = Random::new(tokens as u64);
         let model = (address != self.listen).then_some("echo");
         let client = Arc::new(Client::new(&format!("http://{address}"), model.map(str::to_owned))?);
-        let prompts: Vec<String> = (0..REQUESTS)
+        let prompts: Vec<String> = (0..requests)
             .map(|_| (0..64).map(|_| format!(" {}", WORDS[random.below(WORDS.len())])).collect())
             .collect();
         let asks =
-            poisson(&mut random, RATE).zip(prompts).enumerate().map(|(number, (at, text))| {
+            poisson(&mut random, rate).zip(prompts).enumerate().map(|(number, (at, text))| {
                 (at, Ask::new(format!("bench-{number}"), &json!(text), tokens, model))
             });
         let asks = asks.collect();
@@ -288,7 +332,7 @@ impl Stand {
             ensure!(sample.prompt_tokens == 64, "a prompt of {} tokens", sample.prompt_tokens);
         }
         let ttft = Ranks::of(run.samples.iter().filter_map(|sample| sample.ttft()));
-        Ok(Seen { cpu_us: cpu.as_secs_f64() * 1e6 / REQUESTS as f64, ttft })
+        Ok(Seen { cpu_us: cpu.as_secs_f64() * 1e6 / requests as f64, ttft })
     }
 }
 
