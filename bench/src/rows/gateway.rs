@@ -3,8 +3,8 @@
 //! Behind it stands the echo, a process that computes nothing and speaks the ring's wire. Requests
 //! come at 300 a second, Poisson, each with a text of 64 tokens, from one client of this process.
 //! Two loads in alternation, of few and of many tokens a request: their difference is the tokens',
-//! what is left is the request's, once more at 2,000 a second, where a request does not find the
-//! process asleep and its caches with others. The floor is the same client at the echo's HTTP server, with
+//! what is left is the request's. A third load, of few tokens at 2,000 a second, finds the process
+//! awake and its caches its own. The floor is the same client at the echo's HTTP server, with
 //! nothing between; what the gateway adds is what a rank of the latencies has above the floor's.
 //!
 //! `--peer-router` names routers of others to measure beside it, in front of the echo's HTTP
