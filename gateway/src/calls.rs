@@ -228,6 +228,7 @@ impl<'a> Call<'a> {
 
     /// Compiles each grammar that differs from the one before.
     async fn check(&self, prompts: usize) -> Result<(), Invalid> {
+        self.asks[0].check_outputs(prompts)?;
         let mut before = None;
         for (prompt, wanted) in self.asks.iter().map(Ask::wanted).enumerate() {
             if wanted != before {
@@ -236,7 +237,7 @@ impl<'a> Call<'a> {
                 before = wanted;
             }
         }
-        self.asks[0].check_outputs(prompts)
+        Ok(())
     }
 
     /// The requests for the prompts, one an output.

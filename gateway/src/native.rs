@@ -113,6 +113,9 @@ pub fn read(fields: &mut Fields, limits: Limits) -> Result<GenerateRequest, Inva
     })
 }
 
+/// Where one field has a list, what is said for all prompts is copied for each. Bytes that are.
+const COPIED_MAX: usize = 16 << 20;
+
 /// What all prompts are to make and to tell, or what each of them is.
 fn each(fields: &mut Fields, lists: &mut Lists) -> Result<Vec<(Knobs, Telling)>, Invalid> {
     let sampling = lists.take_objects(fields, "sampling_params", sampling_knobs)?;
@@ -123,11 +126,20 @@ fn each(fields: &mut Fields, lists: &mut Lists) -> Result<Vec<(Knobs, Telling)>,
     let salts = lists.take(fields, "cache_salt", String::new())?;
     let priority = fields.take_or("priority", 0)?;
     let outputs = sampling.of(0).n.unwrap_or(1);
+    let mut copied = 0;
     let one = |at| {
         let (logprobs, top, ids) = (*wants.of(at), *tops.of(at), named.of(at));
         let start = start(*starts.of(at));
         let start = start.map_err(|what| lists.at(at, fields.wrong("logprob_start_len", &what)))?;
         let start = start.filter(|_| logprobs);
+        copied += sampling.of(at).bytes() + salts.of(at).len() + 4 * ids.len();
+        if copied > COPIED_MAX {
+            let what = format!(
+                "comes to more than {COPIED_MAX} bytes with `cache_salt` and `token_ids_logprob`, \
+                 counted for each prompt; send fewer prompts at a time"
+            );
+            return Err(fields.wrong("sampling_params", &what));
+        }
         let sampling = sampling.of(at).clone();
         if sampling.n.unwrap_or(1) != outputs {
             let what = format!("must be the same for all prompts, {outputs} as the first");

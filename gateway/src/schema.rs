@@ -17,8 +17,12 @@ const OPENING: [&str; 7] = [
     "$ref",
 ];
 
-/// What adds to the properties that stand beside it.
+/// What adds another schema to the one that it stands in.
 const ADDING: [&str; 4] = ["allOf", "anyOf", "oneOf", "$ref"];
+
+/// What a schema says itself of an object.
+const OWN: [&str; 5] =
+    ["properties", "patternProperties", "additionalProperties", "required", "minProperties"];
 
 /// The schema, with every object closed that lists its properties and does not say whether there
 /// are others.
@@ -26,29 +30,35 @@ const ADDING: [&str; 4] = ["allOf", "anyOf", "oneOf", "$ref"];
 /// Parts that one object is put together of would each refuse what the others list. Where there
 /// are such, at whatever depth, no more than the outermost object is closed.
 pub fn closed(schema: &Value) -> Value {
-    let mut all = schema.clone();
-    if close_all(&mut all) {
-        return all;
-    }
     let mut outermost = schema.clone();
     outermost.as_object_mut().into_iter().for_each(close);
-    outermost
+    let mut all = outermost.clone();
+    if close_all(&mut all) { all } else { outermost }
 }
 
 /// False once an object is met that is put together of several.
 fn close_all(schema: &mut Value) -> bool {
     let Value::Object(map) = schema else { return true };
-    let several = map.get("allOf").and_then(Value::as_array).is_some_and(|list| list.len() > 1);
-    let adds = map.contains_key("properties") && ADDING.iter().any(|key| map.contains_key(*key));
-    if several || adds {
+    let has = |keys: &[&str]| keys.iter().filter(|key| map.contains_key(**key)).count();
+    let many = map.get("allOf").and_then(Value::as_array).is_some_and(|list| list.len() > 1);
+    if many || has(&ADDING) > 1 || (has(&ADDING) > 0 && has(&OWN) > 0) {
         return false;
     }
-    close(map);
+    // An object that lists none is any object, where it is not all there is.
+    if map.get("properties").and_then(Value::as_object).is_some_and(|listed| !listed.is_empty()) {
+        close(map);
+    }
     map.iter_mut().flat_map(schemas).all(close_all)
 }
 
+/// Closes an object, unless it asks for more than it lists.
 fn close(map: &mut Map<String, Value>) {
-    if map.contains_key("properties") && !OPENING.iter().any(|key| map.contains_key(*key)) {
+    let Some(listed) = map.get("properties").and_then(Value::as_object) else { return };
+    let required = map.get("required").and_then(Value::as_array);
+    let lists = |name: &Value| name.as_str().is_some_and(|name| listed.contains_key(name));
+    let least = map.get("minProperties").and_then(Value::as_u64).unwrap_or(0);
+    let fits = required.is_none_or(|names| names.iter().all(lists)) && least <= listed.len() as u64;
+    if fits && !OPENING.iter().any(|key| map.contains_key(*key)) {
         map.insert("additionalProperties".to_owned(), Value::Bool(false));
     }
 }
@@ -62,7 +72,7 @@ fn schemas<'a>((key, value): (&String, &'a mut Value)) -> Vec<&'a mut Value> {
         ("items" | "prefixItems" | "allOf" | "anyOf" | "oneOf", Value::Array(list)) => {
             list.iter_mut().collect()
         }
-        ("items" | "additionalProperties", one) => vec![one],
+        ("items" | "additionalItems" | "additionalProperties", one) => vec![one],
         _ => vec![],
     }
 }
@@ -115,6 +125,9 @@ mod tests {
             json!({"type": "object", "properties": property, "unevaluatedProperties": false}),
             json!({"type": "object", "properties": property, "patternProperties": {"^x": {}}}),
             json!({"type": "object"}),
+            json!({"type": "object", "properties": {}}),
+            json!({"type": "object", "properties": property, "required": ["a", "b"]}),
+            json!({"type": "object", "properties": property, "minProperties": 2}),
             json!({"enum": [{"properties": {}}], "default": {"properties": {}}}),
             json!(true),
         ] {
@@ -129,6 +142,11 @@ mod tests {
         for inner in [
             json!({"allOf": [{"$ref": "#/$defs/d"}, leaf()]}),
             json!({"properties": {"m": {}}, "$ref": "#/$defs/d"}),
+            json!({"anyOf": [leaf(), leaf()], "allOf": [leaf()]}),
+            json!({"$ref": "#/$defs/d", "anyOf": [leaf()]}),
+            json!({"$ref": "#/$defs/d", "patternProperties": {"^x-": {}}}),
+            json!({"$ref": "#/$defs/d", "required": ["more"]}),
+            json!({"allOf": [leaf()], "additionalProperties": {"type": "string"}}),
             json!({"properties": {"m": {}}, "anyOf": [leaf(), {"$ref": "#/$defs/d"}]}),
         ] {
             let schema = |closed| {

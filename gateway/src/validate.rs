@@ -106,6 +106,16 @@ pub struct Knobs {
     pub wanted: Option<Wanted>,
 }
 
+impl Knobs {
+    /// Of what has a length, about.
+    pub fn bytes(&self) -> usize {
+        let stops: usize = self.stop.iter().map(String::len).sum();
+        let ids = self.stop_token_ids.len() + self.logprob_ids.len() + 2 * self.logit_bias.len();
+        let grammar = self.wanted.as_ref().map_or(0, |wanted| wanted.grammar.text().len());
+        self.cache_salt.len() + stops + 4 * ids + grammar
+    }
+}
+
 /// Which tokens of a prompt are told of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PromptLogprobs {

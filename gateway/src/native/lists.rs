@@ -88,9 +88,10 @@ impl Lists {
         name: &'static str,
         read: impl Fn(&mut Fields) -> Result<T, Invalid>,
     ) -> Result<Each<T>, Invalid> {
-        let Some(Value::Array(list)) = fields.get(name).cloned() else {
+        if !fields.get(name).is_some_and(Value::is_array) {
             return read(&mut fields.object(name)?).map(Each::All);
-        };
+        }
+        let Some(Value::Array(list)) = fields.take_value(name) else { unreachable!("it is one") };
         self.note(fields, name, list.len())?;
         let one = |(at, one)| {
             fields.set(name, one);

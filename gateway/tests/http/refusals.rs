@@ -169,6 +169,14 @@ async fn chat_and_generate_name_the_field() {
 }
 
 #[tokio::test]
+async fn what_is_told_once_is_not_copied_for_each_prompt_without_end() {
+    let gateway = Gateway::start(|_| {}).await;
+    let body = json!({"text": vec!["a"; 512], "return_logprob": vec![false; 512],
+        "cache_salt": "x".repeat(40_000)});
+    check(&gateway, "/generate", &body, 400, json!("sampling_params")).await;
+}
+
+#[tokio::test]
 async fn a_prompt_that_cannot_fit_is_refused_with_openais_code() {
     let gateway = Gateway::start(|_| {}).await;
     for prompt in [json!("word ".repeat(3000)), json!(vec![7; 2048])] {

@@ -4,9 +4,10 @@
 //! the config changes it while the process runs. Errors are written whatever it names, but where it
 //! gives all or their target a level.
 
+use std::fmt::Write;
 use std::str::FromStr;
 use tracing_subscriber::field::MakeExt;
-use tracing_subscriber::fmt::format::debug_fn;
+use tracing_subscriber::fmt::format::{Writer, debug_fn};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
 use tracing_subscriber::{EnvFilter, Layer, Registry, fmt, reload};
@@ -66,7 +67,9 @@ pub fn start(log: Option<&str>, format: Format) -> Result<Logs, LogError> {
         // The same words at a third of the cost: what has no colour is not painted.
         Format::Text => {
             let plain = debug_fn(|writer, field, value| match field.name() {
-                "message" => write!(writer, "{value:?}"),
+                "message" => write!(Printable(writer), "{value:?}"),
+                // Of the `log` crate, and in the line already.
+                name if name.starts_with("log.") => Ok(()),
                 name => write!(writer, "{name}={value:?}"),
             });
             let lines = fmt::layer().with_writer(std::io::stderr).with_ansi(false);
@@ -83,6 +86,22 @@ pub fn start(log: Option<&str>, format: Format) -> Result<Logs, LogError> {
         }));
     }
     Ok(Logs(handle))
+}
+
+/// Text on its way into a line: what would move a terminal's cursor is spelled out.
+struct Printable<'a, 'w>(&'a mut Writer<'w>);
+
+impl std::fmt::Write for Printable<'_, '_> {
+    fn write_str(&mut self, text: &str) -> std::fmt::Result {
+        if !text.bytes().any(|byte| byte.is_ascii_control() || byte == 0xC2) {
+            return self.0.write_str(text);
+        }
+        text.chars().try_for_each(|c| match c {
+            '\n' | '\t' => self.0.write_char(c),
+            c if c.is_control() => write!(self.0, "{}", c.escape_default()),
+            c => self.0.write_char(c),
+        })
+    }
 }
 
 impl Logs {
@@ -134,6 +153,14 @@ mod tests {
         assert_eq!(passed("info"), (true, true));
         assert_eq!(passed("off"), (false, false));
         assert_eq!(passed("info,service=off"), (false, false));
+    }
+
+    #[test]
+    fn a_message_moves_no_cursor() {
+        let mut line = String::new();
+        let said = "plain é\u{1b}[31mred\u{9b}2J\n";
+        write!(Printable(&mut Writer::new(&mut line)), "{said}").unwrap();
+        assert_eq!(line, "plain é\\u{1b}[31mred\\u{9b}2J\n");
     }
 
     #[test]
