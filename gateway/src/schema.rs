@@ -28,12 +28,29 @@ const OWN: [&str; 5] =
 /// are others.
 ///
 /// Parts that one object is put together of would each refuse what the others list. Where there
-/// are such, at whatever depth, no more than the outermost object is closed.
+/// are such, at whatever depth, no more than the outermost object is closed, and not even that if it
+/// may be a part itself.
 pub fn closed(schema: &Value) -> Value {
     let mut outermost = schema.clone();
     outermost.as_object_mut().into_iter().for_each(close);
     let mut all = outermost.clone();
-    if close_all(&mut all) { all } else { outermost }
+    match close_all(&mut all) {
+        true => all,
+        false if refers_to_root(schema) => schema.clone(),
+        false => outermost,
+    }
+}
+
+/// Whether a reference, at whatever depth, names no definition.
+fn refers_to_root(schema: &Value) -> bool {
+    match schema {
+        Value::Object(map) => map.iter().any(|(key, value)| match value.as_str() {
+            Some(to) => key == "$ref" && !to.starts_with("#/"),
+            None => refers_to_root(value),
+        }),
+        Value::Array(list) => list.iter().any(refers_to_root),
+        _ => false,
+    }
 }
 
 /// False once an object is met that is put together of several.
@@ -157,5 +174,15 @@ mod tests {
             assert_eq!(closed(&schema(false)), schema(true));
             assert_eq!(closed(&inner), inner);
         }
+    }
+
+    #[test]
+    fn what_is_a_part_of_itself_stays() {
+        let more = || object(&json!({"m": {}}), false);
+        let tree = |inner: Value, closed| object(&json!({"inner": inner, "n": {}}), closed);
+        let extended = tree(json!({"allOf": [{"$ref": "#"}, more()]}), false);
+        assert_eq!(closed(&extended), extended);
+        let list = |closed| tree(json!({"type": "array", "items": {"$ref": "#"}}), closed);
+        assert_eq!(closed(&list(false)), list(true));
     }
 }

@@ -88,10 +88,13 @@ impl Lists {
         name: &'static str,
         read: impl Fn(&mut Fields) -> Result<T, Invalid>,
     ) -> Result<Each<T>, Invalid> {
-        if !fields.get(name).is_some_and(Value::is_array) {
-            return read(&mut fields.object(name)?).map(Each::All);
-        }
-        let Some(Value::Array(list)) = fields.take_value(name) else { unreachable!("it is one") };
+        let list = match fields.take_value(name) {
+            Some(Value::Array(list)) => list,
+            other => {
+                other.into_iter().for_each(|one| fields.set(name, one));
+                return read(&mut fields.object(name)?).map(Each::All);
+            }
+        };
         self.note(fields, name, list.len())?;
         let one = |(at, one)| {
             fields.set(name, one);
