@@ -117,7 +117,7 @@ pub async fn generate(
     let knobs = std::mem::take(&mut request.knobs);
     let asks: Vec<_> = knobs.into_iter().enumerate().map(ask).collect::<Result<_, _>>()?;
     if let Some(rid) = request.rid.take() {
-        arrival.name = rid;
+        arrival.name = rid.into();
     }
     let pieces = Arc::clone(app.model.tokenizer.pieces());
     let call = (&arrival.name[..], arrival.at);
@@ -281,8 +281,9 @@ impl<'a> Call<'a> {
             let name = self.lists.name(index / made).unwrap_or(&self.arrival.name);
             tracing::debug!(target: "story", %request, name, arrived_us, "submitted");
         }
-        let names = [&self.arrival.name].into_iter().chain(self.lists.names());
-        let held = app.in_flight.hold(names.cloned().collect(), ids);
+        let own = self.lists.names().iter().map(|name| Arc::from(name.as_str()));
+        let names = [self.arrival.name.clone()].into_iter().chain(own).collect();
+        let held = app.in_flight.hold(names, ids);
         let count = answers.len();
         let deltas = stream::outputs(answers, held);
         match self.stream {

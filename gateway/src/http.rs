@@ -91,7 +91,7 @@ pub struct Arrival {
     /// When its headers were complete.
     pub at: Instant,
     /// `x-request-id`, or 32 random hex digits.
-    pub name: String,
+    pub name: Arc<str>,
     /// What `traceparent` says, or a new one.
     pub trace: Trace,
 }
@@ -99,7 +99,7 @@ pub struct Arrival {
 impl Arrival {
     /// What its requests are part of.
     pub fn origin(&self) -> Origin {
-        Origin { name: self.name.as_str().into(), arrived: self.at, trace: self.trace }
+        Origin { name: self.name.clone(), arrived: self.at, trace: self.trace }
     }
 }
 
@@ -161,8 +161,8 @@ async fn method_not_allowed(request: Request) -> ApiError {
 
 /// What every request passes.
 async fn pass(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
-    let matched = request.extensions().get::<MatchedPath>();
-    let route = matched.map_or_else(|| "unknown".to_owned(), |path| path.as_str().to_owned());
+    let matched = request.extensions().get::<MatchedPath>().cloned();
+    let route = matched.as_ref().map_or("unknown", MatchedPath::as_str);
     let name = name(request.headers().get(&REQUEST_ID));
     let given = request.headers().get(&TRACEPARENT).and_then(|value| value.to_str().ok());
     let trace = Trace::within(given);
@@ -178,23 +178,24 @@ async fn pass(State(app): State<Arc<App>>, mut request: Request, next: Next) -> 
     if is_anthropic && let Some(error) = response.extensions_mut().remove::<ApiError>() {
         *response.body_mut() = anthropic::error::body(&error, Some(&name)).to_string().into();
     }
-    metrics::answered(&route, response.status().as_u16());
-    tracing::debug!(request = name, route, status = response.status().as_u16(), "answered");
-    for (header, value) in [(REQUEST_ID, name), (TRACEPARENT, trace.to_string())] {
-        if let Ok(value) = HeaderValue::try_from(value) {
+    metrics::answered(route, response.status().as_u16());
+    tracing::debug!(request = &*name, route, status = response.status().as_u16(), "answered");
+    let values = [HeaderValue::from_str(&name), HeaderValue::try_from(trace.to_string())];
+    for (header, value) in [REQUEST_ID, TRACEPARENT].into_iter().zip(values) {
+        if let Ok(value) = value {
             response.headers_mut().insert(header, value);
         }
     }
     response
 }
 
-fn name(given: Option<&HeaderValue>) -> String {
+fn name(given: Option<&HeaderValue>) -> Arc<str> {
     let fits = |name: &&str| {
         (1..=NAME_MAX).contains(&name.len()) && name.bytes().all(|byte| byte.is_ascii_graphic())
     };
     match given.and_then(|value| value.to_str().ok()).filter(fits) {
-        Some(name) => name.to_owned(),
-        None => format!("{:016x}{:016x}", random(), random()),
+        Some(name) => name.into(),
+        None => format!("{:016x}{:016x}", random(), random()).into(),
     }
 }
 

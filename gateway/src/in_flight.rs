@@ -6,6 +6,7 @@
 //! Bound: one entry a call, and the fleet bounds requests.
 
 use crate::ring::bare_name;
+use foldhash::fast::RandomState;
 use shared::ids::RequestId;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,8 +18,11 @@ pub struct InFlight(Arc<Mutex<Calls>>);
 #[derive(Debug, Default)]
 struct Calls {
     next: u64,
-    by_number: HashMap<u64, (Vec<String>, Vec<RequestId>)>,
+    by_number: HashMap<u64, Call, RandomState>,
 }
+
+/// A call's names and its requests.
+type Call = (Vec<Arc<str>>, Vec<RequestId>);
 
 /// A call's entry.
 #[derive(Debug)]
@@ -29,7 +33,7 @@ pub struct Held {
 
 impl InFlight {
     /// Enters a call by all its names: its own, and those of its requests.
-    pub fn hold(&self, names: Vec<String>, ids: Vec<RequestId>) -> Held {
+    pub fn hold(&self, names: Vec<Arc<str>>, ids: Vec<RequestId>) -> Held {
         let mut calls = self.lock();
         calls.next += 1;
         let number = calls.next;
@@ -41,7 +45,7 @@ impl InFlight {
     pub fn requests(&self, name: &str) -> Vec<RequestId> {
         let bare = bare_name(name);
         let calls = self.lock();
-        let is_it = |own: &String| own == name || own == bare;
+        let is_it = |own: &Arc<str>| **own == *name || **own == *bare;
         let named = calls.by_number.values().filter(|(names, _)| names.iter().any(is_it));
         named.flat_map(|(_, ids)| ids.iter().copied()).collect()
     }

@@ -5,7 +5,8 @@ use crate::transcript::Usage;
 use metrics::{Counter, Histogram, counter, gauge, histogram};
 use shared::metrics as names;
 use shared::request::Finish;
-use std::sync::LazyLock;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// What ended an attempt that goes round again: a retraction, or a failure's class.
@@ -31,9 +32,21 @@ pub fn begin(queue_limit: usize) {
 
 /// Counts an HTTP answer.
 pub fn answered(route: &str, code: u16) {
-    let labels = [("route", route.to_owned()), ("code", code.to_string())];
-    counter!(names::GATEWAY_REQUESTS, &labels).increment(1);
+    let mut answered = ANSWERED.lock().unwrap_or_else(PoisonError::into_inner);
+    let codes = match answered.get_mut(route) {
+        Some(codes) => codes,
+        None => answered.entry(route.to_owned()).or_default(),
+    };
+    let count = || {
+        let labels = [("route", route.to_owned()), ("code", code.to_string())];
+        counter!(names::GATEWAY_REQUESTS, &labels)
+    };
+    codes.entry(code).or_insert_with(count).increment(1);
 }
+
+/// What counts the answers of a route, by code.
+static ANSWERED: LazyLock<Mutex<HashMap<String, BTreeMap<u16, Counter>>>> =
+    LazyLock::new(Mutex::default);
 
 /// What the gauges say now.
 pub fn depths(calls: usize, queued: usize, ready: bool) {
@@ -92,6 +105,8 @@ static METERS: LazyLock<Meters> = LazyLock::new(|| Meters {
     prompt_tokens: counter!(names::PROMPT_TOKENS),
     cached_tokens: counter!(names::CACHED_TOKENS),
     generation_tokens: counter!(names::GENERATION_TOKENS),
+    stopped: counter!(names::OUTPUTS, "finish" => finish_name(Finish::Stop)),
+    cut: counter!(names::OUTPUTS, "finish" => finish_name(Finish::Length)),
 });
 
 struct Meters {
@@ -109,6 +124,8 @@ struct Meters {
     prompt_tokens: Counter,
     cached_tokens: Counter,
     generation_tokens: Counter,
+    stopped: Counter,
+    cut: Counter,
 }
 
 /// Times of one output.
@@ -165,6 +182,9 @@ impl Timing {
         }
         METERS.generation.record(usage.completion);
         METERS.cached_tokens.increment(u64::from(usage.cached));
-        counter!(names::OUTPUTS, "finish" => finish_name(finish)).increment(1);
+        match finish {
+            Finish::Stop => METERS.stopped.increment(1),
+            Finish::Length => METERS.cut.increment(1),
+        }
     }
 }

@@ -4,13 +4,22 @@
 use axum::body::Bytes;
 use serde::Serialize;
 
+/// Bytes that most texts fit in.
+const USUAL: usize = 512;
+
 /// Events that leave together. The buffer is used again and again.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Events(Vec<u8>);
 
 /// The `data:` of an event, one line.
 #[derive(Debug)]
 pub struct Data<'a>(&'a mut Vec<u8>);
+
+impl Default for Events {
+    fn default() -> Self {
+        Self(Vec::with_capacity(USUAL))
+    }
+}
 
 impl Events {
     /// Adds an event, with a name where the API names its events.
@@ -46,7 +55,7 @@ impl Events {
 impl Data<'_> {
     /// The same as a text, for a body that is no event.
     pub fn text_of(write: impl FnOnce(&mut Data<'_>)) -> String {
-        let mut text = Vec::new();
+        let mut text = Vec::with_capacity(USUAL);
         write(&mut Data(&mut text));
         String::from_utf8(text).expect("of texts and JSON")
     }

@@ -1,7 +1,8 @@
 //! Newtyped ids. Private fields: an id is made where the thing is made, and nowhere else.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 use std::fmt;
+use std::sync::Arc;
 
 macro_rules! id {
     ($(#[$doc:meta])* $name:ident($inner:ty), $fmt:literal) => {
@@ -97,9 +98,9 @@ impl fmt::Debug for RequestId {
 }
 
 /// A server's configured name, stable over restarts (`prefill-0`); the epoch tells lives apart.
-#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct ServerId(String);
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize)]
+#[serde(try_from = "String")]
+pub struct ServerId(Arc<str>);
 
 impl ServerId {
     /// Longest accepted name, bytes.
@@ -113,7 +114,7 @@ impl ServerId {
         let name = name.into();
         let fits = (1..=Self::MAX_LEN).contains(&name.len())
             && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
-        if fits { Ok(Self(name)) } else { Err(BadServerId(name)) }
+        if fits { Ok(Self(name.into())) } else { Err(BadServerId(name)) }
     }
     /// The name itself.
     pub fn as_str(&self) -> &str {
@@ -128,9 +129,9 @@ impl TryFrom<String> for ServerId {
     }
 }
 
-impl From<ServerId> for String {
-    fn from(id: ServerId) -> Self {
-        id.0
+impl Serialize for ServerId {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0)
     }
 }
 

@@ -43,14 +43,13 @@ impl fmt::Debug for PageHash {
 /// Hashes pages of one model under one salt.
 #[derive(Clone)]
 pub struct PageHasher {
-    keyed: blake3::Hasher,
+    key: [u8; 32],
 }
 
 impl PageHasher {
     /// For pages of the model whose layout and weights `fingerprint` names, under `salt`.
     pub fn new(fingerprint: &[u8; 32], salt: &str) -> Self {
-        let key = blake3::keyed_hash(fingerprint, salt.as_bytes());
-        Self { keyed: blake3::Hasher::new_keyed(key.as_bytes()) }
+        Self { key: blake3::keyed_hash(fingerprint, salt.as_bytes()).into() }
     }
 
     /// Hash of the page that holds `tokens` and follows `parent`.
@@ -78,7 +77,7 @@ impl PageHasher {
         bytes.clear();
         bytes.extend_from_slice(&parent.0);
         bytes.extend(tokens.iter().flat_map(|token| token.get().to_le_bytes()));
-        let hash = self.keyed.clone().update(bytes).finalize();
+        let hash = blake3::keyed_hash(&self.key, bytes);
         let mut short = [0; 16];
         short.copy_from_slice(&hash.as_bytes()[..16]);
         PageHash(short)

@@ -4,7 +4,7 @@
 //! that fit, so no later stage checks again.
 
 use crate::ids::TokenId;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 use std::ops::Deref;
 
 /// Longest sequence (prompt and output together) that any part of Tandem accepts, tokens.
@@ -202,8 +202,8 @@ impl RequestParts {
 }
 
 /// A request that fits: see the checks in [`Request::try_from`].
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(try_from = "RequestParts", into = "RequestParts")]
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(try_from = "RequestParts")]
 pub struct Request(RequestParts);
 
 /// Why parts are no request.
@@ -292,9 +292,10 @@ impl Deref for Request {
     }
 }
 
-impl From<Request> for RequestParts {
-    fn from(request: Request) -> Self {
-        request.0
+/// As its parts, of which it makes no copy.
+impl Serialize for Request {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.0.serialize(serializer)
     }
 }
 

@@ -10,6 +10,7 @@ use shared::wire::handshake::Role;
 use shared::wire::messages::{
     DecodeToGateway, Emitted, GatewayToDecode, GatewayToPrefill, PrefillToGateway, RequestKey,
 };
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 impl Fleet {
@@ -30,7 +31,7 @@ impl Fleet {
             M::Cancelled(key) => self.tell(key, Note::Cancelled(role)),
             M::Flushed => self.flushed(),
             M::Joined(epochs) => {
-                server.update(|up| up.joined = epochs.into_iter().collect());
+                server.update(|up| up.joined = Arc::new(epochs.into_iter().collect()));
                 self.changed.send_replace(());
             }
             M::Load(load) => {

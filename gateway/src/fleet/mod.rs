@@ -206,7 +206,9 @@ impl Ring {
         let id = RequestId::new(fleet.epoch, number);
         let line = Arc::<Line>::default();
         let call = (id, origin);
-        tokio::spawn(ticket::Journey::new(fleet.clone(), call, request, line.clone()).run(permit));
+        let journey = ticket::Journey::new(fleet.clone(), call, request, line.clone());
+        // Boxed here, its state of some kilobytes is moved once, and not with every hand of tokio.
+        tokio::spawn(Box::pin(journey.run(permit)));
         Ok(Answer::new(id, line))
     }
 

@@ -10,6 +10,7 @@ use shared::request::Request;
 use shared::wire::handshake::Layout;
 use shared::wire::messages::Load;
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 /// A prefill server that could take the request.
 #[derive(Debug, Clone)]
@@ -21,7 +22,7 @@ pub struct PrefillView {
     /// How busy it is.
     pub load: Load,
     /// Decode incarnations it can write to.
-    pub joined: HashSet<Epoch>,
+    pub joined: Arc<HashSet<Epoch>>,
     /// Leading tokens of the prompt that it probably holds.
     pub overlap: u32,
 }
@@ -164,7 +165,7 @@ mod tests {
 
     fn prefill(epoch: u64, tokens: u32, overlap: u32, joined: &[u64]) -> PrefillView {
         let load = Load { tokens, ..Load::default() };
-        let joined = joined.iter().map(|&e| Epoch::new(e)).collect();
+        let joined = Arc::new(joined.iter().map(|&e| Epoch::new(e)).collect());
         let id = ServerId::new(format!("p{epoch}")).unwrap();
         PrefillView { id, epoch: Epoch::new(epoch), load, joined, overlap }
     }

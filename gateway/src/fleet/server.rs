@@ -51,7 +51,7 @@ pub(crate) struct Up<Out> {
     pub(crate) capacity: Capacity,
     pub(crate) load: Load,
     /// Decode incarnations that a prefill server has joined; empty for decode.
-    pub(crate) joined: HashSet<Epoch>,
+    pub(crate) joined: Arc<HashSet<Epoch>>,
     pub(crate) sender: Sender<Out>,
 }
 
@@ -172,7 +172,7 @@ impl<Out: Message> Server<Out> {
                         unreachable!("an acceptor's Welcome carries both")
                     };
                     let (sender, mut receiver) = session.start::<Out, In>(OUTBOX);
-                    let (load, joined) = (Load::default(), HashSet::new());
+                    let (load, joined) = (Load::default(), Arc::default());
                     let (slot, tally) = (self.slot, self.tally.clone());
                     let up = Up { slot, tally, id, epoch, layout, capacity, load, joined, sender };
                     tracing::info!(%role, id = %up.id, %epoch, address = %self.address, "server up");

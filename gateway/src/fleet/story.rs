@@ -291,18 +291,19 @@ impl Story {
         let Some((at, ending)) = marks.ended else { return };
         let first = marks.attempts.iter().find_map(|attempt| attempt.first);
         let last = marks.attempts.last();
-        let name = |part: Option<&Part>| part.map(|part| part.id.as_str().to_owned());
+        let prefill = last.and_then(|attempt| attempt.prefill.as_ref());
+        let decode = last.and_then(|attempt| attempt.decode.as_ref());
         tracing::info!(
             request = %self.id,
             call = &*self.origin.name,
-            trace = format!("{:032x}", self.origin.trace.id),
+            trace = %format_args!("{:032x}", self.origin.trace.id),
             prompt_tokens = self.prompt_tokens,
             cached_tokens = marks.cached_tokens,
             output_tokens = marks.output_tokens,
             ttft_ms = first.map(|at| self.since_arrival(at) as f64 / 1e3),
             ms = self.since_arrival(at) as f64 / 1e3,
-            prefill = name(last.and_then(|attempt| attempt.prefill.as_ref())),
-            decode = name(last.and_then(|attempt| attempt.decode.as_ref())),
+            prefill = prefill.map(|part| part.id.as_str()),
+            decode = decode.map(|part| part.id.as_str()),
             attempts = marks.attempts_made,
             "{}", ending.word(),
         );

@@ -3,7 +3,7 @@
 use crate::handshake::Session;
 use bytes::{Buf, BytesMut};
 use shared::wire::codec::{self, CodecError, MESSAGE_BYTES_MAX};
-use shared::wire::frame::{FrameError, FrameKey, FrameKind, HEADER_BYTES, Header, seal};
+use shared::wire::frame::{self, FrameError, FrameKey, FrameKind, HEADER_BYTES, Header};
 use shared::wire::messages::Message;
 use std::io;
 use std::marker::PhantomData;
@@ -14,6 +14,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout, timeout_at};
+
+/// Bytes that either half of a connection keeps for its frames.
+const BUFFER: usize = 16 << 10;
 
 /// Deadlines of control connections.
 #[derive(Clone, Copy, Debug)]
@@ -167,13 +170,14 @@ impl Session {
             counter: counter.0,
             timing: self.timing,
             unwritten: Arc::clone(&unwritten),
+            frame: Vec::new(),
         };
         tokio::spawn(writer.run(waiting, stopped));
         let receiver = Receiver {
             stream: read,
             key: theirs,
             counter: counter.1,
-            buffer: BytesMut::with_capacity(16 << 10),
+            buffer: BytesMut::with_capacity(BUFFER),
             heard: Instant::now(),
             silence: self.timing.silence,
             _stop: stop,
@@ -234,6 +238,8 @@ struct Writer {
     counter: u64,
     timing: Timing,
     unwritten: Arc<AtomicUsize>,
+    /// The one that is written now.
+    frame: Vec<u8>,
 }
 
 impl Writer {
@@ -254,7 +260,10 @@ impl Writer {
                     Some(message) => self.message(&message).await,
                     None => break,
                 },
-                _ = beat.tick() => self.frame(FrameKind::Heartbeat, &[]).await,
+                _ = beat.tick() => {
+                    frame::begin(&mut self.frame);
+                    self.frame(FrameKind::Heartbeat).await
+                }
             };
             if let Err(error) = sent {
                 tracing::debug!(%error, "link writer ends");
@@ -265,18 +274,23 @@ impl Writer {
     }
 
     async fn message<M: Message>(&mut self, message: &M) -> Result<(), LinkError> {
-        let payload = codec::encode(message)?;
-        self.frame(M::KIND, &payload).await?;
+        frame::begin(&mut self.frame);
+        codec::encode_into(message, &mut self.frame)?;
+        self.frame(M::KIND).await?;
         self.unwritten.fetch_sub(1, Ordering::AcqRel);
         Ok(())
     }
 
-    async fn frame(&mut self, kind: FrameKind, payload: &[u8]) -> Result<(), LinkError> {
-        let frame = seal(kind, self.counter, &self.key, payload);
+    /// Writes the frame that has its payload.
+    async fn frame(&mut self, kind: FrameKind) -> Result<(), LinkError> {
+        frame::finish(kind, self.counter, &self.key, &mut self.frame);
         self.counter += 1;
-        timeout(self.timing.silence, self.stream.write_all(&frame))
+        timeout(self.timing.silence, self.stream.write_all(&self.frame))
             .await
             .map_err(|_| LinkError::Silent(self.timing.silence))??;
+        if self.frame.capacity() > BUFFER {
+            self.frame = Vec::new(); // a long prompt's memory is not kept for short ones
+        }
         Ok(())
     }
 }

@@ -34,15 +34,22 @@ const CONFIG: bincode::config::Configuration<
 /// # Errors
 /// [`CodecError::Encode`] if it is larger than [`MESSAGE_BYTES_MAX`].
 pub fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, CodecError> {
-    let bytes = bincode::serde::encode_to_vec(value, CONFIG)
-        .map_err(|e| CodecError::Encode(e.to_string()))?;
-    if bytes.len() > MESSAGE_BYTES_MAX {
-        return Err(CodecError::Encode(format!(
-            "{} bytes, limit {MESSAGE_BYTES_MAX}",
-            bytes.len()
-        )));
-    }
+    let mut bytes = Vec::new();
+    encode_into(value, &mut bytes)?;
     Ok(bytes)
+}
+
+/// Encodes `value` behind what `bytes` has.
+///
+/// # Errors
+/// As [`encode`]; `bytes` may then end in a part of it.
+pub fn encode_into<T: Serialize>(value: &T, bytes: &mut Vec<u8>) -> Result<(), CodecError> {
+    let written = bincode::serde::encode_into_std_write(value, bytes, CONFIG)
+        .map_err(|e| CodecError::Encode(e.to_string()))?;
+    if written > MESSAGE_BYTES_MAX {
+        return Err(CodecError::Encode(format!("{written} bytes, limit {MESSAGE_BYTES_MAX}")));
+    }
+    Ok(())
 }
 
 /// Decodes exactly one value from all of `bytes`.

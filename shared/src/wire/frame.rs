@@ -88,7 +88,7 @@ impl FrameKey {
         let mut hasher = blake3::Hasher::new_keyed(&self.0);
         hasher.update(&header[..MAC_AT]).update(payload);
         let mut mac = [0; MAC_BYTES];
-        hasher.finalize_xof().fill(&mut mac);
+        mac.copy_from_slice(&hasher.finalize().as_bytes()[..MAC_BYTES]);
         mac
     }
 }
@@ -203,6 +203,25 @@ impl Header {
 
 /// A whole frame, ready to send.
 pub fn seal(kind: FrameKind, counter: u64, key: &FrameKey, payload: &[u8]) -> Vec<u8> {
+    let mut frame = Vec::with_capacity(HEADER_BYTES + payload.len());
+    begin(&mut frame);
+    frame.extend_from_slice(payload);
+    finish(kind, counter, key, &mut frame);
+    frame
+}
+
+/// Makes `frame` one whose payload is to be appended.
+pub fn begin(frame: &mut Vec<u8>) {
+    frame.clear();
+    frame.resize(HEADER_BYTES, 0);
+}
+
+/// Makes a frame that was [begun](begin), and has its payload, ready to send.
+///
+/// # Panics
+/// If it was not begun.
+pub fn finish(kind: FrameKind, counter: u64, key: &FrameKey, frame: &mut [u8]) {
+    let (head, payload) = frame.split_at_mut(HEADER_BYTES);
     let mut header = [0; HEADER_BYTES];
     header[..4].copy_from_slice(&MAGIC);
     header[4..6].copy_from_slice(&WIRE_VERSION.to_le_bytes());
@@ -211,10 +230,7 @@ pub fn seal(kind: FrameKind, counter: u64, key: &FrameKey, payload: &[u8]) -> Ve
     header[COUNTER_AT..MAC_AT].copy_from_slice(&counter.to_le_bytes());
     let mac = key.mac(&header, payload);
     header[MAC_AT..].copy_from_slice(&mac);
-    let mut frame = Vec::with_capacity(HEADER_BYTES + payload.len());
-    frame.extend_from_slice(&header);
-    frame.extend_from_slice(payload);
-    frame
+    head.copy_from_slice(&header);
 }
 
 fn field<const N: usize>(bytes: &[u8; HEADER_BYTES], at: usize) -> [u8; N] {
