@@ -33,6 +33,21 @@ need_rust() {
     apt_install gcc libc6-dev
 }
 
+# Prints the program that merges a compiler's counts: of rustc's own LLVM, or one as new.
+need_profdata() {
+    local own major
+    own=$(rustc --print sysroot)/lib/rustlib/$(rustc -vV | sed -n 's/^host: //p')/bin/llvm-profdata
+    major=$(rustc -vV | sed -n 's/^LLVM version: \([0-9]*\).*/\1/p')
+    [ -x "$own" ] && printf '%s\n' "$own" && return 0
+    command -v "llvm-profdata-$major" && return 0
+    say "installing llvm-profdata: the gateway is compiled by counts (rustup, or apt-get install llvm-$major)" >&2
+    if rustup component add llvm-tools >&2 && [ -x "$own" ]; then
+        printf '%s\n' "$own"
+    else
+        apt_install "llvm-$major" >&2 && command -v "llvm-profdata-$major"
+    fi
+}
+
 need_python() {
     command -v python3 >/dev/null || fail "python3 is missing: apt-get install python3"
 }

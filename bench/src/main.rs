@@ -13,8 +13,9 @@
 //! finds or makes what they need (binaries, the demo model); [`fleet`] runs a ring of processes and
 //! talks to it; [`echo`] is an engine that computes nothing; [`pair`] runs two processes that share
 //! a transport only; [`rows`] has one file a group; [`record`] and [`bars`] write what was
-//! measured; [`serve`] measures what a client sees, on a GPU too, [`transfer`] how pages move
-//! there, and [`steps`] how long an engine's steps take; [`gpu`] times kernels, which hold no bar.
+//! measured; [`rehearse`] asks what a gateway is compiled by; [`serve`] measures what a client sees,
+//! on a GPU too, [`transfer`] how pages move there, and [`steps`] how long an engine's steps take;
+//! [`gpu`] times kernels, which hold no bar.
 //!
 //! A figure that depends on the machine has its floor or peer beside it, taken in alternation in
 //! the same run; figures are medians unless the row says "longest".
@@ -33,6 +34,7 @@ mod steps;
 mod machine;
 mod record;
 mod bars;
+mod rehearse;
 mod serve;
 mod gpu;
 
@@ -92,6 +94,8 @@ enum Command {
     Kernels(gpu::PerOp),
     /// Say where the time of a step on a GPU goes, part by part.
     Roofline(gpu::Share),
+    /// Ask a gateway every kind of question, for a compiler that looks where its time goes.
+    Rehearse(rehearse::Rehearse),
     /// Measure how fast pages move between two processes, on one GPU or from one to another.
     Transfer(transfer::Transfer),
     /// The other process of a pair.
@@ -125,6 +129,7 @@ fn main() -> anyhow::Result<ExitCode> {
         Command::Steps(steps) => steps.run().map(|()| ExitCode::SUCCESS),
         Command::Kernels(kernels) => kernels.run(),
         Command::Roofline(roofline) => roofline.run(),
+        Command::Rehearse(rehearse) => rehearse.run().map(|()| ExitCode::SUCCESS),
         Command::Transfer(transfer) => transfer.run().map(|()| ExitCode::SUCCESS),
         Command::Peer(peer) => peer.run().map(|()| ExitCode::SUCCESS),
         Command::Echo(echo) => echo.run().map(|()| ExitCode::SUCCESS),

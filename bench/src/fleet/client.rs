@@ -130,6 +130,14 @@ impl Client {
         streamed.ok_or_else(|| Ended::Untyped("nobody left this stream".to_owned()))
     }
 
+    /// The body of a `POST` that must succeed, streamed or not.
+    pub fn ask(&self, path: &str, body: &Value) -> anyhow::Result<String> {
+        let mut response = self.post(path, body)?;
+        let text = response.body_mut().read_to_string()?;
+        ensure!(response.status().is_success(), "{path}: {} {text}", response.status());
+        Ok(text)
+    }
+
     /// The body of a `GET` that must succeed, of any server of the ring.
     pub fn get(&self, url: &str) -> anyhow::Result<String> {
         let mut response = self.agent.get(url).call().with_context(|| url.to_owned())?;
