@@ -13,9 +13,9 @@
 //! finds or makes what they need (binaries, the demo model); [`fleet`] runs a ring of processes and
 //! talks to it; [`echo`] is an engine that computes nothing; [`pair`] runs two processes that share
 //! a transport only; [`rows`] has one file a group; [`record`] and [`bars`] write what was
-//! measured; [`rehearse`] asks what a gateway is compiled by; [`serve`] measures what a client sees,
-//! on a GPU too, [`transfer`] how pages move there, and [`steps`] how long an engine's steps take;
-//! [`gpu`] times kernels, which hold no bar.
+//! measured; [`rehearse`] asks what a gateway is compiled by; [`serve`] measures what a client
+//! sees, on a GPU too, [`transfer`] how pages move there, and [`steps`] how long an engine's steps
+//! take; [`gpu`] times kernels, which hold no bar.
 //!
 //! A figure that depends on the machine has its floor or peer beside it, taken in alternation in
 //! the same run; figures are medians unless the row says "longest".

@@ -28,8 +28,8 @@ const OWN: [&str; 5] =
 /// are others.
 ///
 /// Parts that one object is put together of would each refuse what the others list. Where there
-/// are such, at whatever depth, no more than the outermost object is closed, and not even that if it
-/// may be a part itself.
+/// are such, at whatever depth, no more than the outermost object is closed, and not even that if
+/// it may be a part itself.
 pub fn closed(schema: &Value) -> Value {
     let mut outermost = schema.clone();
     outermost.as_object_mut().into_iter().for_each(close);
