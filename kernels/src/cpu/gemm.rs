@@ -95,6 +95,10 @@ pub trait Panels: Sync {
     fn shape(&self) -> (usize, usize);
     /// Bytes that a product reads of one panel.
     fn panel_bytes(&self) -> usize;
+    /// Rows of a block, at most.
+    fn rows_most(&self, level: Level) -> usize {
+        level.rows_most()
+    }
     /// Packs rows in blocks of `block`, of which the last may have fewer.
     fn rows<'a>(&self, at: (&Pool, Level), x: &'a [f32], block: usize) -> Self::Rows<'a>;
     /// Block `index`, of `M` rows, times one panel; where that helps in `U` chains of sums.

@@ -34,7 +34,7 @@ pub fn linear<W: Panels>(pool: &Pool, level: Level, product: &Product<'_, W>, ou
     if out.rows() == 0 {
         return;
     }
-    let block = block_rows(out.rows(), level.rows_most());
+    let block = block_rows(out.rows(), weight.rows_most(level));
     let rows = &weight.rows((pool, level), x, block);
     let most = (ITEM_BYTES / weight.panel_bytes()).max(1);
     let items = Runs::new(out, most, 4 * pool.threads());

@@ -218,6 +218,10 @@ impl Panels for Quantised {
         self.panel_lines() * size_of::<Line>()
     }
 
+    fn rows_most(&self, level: Level) -> usize {
+        level.word_rows_most()
+    }
+
     fn rows(&self, at: (&Pool, Level), x: &[f32], block: usize) -> FixedRows {
         FixedRows::new(at, x, (self.cols, self.group, block))
     }

@@ -5,8 +5,9 @@
 //! `#[inline(always)]`; [`Level::run`] compiles it into a function with the features enabled.
 //! Loads and stores take arrays by reference, so no kernel does pointer arithmetic.
 //!
-//! **Invariant:** an [`Avx2`] exists only where detection saw AVX2 and FMA, an [`Avx512`] where it
-//! saw these and AVX-512. Every intrinsic here rests on such a proof.
+//! **Invariant:** an [`Avx2`] exists only where detection saw AVX2 and FMA, and AVX-VNNI if it is
+//! one with it; an [`Avx512`] where it saw AVX2, FMA and AVX-512. Every intrinsic here rests on such
+//! a proof.
 #![expect(unsafe_code, reason = "the SIMD fence: intrinsics behind a proof of their features")]
 
 pub mod tiles;
@@ -104,7 +105,10 @@ pub enum Level {
     Portable,
     /// AVX2 and FMA.
     #[cfg(target_arch = "x86_64")]
-    Avx2(X86<Avx2>),
+    Avx2(X86<Avx2<false>>),
+    /// These and AVX-VNNI: processors of desktops and laptops, which have no AVX-512.
+    #[cfg(target_arch = "x86_64")]
+    AvxVnni(X86<Avx2<true>>),
     /// These and AVX-512 F, BW, VL and VNNI.
     #[cfg(target_arch = "x86_64")]
     Avx512(X86<Avx512>),
@@ -127,6 +131,9 @@ impl Level {
         #[cfg(target_arch = "x86_64")]
         if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
             all.push(Self::Avx2(X86(Avx2(()))));
+            if is_x86_feature_detected!("avxvnni") {
+                all.push(Self::AvxVnni(X86(Avx2(()))));
+            }
             if is_x86_feature_detected!("avx512f")
                 && is_x86_feature_detected!("avx512bw")
                 && is_x86_feature_detected!("avx512vl")
@@ -151,6 +158,8 @@ impl Level {
             #[cfg(target_arch = "x86_64")]
             Self::Avx2(_) => "avx2",
             #[cfg(target_arch = "x86_64")]
+            Self::AvxVnni(_) => "avxvnni",
+            #[cfg(target_arch = "x86_64")]
             Self::Avx512(_) => "avx512",
             #[cfg(target_arch = "x86_64")]
             Self::Amx(..) => "amx",
@@ -163,7 +172,7 @@ impl Level {
         match self {
             Self::Portable => None,
             #[cfg(target_arch = "x86_64")]
-            Self::Avx2(_) | Self::Avx512(_) => None,
+            Self::Avx2(_) | Self::AvxVnni(_) | Self::Avx512(_) => None,
             #[cfg(target_arch = "x86_64")]
             Self::Amx(_, amx) => Some(Tiles::Amx(amx)),
             Self::PlainTiles => Some(Tiles::Plain),
@@ -180,6 +189,9 @@ impl Level {
             // SAFETY: `proof` exists, so the CPU has AVX2 and FMA.
             Self::Avx2(proof) => unsafe { run_avx2(proof, kernel) },
             #[cfg(target_arch = "x86_64")]
+            // SAFETY: `proof` exists, so the CPU has these and AVX-VNNI.
+            Self::AvxVnni(proof) => unsafe { run_avx_vnni(proof, kernel) },
+            #[cfg(target_arch = "x86_64")]
             // SAFETY: `proof` exists, so the CPU has these and AVX-512 F, BW, VL and VNNI.
             Self::Avx512(proof) | Self::Amx(proof, _) => unsafe { run_avx512(proof, kernel) },
         }
@@ -187,20 +199,36 @@ impl Level {
 
     /// Rows of which a product takes a block, at most.
     pub fn rows_most(self) -> usize {
-        match self {
-            Self::Portable => Arrays::ROWS,
-            Self::PlainTiles => Arrays::ROWS,
-            #[cfg(target_arch = "x86_64")]
-            Self::Avx2(_) => Avx2::ROWS,
-            #[cfg(target_arch = "x86_64")]
-            Self::Avx512(_) | Self::Amx(..) => Avx512::ROWS,
-        }
+        self.run(RowsMost).0
+    }
+
+    /// Rows of which a product of words takes a block, at most.
+    pub fn word_rows_most(self) -> usize {
+        self.run(RowsMost).1
+    }
+}
+
+/// Rows of a block, of f32 and of words.
+struct RowsMost;
+
+impl Kernel for RowsMost {
+    type Output = (usize, usize);
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) -> (usize, usize) {
+        (S::Wide::ROWS, S::Wide::WORD_ROWS)
     }
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
-fn run_avx2<K: Kernel>(proof: X86<Avx2>, kernel: K) -> K::Output {
+fn run_avx2<K: Kernel>(proof: X86<Avx2<false>>, kernel: K) -> K::Output {
+    kernel.run(proof)
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,avxvnni")]
+fn run_avx_vnni<K: Kernel>(proof: X86<Avx2<true>>, kernel: K) -> K::Output {
     kernel.run(proof)
 }
 
@@ -319,7 +347,7 @@ mod x86 {
 
     /// What exists only where the CPU has AVX2 and FMA.
     pub trait Proof: Wide {}
-    impl Proof for Avx2 {}
+    impl<const VNNI: bool> Proof for Avx2<VNNI> {}
     impl Proof for Avx512 {}
 
     /// Vectors of 256 bits, beside the wide ones of `W`.

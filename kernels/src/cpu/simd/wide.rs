@@ -12,6 +12,8 @@ pub const WIDE: usize = 16;
 pub trait Wide: Copy + Send + Sync {
     /// Rows whose sums a product keeps in registers, at most [`ROWS_MOST`].
     const ROWS: usize;
+    /// The same of a product of words, whose sums take three times as many.
+    const WORD_ROWS: usize = Self::ROWS;
     /// Sixteen f32.
     type V: Copy;
     /// Sixteen words of 32 bits.
@@ -147,9 +149,9 @@ mod x86 {
     use half::bf16;
     use std::arch::x86_64::*;
 
-    /// Proof that the CPU has AVX2 and FMA.
+    /// Proof that the CPU has AVX2 and FMA; and AVX-VNNI, if `VNNI`.
     #[derive(Clone, Copy, Debug)]
-    pub struct Avx2(pub(in super::super) ());
+    pub struct Avx2<const VNNI: bool>(pub(in super::super) ());
 
     /// Proof that it has these and AVX-512 F, BW, VL and VNNI.
     #[derive(Clone, Copy, Debug)]
@@ -163,15 +165,41 @@ mod x86 {
         };
     }
 
-    /// Both halves.
-    #[inline(always)]
-    fn both<T: Copy, R>(v: [T; 2], f: impl Fn(T) -> R) -> [R; 2] {
-        [f(v[0]), f(v[1])]
+    /// The same intrinsics on both halves. No closure: one that is not inlined has not the features
+    /// that its caller was compiled with, and each of its intrinsics is a call.
+    macro_rules! both {
+        (|$half:ident| $call:expr, $v:expr) => {{
+            let halves = $v;
+            [
+                {
+                    let $half = halves[0];
+                    intrinsic!($call)
+                },
+                {
+                    let $half = halves[1];
+                    intrinsic!($call)
+                },
+            ]
+        }};
     }
 
-    impl Wide for Avx2 {
+    /// The f16 in each upper half as f32: exponent and mantissa moved into place, and a factor that
+    /// mends the exponent's bias.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn widen(top: __m256i) -> __m256 {
+        let sign = _mm256_and_si256(top, _mm256_set1_epi32(i32::MIN));
+        let rest = _mm256_srli_epi32::<3>(_mm256_andnot_si256(sign, top));
+        let bias = _mm256_set1_ps(f32::from_bits((127 + 112) << 23));
+        let size = _mm256_mul_ps(_mm256_castsi256_ps(rest), bias);
+        _mm256_or_ps(size, _mm256_castsi256_ps(sign))
+    }
+
+    impl<const VNNI: bool> Wide for Avx2<VNNI> {
         /// 12 sums, 2 weights and 1 broadcast fit 16 registers.
         const ROWS: usize = 6;
+        /// 8 dots and 4 sums, 2 weights and 1 broadcast.
+        const WORD_ROWS: usize = 2;
         type V = [__m256; 2];
         type I = [__m256i; 2];
         #[inline(always)]
@@ -221,23 +249,13 @@ mod x86 {
         }
         #[inline(always)]
         fn as_floats(self, words: Self::I) -> Self::V {
-            both(words, |words| intrinsic!(_mm256_castsi256_ps(words)))
+            both!(|half| _mm256_castsi256_ps(half), words)
         }
         #[inline(always)]
         fn halves(self, words: Self::I) -> (Self::V, Self::V) {
-            // Exponent and mantissa moved into place; a factor mends the exponent's bias.
-            let widen = |top: __m256i| {
-                intrinsic!({
-                    let sign = _mm256_and_si256(top, _mm256_set1_epi32(i32::MIN));
-                    let rest = _mm256_srli_epi32::<3>(_mm256_andnot_si256(sign, top));
-                    let bias = _mm256_set1_ps(f32::from_bits((127 + 112) << 23));
-                    let size = _mm256_mul_ps(_mm256_castsi256_ps(rest), bias);
-                    _mm256_or_ps(size, _mm256_castsi256_ps(sign))
-                })
-            };
             let top = intrinsic!(_mm256_set1_epi32(0xffff_0000_u32 as i32));
-            let low = both(words, |words| widen(intrinsic!(_mm256_slli_epi32::<16>(words))));
-            (low, both(words, |words| widen(intrinsic!(_mm256_and_si256(words, top)))))
+            let low = both!(|half| widen(_mm256_slli_epi32::<16>(half)), words);
+            (low, both!(|half| widen(_mm256_and_si256(half, top)), words))
         }
         #[inline(always)]
         fn add_words(self, a: Self::I, b: Self::I) -> Self::I {
@@ -250,27 +268,25 @@ mod x86 {
         #[inline(always)]
         fn low_nibbles(self, words: Self::I) -> Self::I {
             let low = intrinsic!(_mm256_set1_epi8(15));
-            both(words, |words| intrinsic!(_mm256_and_si256(words, low)))
+            both!(|half| _mm256_and_si256(half, low), words)
         }
         #[inline(always)]
         fn high_nibbles(self, words: Self::I) -> Self::I {
-            self.low_nibbles(both(words, |words| intrinsic!(_mm256_srli_epi32::<4>(words))))
+            self.low_nibbles(both!(|half| _mm256_srli_epi32::<4>(half), words))
         }
         #[inline(always)]
         fn dot(self, sums: Self::I, bytes: Self::I, x: Self::I) -> Self::I {
+            if VNNI {
+                return both!(|i| _mm256_dpbusd_avx_epi32(sums[i], bytes[i], x[i]), [0, 1]);
+            }
             // A pair is at most 2 * 255 * 64, which 16 bits hold.
-            let dot = |i: usize| {
-                intrinsic!({
-                    let pairs = _mm256_maddubs_epi16(bytes[i], x[i]);
-                    _mm256_add_epi32(sums[i], _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
-                })
-            };
-            [dot(0), dot(1)]
+            let pairs = both!(|i| _mm256_maddubs_epi16(bytes[i], x[i]), [0, 1]);
+            self.add_words(sums, both!(|half| _mm256_madd_epi16(half, _mm256_set1_epi16(1)), pairs))
         }
         #[inline(always)]
         fn join_digits(self, high: Self::I, low: Self::I) -> Self::V {
-            let whole = self.add_words(both(high, |x| intrinsic!(_mm256_slli_epi32::<7>(x))), low);
-            both(whole, |x| intrinsic!(_mm256_cvtepi32_ps(x)))
+            let whole = self.add_words(both!(|half| _mm256_slli_epi32::<7>(half), high), low);
+            both!(|half| _mm256_cvtepi32_ps(half), whole)
         }
     }
 
@@ -337,8 +353,10 @@ mod x86 {
         }
         #[inline(always)]
         fn halves(self, words: __m512i) -> (__m512, __m512) {
-            let widen = |words: __m512i| intrinsic!(_mm512_cvtph_ps(_mm512_cvtepi32_epi16(words)));
-            (widen(words), widen(intrinsic!(_mm512_srli_epi32::<16>(words))))
+            intrinsic!((
+                _mm512_cvtph_ps(_mm512_cvtepi32_epi16(words)),
+                _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(words)))
+            ))
         }
         #[inline(always)]
         fn add_words(self, a: __m512i, b: __m512i) -> __m512i {
