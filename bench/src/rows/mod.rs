@@ -15,6 +15,7 @@ pub mod json_schema;
 pub mod sampling;
 pub mod gateway;
 pub mod speed;
+pub mod levels;
 pub mod prefill;
 pub mod batch;
 pub mod plan;
@@ -39,6 +40,7 @@ pub static GROUPS: &[Group] = &[
     sampling::GROUP,
     gateway::GROUP,
     speed::GROUP,
+    levels::GROUP,
     prefill::GROUP,
     batch::GROUP,
     plan::SIM,

@@ -54,7 +54,8 @@ pub const GROUP: Group = Group {
 };
 
 const PREFILL: usize = 256;
-const PAGE_TOKENS: u32 = 16;
+/// Of the bare engine's pool.
+pub const PAGE_TOKENS: u32 = 16;
 /// Tokens of an answer of the ring, and steps of the bare engine.
 const STEPS: u32 = 64;
 const SUMS: usize = 8;
@@ -135,10 +136,10 @@ impl Sides {
         let tokens = u64::from(STEPS).checked_sub(streamed.tokens_first).context("a late start")?;
         let decode_ring = streamed.rest.as_secs_f64() / tokens as f64;
         let decode_bare =
-            self.timed(STEPS as usize, |sides, step| sides.step(CONTEXT + step, 1))?;
+            self.timed(STEPS as usize, |sides, made| sides.step((CONTEXT + made, 1)))?;
         let long_prompt = prompt(&mut self.random, PREFILL);
         let prefill_ring = self.fleet.client.stream(&greedy(&long_prompt, 2))?.first;
-        let prefill_bare = self.timed(1, |sides, _| sides.step(0, PREFILL))?;
+        let prefill_bare = self.timed(1, |sides, _| sides.step((0, PREFILL)))?;
         let prefill_ring = prefill_ring.as_secs_f64();
         Ok(Round { floor, decode_ring, decode_bare, prefill_ring, prefill_bare })
     }
@@ -156,17 +157,24 @@ impl Sides {
         Ok(start.elapsed().as_secs_f64() / count as f64)
     }
 
-    /// One step of a sequence that has `start` tokens and takes `new` more.
-    fn step(&mut self, start: usize, new: usize) -> anyhow::Result<()> {
-        let pages = (start + new).div_ceil(PAGE_TOKENS as usize) as u32;
-        let tokens = prompt(&mut self.random, new).into_iter().map(TokenId::new).collect();
-        let sample = Sample::new(Sampling::GREEDY, 0);
-        let pages = (0..pages).map(PageId::new).collect();
-        let input = Input::Tokens(tokens);
-        let row =
-            SequenceRow { input, start: start as u32, pages, sample: Some(sample), reads: None };
-        self.engine.launch(&Batch { rows: vec![row] })?;
-        black_box(self.engine.collect()?);
-        Ok(())
+    fn step(&mut self, tokens: (usize, usize)) -> anyhow::Result<()> {
+        step(&mut self.engine, &mut self.random, tokens)
     }
+}
+
+/// One step of a sequence that has `start` tokens and takes `new` more.
+pub fn step(
+    engine: &mut CpuEngine,
+    random: &mut Random,
+    (start, new): (usize, usize),
+) -> anyhow::Result<()> {
+    let pages = (start + new).div_ceil(PAGE_TOKENS as usize) as u32;
+    let tokens = prompt(random, new).into_iter().map(TokenId::new).collect();
+    let sample = Sample::new(Sampling::GREEDY, 0);
+    let pages = (0..pages).map(PageId::new).collect();
+    let input = Input::Tokens(tokens);
+    let row = SequenceRow { input, start: start as u32, pages, sample: Some(sample), reads: None };
+    engine.launch(&Batch { rows: vec![row] })?;
+    black_box(engine.collect()?);
+    Ok(())
 }

@@ -6,8 +6,8 @@
 //! Loads and stores take arrays by reference, so no kernel does pointer arithmetic.
 //!
 //! **Invariant:** an [`Avx2`] exists only where detection saw AVX2 and FMA, and AVX-VNNI if it is
-//! one with it; an [`Avx512`] where it saw AVX2, FMA and AVX-512. Every intrinsic here rests on such
-//! a proof.
+//! one with it; an [`Avx512`] where it saw AVX2, FMA and AVX-512. Every intrinsic here rests on
+//! such a proof.
 #![expect(unsafe_code, reason = "the SIMD fence: intrinsics behind a proof of their features")]
 
 pub mod tiles;

@@ -2,10 +2,10 @@
 //!
 //! `cargo run --release -p model --example speed -- MODEL [ROUNDS] [WEIGHTS[@LEVEL],..] [THREADS]`
 //!
-//! A format may name what of the CPU to use at most: `portable`, `avx2`, `avxvnni`, `avx512`, `amx`.
-//! Each round times, for each format in alternation: one plain parallel sum of all weight bytes (the
-//! floor), decode steps of one sequence, decode steps of eight, and prefills. Medians of rounds;
-//! other load on the machine moves both sides, so read the ratio.
+//! A format may name what of the CPU to use at most: `portable`, `avx2`, `avxvnni`, `avx512`,
+//! `amx`. Each round times, for each format in alternation: one plain parallel sum of all weight
+//! bytes (the floor), decode steps of one sequence, decode steps of eight, and prefills. Medians of
+//! rounds; other load on the machine moves both sides, so read the ratio.
 #![expect(clippy::print_stdout, reason = "a measurement prints")]
 
 use checkpoint::Checkpoint;
