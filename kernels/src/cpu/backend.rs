@@ -23,6 +23,7 @@ use crate::ops::{
 use half::bf16;
 use std::marker::PhantomData;
 use std::sync::Arc;
+use std::vec;
 
 /// Elements below which an op is not worth a fork and join.
 const SERIAL: usize = 8 << 10;
@@ -107,6 +108,17 @@ impl Cpu {
     /// Reads a matrix and does nothing with it but sum it: the floor of [`Ops::linear`].
     pub fn sum(&self, matrix: &Matrix) -> f64 {
         matrix.sum(&self.pool, self.level)
+    }
+
+    /// Consecutive items for each thread: those of a row go to the same one in op after op, if it
+    /// comes in time, and find in its cache what it has written.
+    fn shares<T>(&self, mut items: Vec<T>) -> impl Iterator<Item = vec::IntoIter<T>> {
+        let each = items.len().div_ceil(self.pool.threads()).max(1);
+        std::iter::from_fn(move || {
+            let rest = items.split_off(each.min(items.len()));
+            let share = std::mem::replace(&mut items, rest);
+            (!share.is_empty()).then(|| share.into_iter())
+        })
     }
 
     /// Rows of an item when `rows` rows of `width` are spread over the threads.
@@ -230,7 +242,7 @@ impl Ops for Cpu {
         let rows = self.rows_per_item(args.rows, width);
         let gate_up = args.gate_up.rows(args.rows).chunks(rows * 2 * width);
         let out = args.out.rows_mut(args.rows).chunks_mut(rows * width);
-        self.pool.for_each(gate_up.zip(out), |(gate_up, out)| {
+        self.pool.for_each_in(self.shares(gate_up.zip(out).collect()), |(gate_up, out)| {
             self.level.run(SiluKernel { gate_up, width, out });
         });
         Ok(())
@@ -255,8 +267,8 @@ impl Cpu {
         let gains = args.norm.map(|n| Gains { q: n.q, k: n.k, eps: n.eps });
         let mut qkv = Tile::new(args.qkv.rows_mut(args.batch.host.tokens.len()), width);
         let runs = args.batch.page_runs(shape);
-        let items = runs.into_iter().map(|run| (run, qkv.take_rows(run.len)));
-        self.pool.for_each(items, |(run, qkv)| {
+        let items: Vec<_> = runs.into_iter().map(|run| (run, qkv.take_rows(run.len))).collect();
+        self.pool.for_each_in(self.shares(items), |(run, qkv)| {
             let mut part = memory.part_mut(run.page, layer);
             let page = part.elements_mut::<E>();
             self.level.run(Run { run, qkv, shape: *shape, heads, gains, rope, page });
@@ -269,8 +281,9 @@ impl Cpu {
         let (width, group) = (out.width, heads / shape.kv_heads);
         assert_eq!(width, heads * shape.head_dim, "attention");
         let mut rest = Tile::new(out.rows_mut(batch.host.tokens.len()), width);
-        let mut items = Vec::new();
+        let mut items = Vec::with_capacity(batch.host.segments.len());
         for segment in &batch.host.segments {
+            let mut of_segment = Vec::new();
             let table = batch.table(segment, shape.page_tokens);
             let tokens = if segment.len <= ROW_TOKENS { 1 } else { tile::tokens_of(group) };
             for offset in (0..segment.len).step_by(tokens) {
@@ -278,12 +291,15 @@ impl Cpu {
                 for (head, out) in rows.columns(group * shape.head_dim).enumerate() {
                     let keys = Keys { memory, shape: *shape, layer, head, table };
                     let q = &qkv.data[(segment.first + offset) * qkv.width..];
-                    items.push((keys, q, segment.start + offset, out));
+                    of_segment.push((keys, q, segment.start + offset, out));
                 }
             }
+            items.push(of_segment);
         }
         // Later tiles see more keys: the largest first, so that the threads end together.
-        self.pool.for_each(items.into_iter().rev(), |(keys, q, start, mut out)| {
+        let shares =
+            self.shares(items).map(|share| share.flat_map(|items| items.into_iter().rev()));
+        self.pool.for_each_in(shares, |(keys, q, start, mut out)| {
             let (stride, column) = (qkv.width, keys.head * out.width());
             let element = PhantomData::<E>;
             if out.rows() == 1 {

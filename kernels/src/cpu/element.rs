@@ -31,6 +31,8 @@ pub trait Element: Plain {
     fn load<S: Simd>(simd: S, from: &[Self; LANES]) -> S::V;
     /// Eight consecutive elements, rounded.
     fn store<S: Simd>(simd: S, v: S::V, to: &mut [Self; LANES]);
+    /// Sixteen consecutive elements.
+    fn load_wide<W: Wide>(wide: W, from: &[Self; GROUP]) -> W::V;
     /// A packed group.
     fn load_group<W: Wide>(wide: W, from: &[Self; GROUP]) -> W::V;
     /// Where column `column` of a group lies, so that [`Self::load_group`] is cheap.
@@ -53,6 +55,10 @@ impl Element for f32 {
     #[inline(always)]
     fn store<S: Simd>(simd: S, v: S::V, to: &mut [Self; LANES]) {
         simd.store(v, to);
+    }
+    #[inline(always)]
+    fn load_wide<W: Wide>(wide: W, from: &[Self; GROUP]) -> W::V {
+        wide.load(from)
     }
     #[inline(always)]
     fn load_group<W: Wide>(wide: W, from: &[Self; GROUP]) -> W::V {
@@ -80,6 +86,10 @@ impl Element for bf16 {
     #[inline(always)]
     fn store<S: Simd>(simd: S, v: S::V, to: &mut [Self; LANES]) {
         simd.store_bf16(v, to);
+    }
+    #[inline(always)]
+    fn load_wide<W: Wide>(wide: W, from: &[Self; GROUP]) -> W::V {
+        wide.load_bf16_in_order(from)
     }
     #[inline(always)]
     fn load_group<W: Wide>(wide: W, from: &[Self; GROUP]) -> W::V {

@@ -18,7 +18,7 @@ pub const INPUTS: usize = 4;
 const MOST: f32 = 8_127.0;
 
 /// Elements of rows below which packing them is not worth a fork and join.
-const SERIAL: usize = 4 << 10;
+const SERIAL: usize = 8 << 10;
 
 /// Rows of one matrix, in blocks.
 pub struct FixedRows {
@@ -191,7 +191,7 @@ mod tests {
             check::<1>(level, 48);
             check::<4>(level, 48);
             // Enough to be shared out, in uneven parts.
-            check::<4>(level, 1_552);
+            check::<4>(level, 2_064);
         }
     }
 

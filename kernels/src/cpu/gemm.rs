@@ -15,7 +15,7 @@ use std::borrow::Cow;
 pub const AHEAD: usize = 4096;
 
 /// Bytes of a cache line.
-const LINE: usize = 64;
+pub const LINE: usize = 64;
 
 /// Sums of a block: of each row, all columns.
 pub type Sums<S, const M: usize> = [<<S as Simd>::Wide as Wide>::V; M];

@@ -1,9 +1,11 @@
 //! `y = x·Wᵀ + b` over packed weights: each weight is read once a step from memory, whatever the
 //! number of rows.
 //!
-//! Work is dealt in runs of panels, small enough to stay in the second-level cache while the row
-//! blocks pass over them, so with few rows a thread streams its weights at memory speed and with
-//! many it computes from cache. Runs shrink towards the end, so that the threads end together.
+//! Each thread has a part of the panels and takes it in runs, small enough to stay in the
+//! second-level cache while the row blocks pass over them, so with few rows a thread streams its
+//! weights at memory speed and with many it computes from cache. Its runs follow each other in
+//! memory, so that what is fetched ahead at the end of one is the start of the next. They shrink
+//! towards the end, and who is done helps others, so that the threads end together.
 
 use super::element::GROUP;
 use super::gemm::{Panels, block_rows};
@@ -13,6 +15,9 @@ use super::tile::Tile;
 
 /// Bytes of weights of one work item, at most: half of a second-level cache.
 const ITEM_BYTES: usize = 256 << 10;
+
+/// A run of panels is at most this part of what is left of a thread's own.
+const SHARES: usize = 3;
 
 /// What a product reads.
 pub struct Product<'a, W> {
@@ -37,8 +42,10 @@ pub fn linear<W: Panels>(pool: &Pool, level: Level, product: &Product<'_, W>, ou
     let block = block_rows(out.rows(), weight.rows_most(level));
     let rows = &weight.rows((pool, level), x, block);
     let most = (ITEM_BYTES / weight.panel_bytes()).max(1);
-    let items = Runs::new(out, most, 4 * pool.threads());
-    pool.for_each(items, |(first, out)| {
+    let part = outputs.div_ceil(GROUP).div_ceil(pool.threads());
+    let parts = out.columns(part * GROUP).enumerate();
+    let parts = parts.map(|(index, out)| Runs::new((index * part, out), most, SHARES));
+    pool.for_each_in(parts, |(first, out)| {
         level.run(Item { weight, bias, add, rows, block, first, out });
     });
 }
@@ -56,8 +63,8 @@ pub struct Runs<'a> {
 
 impl<'a> Runs<'a> {
     /// Deals `out` in runs of `most` panels at most, else of one in `shares` of what is left.
-    pub fn new(out: Tile<'a>, most: usize, shares: usize) -> Self {
-        Self { out, next: 0, most, shares }
+    pub fn new((next, out): (usize, Tile<'a>), most: usize, shares: usize) -> Self {
+        Self { out, next, most, shares }
     }
 }
 

@@ -102,7 +102,7 @@ pub fn tiled(
     let parts = out.rows().div_ceil(block * ITEM_BLOCKS);
     let shares = (4 * pool.threads()).div_ceil(parts);
     let items = (0..parts).flat_map(|part| {
-        let runs = Runs::new(out.take_rows(block * ITEM_BLOCKS), most, shares);
+        let runs = Runs::new((0, out.take_rows(block * ITEM_BLOCKS)), most, shares);
         runs.map(move |(panel, out)| (part * ITEM_BLOCKS, panel, out))
     });
     pool.for_each(items, |(first, panel, out)| {

@@ -20,20 +20,26 @@ use std::thread::{self, JoinHandle, Thread};
 /// Polls of a flag before a thread parks: some 50 µs, longer than the gap between two ops.
 const SPINS: u32 = 4_000;
 
-type Job = *const (dyn Fn() + Sync);
+/// Told the number of the thread that runs it: 0 is the caller.
+type Job = *const (dyn Fn(usize) + Sync);
 
 /// Low half of the state: the job may be entered.
 const OPEN: u64 = 1 << 31;
-/// Low half of the state, below [`OPEN`]: workers inside.
-const INSIDE: u64 = OPEN - 1;
+/// Low half of the state: the caller is parked, or about to be, until nobody is inside.
+const PARKED: u64 = 1 << 30;
+/// Low half of the state, below [`PARKED`]: workers inside.
+const INSIDE: u64 = PARKED - 1;
 /// The state that ends the workers.
 const STOP: u64 = u64::MAX;
 
 struct Shared {
-    /// Upper half: number of the job. Lower half: [`OPEN`] and how many workers are inside.
+    /// Upper half: number of the job. Lower half: [`OPEN`], [`PARKED`], and how many workers are
+    /// inside.
     state: AtomicU64,
-    /// The job and who waits for it. Written while closed and empty, read by those inside.
-    job: UnsafeCell<Option<(Job, Thread)>>,
+    /// The job. Written while closed and empty, read by those inside.
+    job: UnsafeCell<Option<Job>>,
+    /// Who is parked, set before [`PARKED`] is.
+    caller: Mutex<Option<Thread>>,
     /// The job panicked on a worker.
     panicked: AtomicBool,
 }
@@ -60,6 +66,7 @@ impl Pool {
         let shared = Arc::new(Shared {
             state: AtomicU64::new(0),
             job: UnsafeCell::new(None),
+            caller: Mutex::new(None),
             panicked: AtomicBool::new(false),
         });
         let spawn = |i| {
@@ -75,29 +82,30 @@ impl Pool {
         self.workers.len() + 1
     }
 
-    /// Runs `job` on the caller and, at most once each, on the workers that are free before the
-    /// caller has finished it; returns when all of them have. Must not be called from within a job.
+    /// Runs `job` on the caller, as thread 0, and, at most once each, on the workers that are free
+    /// before the caller has finished it, as threads of higher numbers; returns when all of them
+    /// have. Must not be called from within a job.
     ///
     /// # Panics
     /// If the job panicked on any thread.
-    pub fn run(&self, job: &(dyn Fn() + Sync)) {
+    pub fn run(&self, job: &(dyn Fn(usize) + Sync)) {
         if self.workers.is_empty() {
-            return job();
+            return job(0);
         }
         let mut number = self.entry.lock().unwrap_or_else(PoisonError::into_inner);
         // SAFETY: only the lifetime is erased; workers use the pointer while inside, and this
         // function waits below, on every path, until nobody is and nobody can be.
-        let erased: Job = unsafe { std::mem::transmute::<&(dyn Fn() + Sync), Job>(job) };
+        let erased: Job = unsafe { std::mem::transmute::<&(dyn Fn(usize) + Sync), Job>(job) };
         // SAFETY: the previous `run` left the state closed and empty, so no worker reads `job`.
-        unsafe { *self.shared.job.get() = Some((erased, thread::current())) };
+        unsafe { *self.shared.job.get() = Some(erased) };
         *number = number.wrapping_add(1) & (u32::MAX >> 1);
         self.shared.state.store(u64::from(*number) << 32 | OPEN, Ordering::Release);
         for worker in &self.workers {
             worker.thread().unpark();
         }
-        let own = catch_unwind(AssertUnwindSafe(job));
+        let own = catch_unwind(AssertUnwindSafe(|| job(0)));
         self.shared.state.fetch_and(!OPEN, Ordering::AcqRel);
-        wait(|| self.shared.state.load(Ordering::Acquire) & INSIDE == 0);
+        self.shared.await_empty();
         let panicked = self.shared.panicked.swap(false, Ordering::Relaxed);
         drop(number);
         if let Err(panic) = own {
@@ -106,24 +114,46 @@ impl Pool {
         assert!(!panicked, "a kernel panicked on a worker thread; its message is above");
     }
 
-    /// Calls `f` once with each item, spread over the threads as they come free. One item, or none,
-    /// is the caller's own.
+    /// Calls `f` once with each item, spread over the threads as they come free.
     pub fn for_each<I>(&self, items: I, f: impl Fn(I::Item) + Sync)
     where
         I: Iterator + Send,
         I::Item: Send,
     {
-        if items.size_hint().1.is_some_and(|most| most <= 1) {
-            return items.for_each(f);
+        self.for_each_in([items], f);
+    }
+
+    /// Calls `f` once with each item of all `lists`: each thread with those of a list of its own,
+    /// in order, and then with what is left of others. One item, or none, is the caller's own.
+    pub fn for_each_in<I>(&self, lists: impl IntoIterator<Item = I>, f: impl Fn(I::Item) + Sync)
+    where
+        I: Iterator + Send,
+        I::Item: Send,
+    {
+        let lists: Vec<_> = lists.into_iter().collect();
+        let most: Option<usize> = lists.iter().map(|list| list.size_hint().1).sum();
+        if most.is_some_and(|most| most <= 1) {
+            return lists.into_iter().flatten().for_each(f);
         }
-        let items = Mutex::new(items);
-        self.run(&|| {
-            loop {
-                let item = items.lock().unwrap_or_else(PoisonError::into_inner).next();
-                let Some(item) = item else { break };
-                f(item);
+        let lists: Vec<_> = lists.into_iter().map(|list| List(Mutex::new(list))).collect();
+        self.run(&|thread| {
+            let (others, own) = lists.split_at(thread.min(lists.len()));
+            for list in own.iter().chain(others) {
+                while let Some(item) = list.next() {
+                    f(item);
+                }
             }
         });
+    }
+}
+
+/// Items that threads take one by one, in cache lines that no other list is in.
+#[repr(align(64))]
+struct List<I>(Mutex<I>);
+
+impl<I: Iterator> List<I> {
+    fn next(&self) -> Option<I::Item> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).next()
     }
 }
 
@@ -138,23 +168,57 @@ impl Drop for Pool {
     }
 }
 
-/// Spins, then parks, until `ready`. Whoever makes it ready unparks this thread.
-fn wait(ready: impl Fn() -> bool) {
-    for _ in 0..SPINS {
-        if ready() {
+impl Shared {
+    /// Waits until nobody is inside the closed job.
+    fn await_empty(&self) {
+        if spin(|| self.state.load(Ordering::Acquire) & INSIDE == 0) {
             return;
         }
-        std::hint::spin_loop();
+        *self.caller.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread::current());
+        let mut state = self.state.fetch_or(PARKED, Ordering::AcqRel);
+        while state & INSIDE != 0 {
+            thread::park();
+            state = self.state.load(Ordering::Acquire);
+        }
     }
-    while !ready() {
-        thread::park();
+
+    /// Leaves the job, whose state was `state`. The last one out wakes a parked caller; it copies
+    /// the handle before it is out, when the next job may start.
+    fn leave(&self, mut state: u64) {
+        loop {
+            let last = state & PARKED != 0 && state & INSIDE == 1;
+            let caller =
+                last.then(|| self.caller.lock().unwrap_or_else(PoisonError::into_inner).clone());
+            let left =
+                self.state.compare_exchange(state, state - 1, Ordering::AcqRel, Ordering::Acquire);
+            match left {
+                Ok(_) => return caller.flatten().iter().for_each(Thread::unpark),
+                Err(now) => state = now,
+            }
+        }
     }
+}
+
+/// Polls `ready` for a while; whether it became so.
+fn spin(ready: impl Fn() -> bool) -> bool {
+    (0..SPINS).any(|_| {
+        let is_ready = ready();
+        if !is_ready {
+            std::hint::spin_loop();
+        }
+        is_ready
+    })
 }
 
 fn work(shared: &Shared) {
     let mut seen = 0;
     loop {
-        wait(|| shared.state.load(Ordering::Acquire) >> 32 != seen);
+        let is_new = || shared.state.load(Ordering::Acquire) >> 32 != seen;
+        if !spin(is_new) {
+            while !is_new() {
+                thread::park();
+            }
+        }
         let state = shared.state.load(Ordering::Acquire);
         if state == STOP {
             return;
@@ -170,17 +234,14 @@ fn work(shared: &Shared) {
         }
         seen = state >> 32;
         // SAFETY: this worker is inside an open job, so the cell is set and not written.
-        let (job, caller) =
-            unsafe { (*shared.job.get()).clone() }.expect("set before it is opened");
+        let job = unsafe { *shared.job.get() }.expect("set before it is opened");
         // SAFETY: the caller stays in `run`, where the job is borrowed, until this worker leaves.
         let job = unsafe { &*job };
-        if catch_unwind(AssertUnwindSafe(job)).is_err() {
+        let thread = ((state + 1) & INSIDE) as usize;
+        if catch_unwind(AssertUnwindSafe(|| job(thread))).is_err() {
             shared.panicked.store(true, Ordering::Relaxed);
         }
-        let left = shared.state.fetch_sub(1, Ordering::AcqRel);
-        if left & OPEN == 0 && left & INSIDE == 1 {
-            caller.unpark();
-        }
+        shared.leave(state + 1);
     }
 }
 
@@ -199,6 +260,39 @@ mod tests {
                 pool.for_each(seen.iter_mut(), |n| *n += 1);
                 assert!(seen.iter().all(|&n| n == 1));
             }
+        }
+    }
+
+    #[test]
+    fn every_item_of_every_list_is_visited_once() {
+        for threads in [1, 2, 5] {
+            let pool = Pool::new(threads);
+            for round in 0..500 {
+                let mut seen = vec![vec![0_u32; round % 7]; round % 5];
+                pool.for_each_in(seen.iter_mut().map(|list| list.iter_mut()), |n| *n += 1);
+                assert!(seen.iter().flatten().all(|&n| n == 1));
+            }
+        }
+    }
+
+    #[test]
+    fn a_caller_that_parked_is_woken() {
+        let pool = Pool::new(3);
+        for _ in 0..5 {
+            let (entered, left) = (AtomicUsize::new(0), AtomicUsize::new(0));
+            pool.run(&|thread| {
+                entered.fetch_add(1, Ordering::Relaxed);
+                if thread == 0 {
+                    while entered.load(Ordering::Relaxed) < pool.threads() {
+                        thread::yield_now();
+                    }
+                } else {
+                    // Longer than the caller polls.
+                    thread::sleep(std::time::Duration::from_millis(20));
+                    left.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+            assert_eq!(left.into_inner(), pool.threads() - 1);
         }
     }
 

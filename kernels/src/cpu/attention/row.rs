@@ -2,8 +2,8 @@
 
 use super::{Keys, Online};
 use crate::cpu::element::{Element, GROUP};
-use crate::cpu::gemm::block_rows;
-use crate::cpu::simd::{Kernel, LANES, Simd};
+use crate::cpu::gemm::{LINE, block_rows};
+use crate::cpu::simd::{Kernel, LANES, Simd, Wide};
 use std::marker::PhantomData;
 
 /// Keys whose scores are held at a time.
@@ -56,8 +56,13 @@ impl<E: Element> Row<'_, E> {
         let mut first = 0;
         while first < self.visible {
             let range = first..self.visible.min(first + KEYS);
-            for run in self.keys.runs(range.clone()) {
-                for (token, key) in run.keys::<E>().chunks_exact(dim).enumerate() {
+            let runs: Vec<_> = self.keys.runs(range.clone()).collect();
+            // Since the last step all weights have passed through the caches: keys are far away.
+            runs.iter().for_each(|run| fetch(simd, run.keys::<E>()));
+            for run in &runs {
+                let values = run.values::<E>().chunks_exact(dim);
+                for (token, (key, value)) in run.keys().chunks_exact(dim).zip(values).enumerate() {
+                    fetch(simd, value);
                     let dots = dots::<S, E, M>(simd, self.q, key);
                     for (scores, dot) in scores.iter_mut().zip(dots) {
                         scores[run.offset + token] = dot * self.scale;
@@ -68,7 +73,7 @@ impl<E: Element> Row<'_, E> {
                 let kept = online[m].weigh(simd, &mut scores[m][..range.len()]);
                 out.iter_mut().for_each(|x| *x *= kept);
             }
-            for run in self.keys.runs(range.clone()) {
+            for run in &runs {
                 accumulate::<S, E, M>(simd, run.values(), (&scores, run.offset), self.out);
             }
             first = range.end;
@@ -79,16 +84,23 @@ impl<E: Element> Row<'_, E> {
     }
 }
 
+/// Hints that all of `elements` is read soon.
+#[inline(always)]
+fn fetch<S: Simd, E>(simd: S, elements: &[E]) {
+    elements.iter().step_by(LINE / size_of::<E>()).for_each(|first| simd.prefetch(first, 0));
+}
+
 /// The products of one key with each query.
 #[inline(always)]
 fn dots<S: Simd, E: Element, const M: usize>(simd: S, q: &[f32], key: &[E]) -> [f32; M] {
-    let lanes = key.as_chunks::<LANES>().0;
-    let queries = q.as_chunks::<LANES>().0;
+    let key = key.as_chunks::<LANES>().0;
+    let queries: [_; M] =
+        std::array::from_fn(|m| &q.as_chunks::<LANES>().0[m * key.len()..][..key.len()]);
     let mut sums = [simd.splat(0.0); M];
-    for (i, key) in lanes.iter().enumerate() {
+    for (i, key) in key.iter().enumerate() {
         let key = E::load(simd, key);
-        for (m, sum) in sums.iter_mut().enumerate() {
-            *sum = simd.fma(key, simd.load(&queries[m * lanes.len() + i]), *sum);
+        for m in 0..M {
+            sums[m] = simd.fma(key, simd.load(&queries[m][i]), sums[m]);
         }
     }
     sums.map(|sum| simd.sum(sum))
@@ -102,23 +114,20 @@ fn accumulate<S: Simd, E: Element, const M: usize>(
     (weights, offset): (&[[f32; KEYS]; M], usize),
     out: &mut [f32],
 ) {
-    let dim = out.len() / M;
+    let (dim, wide) = (out.len() / M, simd.wide());
+    let tokens = values.len() / dim;
+    let weights: [_; M] = std::array::from_fn(|m| &weights[m][offset..][..tokens]);
     for column in (0..dim).step_by(GROUP) {
-        let mut sums = [[simd.splat(0.0); 2]; M];
-        for (token, value) in values.chunks_exact(dim).enumerate() {
-            let value = value[column..][..GROUP].as_chunks::<LANES>().0;
-            let (low, high) = (E::load(simd, &value[0]), E::load(simd, &value[1]));
+        let mut sums = [wide.splat(0.0); M];
+        for (token, value) in values.chunks_exact(dim).take(tokens).enumerate() {
+            let value = E::load_wide(wide, &value[column..].as_chunks().0[0]);
             for m in 0..M {
-                let weight = simd.splat(weights[m][offset + token]);
-                sums[m] = [simd.fma(weight, low, sums[m][0]), simd.fma(weight, high, sums[m][1])];
+                sums[m] = wide.fma(wide.splat(weights[m][token]), value, sums[m]);
             }
         }
-        for (m, sums) in sums.into_iter().enumerate() {
-            let out = out[m * dim + column..][..GROUP].as_chunks_mut::<LANES>().0;
-            for (out, sum) in out.iter_mut().zip(sums) {
-                let sum = simd.add(simd.load(out), sum);
-                simd.store(sum, out);
-            }
+        for (m, sum) in sums.into_iter().enumerate() {
+            let out = &mut out[m * dim + column..].as_chunks_mut().0[0];
+            wide.store(wide.add(wide.load(out), sum), out);
         }
     }
 }

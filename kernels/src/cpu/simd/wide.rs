@@ -26,6 +26,8 @@ pub trait Wide: Copy + Send + Sync {
     fn store(self, v: Self::V, to: &mut [f32; WIDE]);
     /// bf16, widened: those of even index, then those of odd index.
     fn load_bf16(self, from: &[bf16; WIDE]) -> Self::V;
+    /// bf16, widened, in order.
+    fn load_bf16_in_order(self, from: &[bf16; WIDE]) -> Self::V;
     /// `a + b`.
     fn add(self, a: Self::V, b: Self::V) -> Self::V;
     /// `a * b`.
@@ -84,6 +86,10 @@ impl Wide for Arrays {
     #[inline(always)]
     fn load_bf16(self, from: &[bf16; WIDE]) -> Self::V {
         std::array::from_fn(|i| from[2 * (i % 8) + i / 8].to_f32())
+    }
+    #[inline(always)]
+    fn load_bf16_in_order(self, from: &[bf16; WIDE]) -> Self::V {
+        from.map(bf16::to_f32)
     }
     #[inline(always)]
     fn add(self, a: Self::V, b: Self::V) -> Self::V {
@@ -230,6 +236,16 @@ mod x86 {
             }
         }
         #[inline(always)]
+        fn load_bf16_in_order(self, from: &[bf16; WIDE]) -> Self::V {
+            // SAFETY: AVX2 is proven; `from` is 32 readable bytes (bf16 is a transparent u16).
+            let halves = unsafe {
+                let from = from.as_ptr().cast::<__m128i>();
+                [_mm_loadu_si128(from), _mm_loadu_si128(from.add(1))]
+            };
+            let words = both!(|half| _mm256_cvtepu16_epi32(half), halves);
+            both!(|half| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(half)), words)
+        }
+        #[inline(always)]
         fn add(self, a: Self::V, b: Self::V) -> Self::V {
             intrinsic!([_mm256_add_ps(a[0], b[0]), _mm256_add_ps(a[1], b[1])])
         }
@@ -328,6 +344,14 @@ mod x86 {
                 let order = _mm512_loadu_si512(EVEN_THEN_ODD.as_ptr().cast());
                 let wide = _mm512_maskz_permutexvar_epi16(0xaaaa_aaaa, order, all);
                 _mm512_castsi512_ps(wide)
+            }
+        }
+        #[inline(always)]
+        fn load_bf16_in_order(self, from: &[bf16; WIDE]) -> __m512 {
+            // SAFETY: AVX-512 F is proven; `from` is 32 readable bytes (bf16 is a transparent u16).
+            unsafe {
+                let words = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.as_ptr().cast()));
+                _mm512_castsi512_ps(_mm512_slli_epi32::<16>(words))
             }
         }
         #[inline(always)]
