@@ -9,7 +9,7 @@ pub fn describe() -> Vec<String> {
     let cpu = field("/proc/cpuinfo", "model name");
     let flags = field("/proc/cpuinfo", "flags");
     let has = |flag: &str| flags.split(' ').any(|have| have == flag);
-    let vector: Vec<_> = ["avx2", "fma", "avx512f", "avx512_bf16", "amx_bf16"]
+    let vector: Vec<_> = ["avx2", "fma", "avx_vnni", "avx512f", "avx512_vnni", "amx_bf16"]
         .into_iter()
         .filter(|flag| has(flag))
         .collect();

@@ -27,6 +27,19 @@ const WIDTH: usize = 8;
 /// Bytes of a prompt, at most.
 const PROMPT_MAX: usize = 400;
 const TOKENS: u32 = 16;
+/// What is looked at beside calls: by probes, Prometheus, and the page.
+const GETS: [&str; 10] = [
+    "/health",
+    "/ready",
+    "/metrics",
+    "/v1/models",
+    "/v1/loads",
+    "/server_info",
+    "/model_info",
+    "/",
+    "/ring",
+    "/ring/requests",
+];
 /// What is asked about: prose, lists and a little code.
 const TEXT: &str = include_str!("../../ARCHITECTURE.md");
 /// After some prompts, since not all that people write is ASCII.
@@ -50,7 +63,10 @@ impl Rehearse {
                 if round >= rounds {
                     return Ok(());
                 }
-                ask_all(client, &mut Random::new(round as u64))?;
+                if let Err(error) = ask_all(client, &mut Random::new(round as u64)) {
+                    next.store(rounds, Ordering::Relaxed); // nobody begins another
+                    return Err(error);
+                }
             }
         };
         thread::scope(|scope| {
@@ -60,7 +76,11 @@ impl Rehearse {
             };
             workers.into_iter().try_for_each(join)
         })?;
-        fleet.processes().last().context("there is a gateway")?.stop()
+        let gateway = fleet.processes().last().context("there is a gateway")?;
+        gateway.must_live()?;
+        let ended = gateway.stop()?;
+        ensure!(ended.success(), "the gateway: {ended}\n{}", gateway.tail());
+        Ok(())
     }
 }
 
@@ -86,7 +106,7 @@ fn ask_all(client: &Client, random: &mut Random) -> anyhow::Result<()> {
     for (path, body) in calls(random) {
         client.ask(path, &body)?;
     }
-    for path in ["/health", "/ready", "/metrics", "/v1/models", "/v1/loads", "/server_info"] {
+    for path in GETS {
         client.get(&format!("{}{path}", client.url()))?;
     }
     Ok(())

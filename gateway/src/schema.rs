@@ -41,7 +41,8 @@ pub fn closed(schema: &Value) -> Value {
     }
 }
 
-/// Whether a reference, at whatever depth, names no definition.
+/// Whether a reference, at whatever depth, names no definition. One in an example counts too: then
+/// an object stays open that could be closed.
 fn refers_to_root(schema: &Value) -> bool {
     match schema {
         Value::Object(map) => map.iter().any(|(key, value)| match value.as_str() {

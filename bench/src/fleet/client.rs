@@ -130,12 +130,20 @@ impl Client {
         streamed.ok_or_else(|| Ended::Untyped("nobody left this stream".to_owned()))
     }
 
-    /// The body of a `POST` that must succeed, streamed or not.
-    pub fn ask(&self, path: &str, body: &Value) -> anyhow::Result<String> {
+    /// A `POST` that must succeed; a stream must come to its end, and tell of no error.
+    pub fn ask(&self, path: &str, body: &Value) -> anyhow::Result<()> {
         let mut response = self.post(path, body)?;
         let text = response.body_mut().read_to_string()?;
-        ensure!(response.status().is_success(), "{path}: {} {text}", response.status());
-        Ok(text)
+        let ends = [
+            "data: [DONE]",
+            "event: message_stop",
+            "event: response.completed",
+            "event: response.incomplete",
+        ];
+        let ended = ends.iter().any(|end| text.contains(end)) && !text.contains("data: {\"error\"");
+        let is_whole = response.status().is_success() && (body["stream"] != true || ended);
+        ensure!(is_whole, "{path}: {} {text}", response.status());
+        Ok(())
     }
 
     /// The body of a `GET` that must succeed, of any server of the ring.

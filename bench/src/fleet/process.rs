@@ -8,7 +8,7 @@ use std::ffi::OsString;
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant, SystemTime};
 
 /// A drain that takes longer is an error of the server.
@@ -72,18 +72,20 @@ impl Process {
         Ok(before)
     }
 
-    /// SIGTERM, and waits for the end.
-    pub fn stop(&mut self) -> anyhow::Result<()> {
-        if self.child.try_wait()?.is_some() {
-            return Ok(());
+    /// SIGTERM, and waits for the end; how it ended, or had ended before.
+    pub fn stop(&mut self) -> anyhow::Result<ExitStatus> {
+        if let Some(status) = self.child.try_wait()? {
+            return Ok(status);
         }
         self.signal(Signal::TERM)?;
         let start = Instant::now();
-        while self.child.try_wait()?.is_none() {
+        loop {
+            if let Some(status) = self.child.try_wait()? {
+                return Ok(status);
+            }
             ensure!(start.elapsed() < DRAIN_MAX, "{} does not drain\n{}", self.name, self.tail());
             std::thread::sleep(LOOK_EVERY);
         }
-        Ok(())
     }
 
     /// An error with the end of the log if the process has ended.

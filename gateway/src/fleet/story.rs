@@ -296,7 +296,7 @@ impl Story {
         tracing::info!(
             request = %self.id,
             call = &*self.origin.name,
-            trace = %format_args!("{:032x}", self.origin.trace.id),
+            trace = format!("{:032x}", self.origin.trace.id),
             prompt_tokens = self.prompt_tokens,
             cached_tokens = marks.cached_tokens,
             output_tokens = marks.output_tokens,

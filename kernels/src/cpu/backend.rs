@@ -297,9 +297,10 @@ impl Cpu {
             items.push(of_segment);
         }
         // Later tiles see more keys: the largest first, so that the threads end together.
-        let shares =
-            self.shares(items).map(|share| share.flat_map(|items| items.into_iter().rev()));
-        self.pool.for_each_in(shares, |(keys, q, start, mut out)| {
+        let in_order = |share: vec::IntoIter<Vec<_>>| {
+            share.flat_map(|items| items.into_iter().rev()).collect::<Vec<_>>().into_iter()
+        };
+        self.pool.for_each_in(self.shares(items).map(in_order), |(keys, q, start, mut out)| {
             let (stride, column) = (qkv.width, keys.head * out.width());
             let element = PhantomData::<E>;
             if out.rows() == 1 {

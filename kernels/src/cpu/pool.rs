@@ -71,7 +71,8 @@ impl Pool {
         });
         let spawn = |i| {
             let shared = Arc::clone(&shared);
-            thread::Builder::new().name(format!("kernel-{i}")).spawn(move || work(&shared)).ok()
+            let worker = thread::Builder::new().name(format!("kernel-{i}"));
+            worker.spawn(move || work(&shared, i)).ok()
         };
         let workers = (1..threads.max(1)).map_while(spawn).collect();
         Self { shared, workers, entry: Mutex::new(0) }
@@ -83,8 +84,8 @@ impl Pool {
     }
 
     /// Runs `job` on the caller, as thread 0, and, at most once each, on the workers that are free
-    /// before the caller has finished it, as threads of higher numbers; returns when all of them
-    /// have. Must not be called from within a job.
+    /// before the caller has finished it, each by its own number; returns when all of them have.
+    /// Must not be called from within a job.
     ///
     /// # Panics
     /// If the job panicked on any thread.
@@ -210,7 +211,7 @@ fn spin(ready: impl Fn() -> bool) -> bool {
     })
 }
 
-fn work(shared: &Shared) {
+fn work(shared: &Shared, number: usize) {
     let mut seen = 0;
     loop {
         let is_new = || shared.state.load(Ordering::Acquire) >> 32 != seen;
@@ -237,9 +238,9 @@ fn work(shared: &Shared) {
         let job = unsafe { *shared.job.get() }.expect("set before it is opened");
         // SAFETY: the caller stays in `run`, where the job is borrowed, until this worker leaves.
         let job = unsafe { &*job };
-        let thread = ((state + 1) & INSIDE) as usize;
-        if catch_unwind(AssertUnwindSafe(|| job(thread))).is_err() {
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| job(number))) {
             shared.panicked.store(true, Ordering::Relaxed);
+            std::mem::forget(panic); // its drop may panic too, and this worker has to leave
         }
         shared.leave(state + 1);
     }
@@ -248,6 +249,7 @@ fn work(shared: &Shared) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::HashMap;
     use std::sync::atomic::AtomicUsize;
 
     #[test]
@@ -259,6 +261,20 @@ mod tests {
                 let mut seen = vec![0_u32; round % 37];
                 pool.for_each(seen.iter_mut(), |n| *n += 1);
                 assert!(seen.iter().all(|&n| n == 1));
+            }
+        }
+    }
+
+    #[test]
+    fn a_thread_has_the_same_number_in_every_job() {
+        let (pool, mut known) = (Pool::new(4), HashMap::new());
+        for _ in 0..500 {
+            let seen = Mutex::new(vec![]);
+            pool.run(&|number| seen.lock().unwrap().push((number, thread::current().id())));
+            let seen = seen.into_inner().unwrap();
+            assert!(seen.contains(&(0, thread::current().id())));
+            for (number, id) in seen {
+                assert!(number < 4 && *known.entry(number).or_insert(id) == id, "{number}");
             }
         }
     }

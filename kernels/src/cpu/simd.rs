@@ -106,7 +106,7 @@ pub enum Level {
     /// AVX2 and FMA.
     #[cfg(target_arch = "x86_64")]
     Avx2(X86<Avx2<false>>),
-    /// These and AVX-VNNI: processors of desktops and laptops, which have no AVX-512.
+    /// These and AVX-VNNI, as desktops and laptops have it that have no AVX-512.
     #[cfg(target_arch = "x86_64")]
     AvxVnni(X86<Avx2<true>>),
     /// These and AVX-512 F, BW, VL and VNNI.

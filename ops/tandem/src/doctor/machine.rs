@@ -20,7 +20,7 @@ fn processor() -> Finding {
     let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let flags = text.lines().find(|line| line.starts_with("flags")).unwrap_or_default();
     let has = |name: &str| flags.split_whitespace().any(|flag| flag == name);
-    let known = ["avx2", "avx512f", "avx512_vnni", "amx_bf16"];
+    let known = ["avx2", "avx_vnni", "avx512f", "avx512_vnni", "amx_bf16"];
     let known: Vec<_> = known.into_iter().filter(|name| has(name)).collect();
     let found = format!("{cores} cores, {}", known.join(" "));
     if has("avx2") {
