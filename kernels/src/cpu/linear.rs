@@ -17,7 +17,7 @@ use super::tile::Tile;
 const ITEM_BYTES: usize = 256 << 10;
 
 /// A run of panels is at most this part of what is left of a thread's own.
-const SHARES: usize = 3;
+pub const SHARES: usize = 3;
 
 /// What a product reads.
 pub struct Product<'a, W> {

@@ -8,7 +8,7 @@
 
 use super::arena::{Arena, Region};
 use super::element::{GROUP, Plain};
-use super::linear::{Place, Product, Runs};
+use super::linear::{Place, Product, Runs, SHARES};
 use super::pool::Pool;
 use super::quantised::Line;
 use super::simd::tiles::{HALVES, Halves, PARTS, PartSums, TILE, Tiles};
@@ -88,7 +88,7 @@ const ITEM_BLOCKS: usize = 8;
 pub fn tiled(
     (pool, level, tiles): (&Pool, Level, Tiles),
     product: &Product<'_, Paired>,
-    mut out: Tile<'_>,
+    out: Tile<'_>,
 ) {
     let &Product { x, weight, bias, add } = product;
     let (outputs, inputs) = (weight.rows, weight.cols);
@@ -100,12 +100,15 @@ pub fn tiled(
     let rows = &PartRows::new((pool, level), x, (inputs, block));
     let most = (ITEM_BYTES / size_of_val(weight.panel(0))).max(1);
     let parts = out.rows().div_ceil(block * ITEM_BLOCKS);
-    let shares = (4 * pool.threads()).div_ceil(parts);
-    let items = (0..parts).flat_map(|part| {
-        let runs = Runs::new((0, out.take_rows(block * ITEM_BLOCKS)), most, shares);
-        runs.map(move |(panel, out)| (part * ITEM_BLOCKS, panel, out))
+    let each = outputs.div_ceil(GROUP).div_ceil(pool.threads());
+    let lists = out.columns(each * GROUP).enumerate().map(|(index, mut own)| {
+        (0..parts).flat_map(move |part| {
+            let rows = own.take_rows(block * ITEM_BLOCKS);
+            let runs = Runs::new((index * each, rows), most, SHARES.div_ceil(parts));
+            runs.map(move |(panel, out)| (part * ITEM_BLOCKS, panel, out))
+        })
     });
-    pool.for_each(items, |(first, panel, out)| {
+    pool.for_each_in(lists, |(first, panel, out)| {
         level.run(Item { weight, bias, add, tiles, rows, block, first, panel, out });
     });
 }
