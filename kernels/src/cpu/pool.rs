@@ -303,8 +303,9 @@ mod tests {
                         thread::yield_now();
                     }
                 } else {
-                    // Longer than the caller polls.
-                    thread::sleep(std::time::Duration::from_millis(20));
+                    while pool.shared.state.load(Ordering::Relaxed) & PARKED == 0 {
+                        thread::yield_now();
+                    }
                     left.fetch_add(1, Ordering::Relaxed);
                 }
             });
